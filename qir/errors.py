@@ -1,0 +1,63 @@
+"""Every error a user can meet: one base class, one message form (where, what, what to do)."""
+
+from __future__ import annotations
+
+
+class QirError(Exception):
+    """Base of all errors raised on purpose by this package.
+
+    The message names the place (`where`: a node, a value, a file), the fact, and what to do about it.
+    """
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.where, self.hint = where, hint
+        text = f"{where}: {message}" if where else message
+        super().__init__(f"{text} ({hint})" if hint else text)
+
+
+class ModelError(QirError):
+    """The model file is broken, hostile or not ONNX."""
+
+
+class UnsupportedError(QirError):
+    """An operator, an attribute or a dtype that qir does not know."""
+
+
+class TypeInferenceError(QirError):
+    """Shapes or dtypes of a node's inputs do not fit its operator."""
+
+
+class GraphError(QirError):
+    """A structural invariant of the graph does not hold, or an edit would break it."""
+
+
+class VerifyError(GraphError):
+    """`verify` found an invariant broken."""
+
+
+class StageError(QirError):
+    """A pass was run on a graph of the wrong stage."""
+
+
+class QuantizationError(QirError):
+    """A scale, zero point, range or multiplier is impossible."""
+
+
+class LoweringError(QuantizationError):
+    """A float operator cannot leave the float world as it stands."""
+
+
+class OverflowProofError(QuantizationError):
+    """An accumulator could leave int32."""
+
+
+class DataError(QirError):
+    """Calibration or input data are empty, of a wrong shape or dtype, or not finite."""
+
+
+class ParseError(QirError):
+    """The text form of a graph, a recipe file or a ranges file cannot be read."""
+
+
+class BackendError(QirError):
+    """A runtime backend is missing or cannot run this graph."""

@@ -1,0 +1,120 @@
+"""Integer operators as model-local ONNX functions (domain `qir`): standard operators on integer tensors only.
+
+Each body is written for one node's attributes, input dtypes and ranks; equal bodies share one FunctionProto,
+different ones of the same operator are told apart by `overload`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from ..graph import Node
+from ..types import Array, DType
+
+DOMAIN = "qir"
+
+ONNX_TYPE: dict[DType, int] = {d: int(onnx.TensorProto.DataType.Value(d.name)) for d in DType if d.name in onnx.TensorProto.DataType.keys()}  # noqa: SIM118
+ONNX_TYPE[DType.FLOAT32] = int(onnx.TensorProto.FLOAT)
+ONNX_TYPE[DType.FLOAT64] = int(onnx.TensorProto.DOUBLE)
+
+
+class Body:
+    """Builds one function body. Inputs are called by the operator's own input names, the output is `y`."""
+
+    def __init__(self, node: Node, input_names: list[str], opset: int) -> None:
+        self.node, self.inputs, self.opset = node, input_names, opset
+        self.nodes: list[onnx.NodeProto] = []
+        self._count = 0
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    # -- pieces -------------------------------------------------------------------------------
+    def fresh(self) -> str:
+        self._count += 1
+        return f"t{self._count}"
+
+    def op(self, op_type: str, *inputs: str, output: str | None = None, **attrs: Any) -> str:
+        """One standard operator with one output; returns the output's name."""
+        out = output or self.fresh()
+        self.nodes.append(helper.make_node(op_type, list(inputs), [out], **attrs))
+        return out
+
+    def ops(self, op_type: str, *inputs: str, count: int, **attrs: Any) -> list[str]:
+        """One standard operator with several outputs."""
+        outs = [self.fresh() for _ in range(count)]
+        self.nodes.append(helper.make_node(op_type, list(inputs), outs, **attrs))
+        return outs
+
+    def constant(self, array: Array) -> str:
+        """A constant inside the body (integers only; large data belong into the node's inputs)."""
+        array = np.asarray(array)
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.op("Constant", value=numpy_helper.from_array(array))
+        return self._constants[key]
+
+    def int64(self, value: Any) -> str:
+        return self.constant(np.asarray(value, dtype=np.int64))
+
+    def cast(self, x: str, dtype: DType) -> str:
+        return self.op("Cast", x, to=ONNX_TYPE[dtype])
+
+    def dtype(self, name: str) -> DType:
+        """dtype of one of the node's inputs, by its operator's input name."""
+        return self._value(name).dtype
+
+    def rank(self, name: str) -> int:
+        return self._value(name).type.rank
+
+    def has(self, name: str) -> bool:
+        return self.node.optional(self.inputs.index(name)) is not None
+
+    def _value(self, name: str) -> Any:
+        return self.node.input(self.inputs.index(name))
+
+    # -- the two profiles ---------------------------------------------------------------------
+    def rounding_shift(self, x_i64: str, shift_i64: str) -> str:
+        """(x + 2^(shift-1)) >> shift on int64, arithmetic; shift in [1, 62] as an int64 tensor."""
+        one = self.int64(1)
+        half = self.power_of_two(self.op("Sub", shift_i64, one))
+        return self.shift_right(self.op("Add", x_i64, half), shift_i64)
+
+    def power_of_two(self, exponent_i64: str) -> str:
+        """1 << exponent, int64."""
+        if self.opset >= 28:
+            return self.op("BitShift", self.int64(1), exponent_i64, direction="LEFT")
+        one = self.constant(np.asarray(1, dtype=np.uint64))
+        u = self.op("BitShift", one, self.cast(exponent_i64, DType.UINT64), direction="LEFT")
+        return self.cast(u, DType.INT64)
+
+    def shift_right(self, x_i64: str, shift_i64: str) -> str:
+        """Arithmetic x >> shift on int64, shift in [0, 62], |x| < 2^62.
+
+        Opset 21 shifts unsigned integers only: add 2^62, shift as uint64, subtract 2^(62-shift).
+        """
+        if self.opset >= 28:
+            return self.op("BitShift", x_i64, shift_i64, direction="RIGHT")
+        raised = self.cast(self.op("Add", x_i64, self.int64(1 << 62)), DType.UINT64)
+        u = self.op("BitShift", raised, self.cast(shift_i64, DType.UINT64), direction="RIGHT")
+        offset = self.power_of_two(self.op("Sub", self.int64(62), shift_i64))
+        return self.op("Sub", self.cast(u, DType.INT64), offset)
+
+    def store(self, x_i64: str, attrs: Mapping[str, Any]) -> None:
+        """+ zero_point, clamp to [lo, hi], cast to the output dtype, as `y`."""
+        if attrs["zero_point"]:
+            x_i64 = self.op("Add", x_i64, self.int64(attrs["zero_point"]))
+        clipped = self.op("Clip", x_i64, self.int64(attrs["lo"]), self.int64(attrs["hi"]))
+        self.op("Cast", clipped, output="y", to=ONNX_TYPE[DType(attrs["dtype"])])
+
+    def proto(self, op_name: str, overload: str, output_names: list[str]) -> onnx.FunctionProto:
+        """The finished FunctionProto; the call node's attributes are declared so that it stays a valid call."""
+        function = helper.make_function(
+            DOMAIN, op_name, self.inputs, output_names, self.nodes,
+            [helper.make_opsetid("", self.opset)], attributes=sorted(self.node.attrs),
+        )  # fmt: skip
+        function.overload = overload
+        return function

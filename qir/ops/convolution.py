@@ -1,0 +1,199 @@
+"""Conv and its integer form qir.Conv."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import LoweringError, OverflowProofError, TypeInferenceError
+from ..types import Array, DType, TensorType
+from .base import REQUIRED, Op, register
+from .linear import LinearWeights, linear_weights
+from .requantize import quant_of
+from .windows import conv_output, resolve_pads, windows
+
+if TYPE_CHECKING:
+    from ..graph import Node
+    from ..io.functions import Body
+    from ..lowering import Lowering
+
+
+def convolve(x: Array, w: Array, strides: Sequence[int], dilations: Sequence[int], group: int) -> Array:
+    """Cross-correlation of an already padded x (N, C, *spatial) with w (M, C/group, *kernel), in x's dtype.
+
+    Integer callers pass float64 arrays: every partial sum is an integer below 2^53, so the result is exact and
+    BLAS does the work.
+    """
+    n, m = x.shape[0], w.shape[0]
+    win = windows(x, w.shape[2:], strides, dilations)  # (N, C, *out, *kernel)
+    rank = w.ndim - 2
+    out = win.shape[2 : 2 + rank]
+    taps = int(np.prod(w.shape[2:]))
+    cg = x.shape[1] // group
+    cols = win.reshape(n, group, cg, int(np.prod(out)), taps)
+    cols = np.moveaxis(cols, 3, 2).reshape(n, group, -1, cg * taps)  # (N, G, P, cg*taps)
+    kernel = w.reshape(group, m // group, cg * taps)
+    y = np.matmul(kernel[None], np.swapaxes(cols, 2, 3))  # (N, G, M/G, P)
+    return y.reshape(n, m, *out)
+
+
+def _shape(types: Sequence[TensorType | None], attrs: Mapping[str, Any]) -> tuple[int, ...]:
+    x, w = types[0], types[1]
+    assert x is not None and w is not None
+    xs, ws = [int(d) for d in x.shape], [int(d) for d in w.shape]
+    if len(xs) != len(ws) or len(xs) < 3:
+        raise TypeInferenceError(f"x {x} and w {w} need the same rank, 3 or more")
+    if xs[1] != ws[1] * attrs["group"] or ws[0] % attrs["group"]:
+        raise TypeInferenceError(f"x {x}, w {w} and group {attrs['group']} do not fit")
+    return conv_output(xs, ws, attrs)
+
+
+@register
+class Conv(Op):
+    """y[n,m,p] = b[m] + sum_{c,k} w[m,c,k] x[n,c, p*stride + k*dilation - pad]   (grouped: c within m's group)"""
+
+    name = "Conv"
+    inputs = "x w b?"
+    attrs = {
+        "auto_pad": "NOTSET", "dilations": None, "group": 1, "kernel_shape": None, "pads": None, "strides": None,
+    }  # fmt: skip
+
+    def infer(
+        self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
+    ) -> list[TensorType]:
+        assert types[0] is not None
+        return [TensorType(types[0].dtype, _shape(types, attrs))]
+
+    def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
+        x, w, b = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
+        pads, strides, dilations = resolve_pads(x.shape[2:], w.shape[2:], attrs)
+        rank = w.ndim - 2
+        padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
+        y = convolve(padded, w, strides, dilations, attrs["group"])
+        return (y if b is None else y + b.reshape(-1, *[1] * rank),)
+
+    def to_integer(self, low: Lowering, node: Node) -> None:
+        from ..lowering import Quantized
+
+        x = low.quantized(node.input(0))
+        q = quant_of(x)
+        spatial = [int(d) for d in x.shape[2:]]
+        weights = linear_weights(low, node, q, channel_axis=0)
+        pads, strides, dilations = resolve_pads(spatial, weights.ints.shape[2:], node.attrs)
+        g = low.graph
+        name = node.output.name
+        acc = g.add_node(
+            "qir.Conv",
+            [x, *weights.constants(g, name)],
+            {
+                "strides": list(strides), "pads": list(pads), "dilations": list(dilations),
+                "group": node.attrs["group"], "pad_value": [q.zero_point[0]],
+                "weight_zero_point": weights.zero_point,
+            },
+            outputs=[f"{name}.acc"], quant=low.accumulator_quant(q, weights.quant, axis=1),
+        ).output  # fmt: skip
+        low.set(node.output, Quantized(acc))
+
+
+def pad_spatial(x: Array, pads: Sequence[int], value: Sequence[int]) -> Array:
+    """Spatial padding with one value, or with one value a channel."""
+    rank = x.ndim - 2
+    widths = [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)]
+    if not any(pads):
+        return x
+    if len(value) == 1:
+        return np.pad(x, widths, constant_values=value[0])
+    shift = np.asarray(value, dtype=x.dtype).reshape(1, -1, *[1] * rank)
+    inside = np.pad(np.ones((1, 1, *x.shape[2:]), bool), widths)
+    return np.where(inside, np.pad(x, widths), shift)
+
+
+@register
+class IntegerConv(Op):
+    """acc = sum (w - weight_zero_point) * x + bias        [HAWQ-V3 eq. 5, ARITHMETIC 3]
+
+    x: int8/uint8 (or 4 bits), padded with pad_value (one value, or one a channel).  w: int8/uint8/int4/uint4.
+    bias: int32 (M,), -z_x sum(w - z_w) folded in.  acc: int32; overflow is excluded by proof when it is lowered.
+    """
+
+    name = "qir.Conv"
+    inputs = "x w bias?"
+    outputs = "acc"
+    attrs = {
+        "strides": REQUIRED, "pads": REQUIRED, "dilations": REQUIRED, "group": 1, "pad_value": REQUIRED,
+        "weight_zero_point": 0,
+    }  # fmt: skip
+
+    def infer(
+        self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
+    ) -> list[TensorType]:
+        return [TensorType(DType.INT32, _shape(types, {**attrs, "auto_pad": "NOTSET"}))]
+
+    def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
+        x, w, bias = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
+        padded = pad_spatial(x, attrs["pads"], attrs["pad_value"]).astype(np.float64)
+        centred = w.astype(np.float64) - attrs["weight_zero_point"]
+        acc = convolve(padded, centred, attrs["strides"], attrs["dilations"], attrs["group"]).astype(np.int64)
+        if bias is not None:
+            acc = acc + bias.astype(np.int64).reshape(-1, *[1] * (w.ndim - 2))
+        return (check_int32(acc),)
+
+    def function_body(self, body: Body, node: Node) -> None:
+        attrs, x = node.attrs, "x"
+        rank = body.rank("x") - 2
+        if body.dtype("x").bits < 8:
+            x = body.cast(x, DType.INT8 if body.dtype("x").is_signed else DType.UINT8)
+        if any(attrs["pads"]):
+            x = pad_body(body, x, body.dtype("x"), rank, attrs["pads"], attrs["pad_value"])
+        # ConvInteger multiplies u8 by u8 fastest and exactly everywhere: weights are offset to uint8
+        w, zero = unsigned_weights(body, "w", attrs["weight_zero_point"])
+        out = body.op(
+            "ConvInteger", x, w, "", zero, dilations=attrs["dilations"], group=attrs["group"],
+            strides=attrs["strides"], pads=[0] * (2 * rank), **({} if not body.has("bias") else {}),
+            output=None if body.has("bias") else "acc",
+        )  # fmt: skip
+        if body.has("bias"):
+            shape = body.int64([1, -1] + [1] * rank)
+            body.op("Add", out, body.op("Reshape", "bias", shape), output="acc")
+
+
+def unsigned_weights(body: Body, w: str, zero_point: int) -> tuple[str, str]:
+    """int8/int4 weights + 128 as uint8 with zero point 128 + zero_point (uint8 weights as they are).
+
+    On x86 without VNNI runtimes may saturate u8 * s8 pairs; u8 * u8 is exact everywhere.
+    """
+    kind = body.dtype(w)
+    if kind.is_signed:
+        wide = body.op("Add", body.cast(w, DType.INT32), body.constant(np.asarray(128, np.int32)))
+        w, zero_point = body.cast(wide, DType.UINT8), zero_point + 128
+    elif kind.bits < 8:
+        w = body.cast(w, DType.UINT8)
+    return w, body.constant(np.asarray(zero_point, dtype=np.uint8))
+
+
+def pad_body(
+    body: Body, x: str, kind: DType, rank: int, pads: Sequence[int], value: Sequence[int]
+) -> str:
+    """Spatial padding with one value (Pad), or with one a channel (pad with 0, then Where-free: add outside)."""
+    np_kind = (DType.INT8 if kind.is_signed else DType.UINT8).numpy if kind.bits < 8 else kind.numpy
+    onnx_pads = body.int64([0, 0, *pads[:rank], 0, 0, *pads[rank:]])
+    if len(value) == 1:
+        return body.op("Pad", x, onnx_pads, body.constant(np.asarray(value[0], dtype=np_kind)))
+    per_channel = body.constant(np.asarray(value, dtype=np_kind).reshape(1, -1, *[1] * rank))
+    shape = body.op("Shape", x)
+    ones = body.op("Expand", body.constant(np.asarray(True)), shape)
+    inside = body.cast(body.op("Pad", body.cast(ones, DType.UINT8), onnx_pads), DType.BOOL)
+    zeros = body.op("Pad", x, onnx_pads)
+    return body.op("Where", inside, zeros, per_channel)
+
+
+def check_int32(acc: Array) -> Array:
+    """int64 accumulator as int32.  Raises OverflowProofError: the proof at lowering was wrong."""
+    if acc.size and (int(acc.max()) > DType.INT32.hi or int(acc.min()) < DType.INT32.lo):
+        raise OverflowProofError("an accumulator left int32")
+    return acc.astype(np.int32)
+
+
+__all__ = ["Conv", "IntegerConv", "LinearWeights", "LoweringError", "check_int32", "convolve", "unsigned_weights"]

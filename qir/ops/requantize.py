@@ -1,0 +1,176 @@
+"""Between grids: QuantizeLinear and DequantizeLinear at the border, qir.Requantize inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..dyadic import rounding_shift
+from ..errors import LoweringError, TypeInferenceError
+from ..types import Array, DType, QuantParams, TensorType
+from .base import REQUIRED, Op, register
+
+if TYPE_CHECKING:
+    from ..graph import Node, Value
+    from ..io.functions import Body
+    from ..lowering import Lowering
+
+
+def quant_params(scale: Array, zero_point: Array | None, dtype: DType, axis: int, rank: int) -> QuantParams:
+    """QuantParams from the constants of a QuantizeLinear or DequantizeLinear."""
+    per_channel = np.ndim(scale) > 0 and np.size(scale) > 1
+    zero = np.zeros(1, np.int64) if zero_point is None else zero_point
+    return QuantParams.make(scale, zero, dtype, axis % rank if per_channel else None)
+
+
+def params_of(node: Node) -> QuantParams:
+    """Quantization that a Q or DQ node applies.  Raises LoweringError when its scale is no constant."""
+    x, scale = node.input(0), node.input(1)
+    zero = node.optional(2)
+    if scale.data is None or (zero is not None and zero.data is None):
+        raise LoweringError("scale and zero point must be constants", where=str(node))
+    dtype = node.output.dtype if node.op == "QuantizeLinear" else x.dtype
+    return quant_params(scale.data, zero.data if zero else None, dtype, node.attrs["axis"], max(x.type.rank, 1))
+
+
+def _along(v: Array, axis: int, rank: int) -> Array:
+    if np.ndim(v) == 0 or np.size(v) == 1:
+        return np.reshape(v, ())
+    shape = [1] * rank
+    shape[axis] = -1
+    return np.reshape(v, shape)
+
+
+@register
+class QuantizeLinear(Op):
+    """y = saturate(round_half_even(x / scale) + zero_point), computed in float32 as runtimes do."""
+
+    name = "QuantizeLinear"
+    inputs = "x y_scale y_zero_point?"
+    attrs = {"axis": 1, "saturate": 1, "output_dtype": None, "block_size": 0}
+
+    def infer(
+        self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
+    ) -> list[TensorType]:
+        x, zero = types[0], types[2] if len(types) > 2 else None
+        if x is None or not x.dtype.is_float:
+            raise TypeInferenceError("QuantizeLinear takes floats")
+        dtype = zero.dtype if zero is not None else DType(attrs["output_dtype"] or "uint8")
+        return [TensorType(dtype, x.shape)]
+
+    def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
+        x, scale, zero = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
+        kind = DType(attrs["output_dtype"]) if attrs["output_dtype"] else DType.of(zero) if zero is not None else DType.UINT8
+        z = np.asarray(0 if zero is None else zero, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            q = np.rint(x / _along(scale, attrs["axis"], x.ndim).astype(x.dtype)) + _along(z, attrs["axis"], x.ndim)
+        return (np.clip(q, kind.lo, kind.hi).astype(kind.numpy),)
+
+    def to_integer(self, low: Lowering, node: Node) -> None:
+        from ..lowering import FREE, Fixed, Quantized
+
+        q = params_of(node)
+        form = low.form(node.input(0))
+        if isinstance(form, Fixed):
+            low.set(node.output, Fixed(form.data, q.quantize(form.data), q))
+            return
+        if q.per_channel:
+            raise LoweringError("activations are quantized per tensor", where=str(node))
+        low.set(node.output, Quantized(form.emit(low, q, FREE, node.input(0).name)))
+
+
+@register
+class DequantizeLinear(Op):
+    """y = (x - zero_point) * scale, in float32."""
+
+    name = "DequantizeLinear"
+    inputs = "x x_scale x_zero_point?"
+    attrs = {"axis": 1, "block_size": 0}
+
+    def infer(
+        self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
+    ) -> list[TensorType]:
+        x, scale = types[0], types[1]
+        if x is None or scale is None or not x.dtype.is_integer:
+            raise TypeInferenceError("DequantizeLinear takes integers")
+        return [TensorType(scale.dtype, x.shape)]
+
+    def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
+        x, scale, zero = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
+        z = np.asarray(0 if zero is None else zero, dtype=np.int64)
+        centred = x.astype(np.int64) - _along(z, attrs["axis"], x.ndim)
+        return ((centred.astype(scale.dtype) * _along(scale, attrs["axis"], x.ndim)).astype(scale.dtype),)
+
+    def to_integer(self, low: Lowering, node: Node) -> None:
+        from ..lowering import Fixed, Quantized
+
+        q = params_of(node)
+        form = low.form(node.input(0))
+        if isinstance(form, Fixed):
+            ints = form.ints if form.ints is not None else form.data
+            low.set(node.output, Fixed(q.dequantize(ints), ints, q))
+            return
+        if isinstance(form, Quantized) and form.quant == q:
+            low.set(node.output, form)
+            return
+        raise LoweringError("does not undo the QuantizeLinear before it (scale or zero point differ)", where=str(node))
+
+
+def requantize(
+    x_i32: Array, multiplier: Array, shift: Array, x_zero_point: int, zero_point: int, lo: int, hi: int
+) -> Array:
+    """clamp((((x - x_zp) * multiplier + 2^(shift-1)) >> shift) + zero_point, lo, hi), int64  [ARITHMETIC 2]."""
+    product = (x_i32.astype(np.int64) - x_zero_point) * multiplier.astype(np.int64)
+    return np.clip(rounding_shift(product, shift.astype(np.int64)) + zero_point, lo, hi)
+
+
+@register
+class Requantize(Op):
+    """y = clamp((((x - x_zero_point) * multiplier + 2^(shift-1)) >> shift) + zero_point, lo, hi)   [HAWQ-V3 eq. 6]
+
+    x: int4..int32.  multiplier, shift: int32, broadcast against x from the right.  The difference x - x_zero_point
+    fits int32, the product int64.
+    """
+
+    name = "qir.Requantize"
+    inputs = "x multiplier shift"
+    attrs = {"x_zero_point": 0, "zero_point": 0, "lo": REQUIRED, "hi": REQUIRED, "dtype": REQUIRED}
+
+    def infer(
+        self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
+    ) -> list[TensorType]:
+        x, multiplier = types[0], types[1]
+        assert x is not None and multiplier is not None
+        shape = np.broadcast_shapes(x.shape, multiplier.shape)  # type: ignore[arg-type]  # ints here
+        if shape != x.shape:
+            raise TypeInferenceError(f"multiplier {multiplier} does not broadcast to {x}")
+        return [TensorType(DType(attrs["dtype"]), x.shape)]
+
+    def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
+        x, multiplier, shift = inputs
+        y = requantize(
+            x, multiplier, shift, attrs["x_zero_point"], attrs["zero_point"], attrs["lo"], attrs["hi"]
+        )
+        return (y.astype(DType(attrs["dtype"]).numpy),)
+
+    def function_body(self, body: Body, node: Node) -> None:
+        x = body.cast("x", DType.INT64)
+        if node.attrs["x_zero_point"]:
+            x = body.op("Sub", x, body.int64(node.attrs["x_zero_point"]))
+        product = body.op("Mul", x, body.cast("multiplier", DType.INT64))
+        rounded = body.rounding_shift(product, body.cast("shift", DType.INT64))
+        body.store(rounded, node.attrs)
+
+
+def output_grid(target: QuantParams, lo: int, hi: int) -> dict[str, Any]:
+    """The attributes that every requantizing operator shares."""
+    return {"zero_point": target.zero_point[0], "lo": lo, "hi": hi, "dtype": str(target.dtype)}
+
+
+def quant_of(value: Value) -> QuantParams:
+    """Quantization of an integer value.  Raises LoweringError where it has none."""
+    if value.quant is None:
+        raise LoweringError("carries no quantization", where=f"value {value.name!r}")
+    return value.quant
