@@ -225,9 +225,7 @@ class Graph:
             raise
         if quant is not None:
             result[0] = replace(result[0], quant=quant)
-        node.outputs = tuple(
-            self._new_value(self.fresh(n), t) for n, t in zip(names, result, strict=False)
-        )
+        node.outputs = tuple(self._new_value(self.fresh(n), t) for n, t in zip(names, result, strict=False))
         for value in node.outputs:
             value.output_of = node
         self._nodes[node] = None
@@ -317,9 +315,7 @@ class Graph:
         return len(dead)
 
     def _topological(self) -> tuple[Node, ...]:
-        waiting = {
-            n: len({v.output_of for v in n.inputs if v is not None and v.output_of}) for n in self._nodes
-        }
+        waiting = {n: len({v.output_of for v in n.inputs if v is not None and v.output_of}) for n in self._nodes}
         from heapq import heapify, heappop, heappush
 
         rank = {n: i for i, n in enumerate(self._nodes)}

@@ -115,9 +115,7 @@ class Real(Form):
         zero = g.add_constant(
             f"{name}.zero_point", np.asarray(target.zero_point[0], dtype=target.dtype.numpy), target.dtype
         )
-        return g.add_node(
-            "QuantizeLinear", [self.value, scale, zero], outputs=[f"{name}.q"], quant=target
-        ).output
+        return g.add_node("QuantizeLinear", [self.value, scale, zero], outputs=[f"{name}.q"], quant=target).output
 
 
 @dataclass(frozen=True)

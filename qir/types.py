@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import QuantizationError, UnsupportedError
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 Dim = int | str
 """A size. A string is symbolic: "N" is the batch, "4*N" a multiple of it."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import LoweringError, OverflowProofError, TypeInferenceError
+from ..errors import OverflowProofError, TypeInferenceError
 from ..types import Array, DType, TensorType
 from .base import REQUIRED, Op, register
-from .linear import LinearWeights, linear_weights
+from .linear import linear_weights
 from .requantize import quant_of
 from .windows import conv_output, resolve_pads, windows
 
@@ -151,8 +151,7 @@ class IntegerConv(Op):
         w, zero = unsigned_weights(body, "w", attrs["weight_zero_point"])
         out = body.op(
             "ConvInteger", x, w, "", zero, dilations=attrs["dilations"], group=attrs["group"],
-            strides=attrs["strides"], pads=[0] * (2 * rank), **({} if not body.has("bias") else {}),
-            output=None if body.has("bias") else "acc",
+            strides=attrs["strides"], pads=[0] * (2 * rank), output=None if body.has("bias") else "acc",
         )  # fmt: skip
         if body.has("bias"):
             shape = body.int64([1, -1] + [1] * rank)
@@ -173,10 +172,8 @@ def unsigned_weights(body: Body, w: str, zero_point: int) -> tuple[str, str]:
     return w, body.constant(np.asarray(zero_point, dtype=np.uint8))
 
 
-def pad_body(
-    body: Body, x: str, kind: DType, rank: int, pads: Sequence[int], value: Sequence[int]
-) -> str:
-    """Spatial padding with one value (Pad), or with one a channel (pad with 0, then Where-free: add outside)."""
+def pad_body(body: Body, x: str, kind: DType, rank: int, pads: Sequence[int], value: Sequence[int]) -> str:
+    """Spatial padding with one value (Pad), or with one a channel (Pad, then Where picks the channel's outside)."""
     np_kind = (DType.INT8 if kind.is_signed else DType.UINT8).numpy if kind.bits < 8 else kind.numpy
     onnx_pads = body.int64([0, 0, *pads[:rank], 0, 0, *pads[rank:]])
     if len(value) == 1:
@@ -194,6 +191,3 @@ def check_int32(acc: Array) -> Array:
     if acc.size and (int(acc.max()) > DType.INT32.hi or int(acc.min()) < DType.INT32.lo):
         raise OverflowProofError("an accumulator left int32")
     return acc.astype(np.int32)
-
-
-__all__ = ["Conv", "IntegerConv", "LinearWeights", "LoweringError", "check_int32", "convolve", "unsigned_weights"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..dyadic import round_half_even
 from ..errors import LoweringError, OverflowProofError
-from ..types import Array, DType, QuantParams
+from ..types import Array, QuantParams
 
 if TYPE_CHECKING:
     from ..graph import Graph, Node, Value
@@ -85,7 +85,9 @@ def fold(
     products, sizes = proof(ints, scale)
     if (products >= LIMIT / 2).any():
         worst = int(np.argmax(products))
-        raise OverflowProofError(f"channel {worst}: sum|w| * max|x| = {products[worst]:.4g} does not fit int32", where=where)
+        raise OverflowProofError(
+            f"channel {worst}: sum|w| * max|x| = {products[worst]:.4g} does not fit int32", where=where
+        )
     too_big = products + sizes >= LIMIT - 1
     if too_big.any():
         factor = np.where(too_big, sizes / (LIMIT / 2) * 1.001, 1.0)
@@ -95,7 +97,9 @@ def fold(
         shape = [1] * ints.ndim
         shape[axis] = -1
         ints = round_half_even((ints.astype(np.float64) - zero) / factor.reshape(shape) + zero).astype(ints.dtype)
-        low.note(f"bias of {int(too_big.sum())} channels does not fit int32, weight scale widened up to {factor.max():.4g}x")
+        low.note(
+            f"bias of {int(too_big.sum())} channels does not fit int32, weight scale widened up to {factor.max():.4g}x"
+        )
         quant = replace(quant, scale=tuple(scale) if quant.per_channel else (float(scale[0]),))
     centred_sum = (ints.astype(np.int64) - zero).sum(axis=others)
     folded = round_half_even(bias / (scale * x.scale[0])) - x.zero_point[0] * centred_sum
@@ -103,6 +107,3 @@ def fold(
         raise OverflowProofError("the folded bias does not fit int32", where=where)
     folded_i32 = folded.astype(np.int32)
     return LinearWeights(ints.astype(quant.dtype.numpy), quant, zero, folded_i32 if folded_i32.any() else None)
-
-
-__all__ = ["DType", "LinearWeights", "fold", "linear_weights"]

@@ -62,7 +62,13 @@ class QuantizeLinear(Op):
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
         x, scale, zero = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
-        kind = DType(attrs["output_dtype"]) if attrs["output_dtype"] else DType.of(zero) if zero is not None else DType.UINT8
+        kind = (
+            DType(attrs["output_dtype"])
+            if attrs["output_dtype"]
+            else DType.of(zero)
+            if zero is not None
+            else DType.UINT8
+        )
         z = np.asarray(0 if zero is None else zero, dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             q = np.rint(x / _along(scale, attrs["axis"], x.ndim).astype(x.dtype)) + _along(z, attrs["axis"], x.ndim)
@@ -150,9 +156,7 @@ class Requantize(Op):
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
         x, multiplier, shift = inputs
-        y = requantize(
-            x, multiplier, shift, attrs["x_zero_point"], attrs["zero_point"], attrs["lo"], attrs["hi"]
-        )
+        y = requantize(x, multiplier, shift, attrs["x_zero_point"], attrs["zero_point"], attrs["lo"], attrs["hi"])
         return (y.astype(DType(attrs["dtype"]).numpy),)
 
     def function_body(self, body: Body, node: Node) -> None:

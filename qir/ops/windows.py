@@ -55,9 +55,7 @@ def conv_output(x: Sequence[int], w: Sequence[int], attrs: Mapping[str, Any]) ->
         raise TypeInferenceError(f"kernel_shape {list(declared)} but w is {list(w)}")
     pads, strides, dilations = resolve_pads(x[2:], w[2:], attrs)
     rank = len(w) - 2
-    sizes = [
-        out_size(x[2 + i], w[2 + i], strides[i], dilations[i], pads[i], pads[rank + i]) for i in range(rank)
-    ]
+    sizes = [out_size(x[2 + i], w[2 + i], strides[i], dilations[i], pads[i], pads[rank + i]) for i in range(rank)]
     return (x[0], w[0], *sizes)
 
 
@@ -67,5 +65,10 @@ def windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: 
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     axes = tuple(range(2, 2 + rank))
     view = np.lib.stride_tricks.sliding_window_view(x, spans, axis=axes)
-    pick = (slice(None), slice(None), *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations))
+    pick = (
+        slice(None),
+        slice(None),
+        *(slice(None, None, s) for s in strides),
+        *(slice(None, None, d) for d in dilations),
+    )
     return view[pick]
