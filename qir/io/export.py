@@ -1,0 +1,151 @@
+"""Graph -> onnx.ModelProto: standard operators as they are, integer operators as model-local functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper
+
+from ..errors import UnsupportedError
+from ..graph import Graph, Node, Value
+from ..ops import Op, op_of
+from ..types import DType, TensorType
+from . import metadata
+from .functions import DOMAIN, ONNX_TYPE, Body
+from .protos import attribute_proto, export_attrs, tensor_proto
+
+DEFAULT_OPSET = 21
+OPSETS = range(21, 29)
+"""Opsets that can be written; 21 is what runtimes take today, from 28 on BitShift is signed and arithmetic."""
+
+IR_VERSION = {21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13, 27: 13, 28: 14}
+
+
+def to_onnx(graph: Graph, opset: int = DEFAULT_OPSET, extra_outputs: Sequence[str] = ()) -> onnx.ModelProto:
+    """An ONNX model of a graph of any stage.
+
+    extra_outputs: names of intermediate values that become outputs too, after the graph's own.
+    Metadata "qir" holds the stage and the quantization of each tensor, so that loading restores them.
+    Raises UnsupportedError on an opset outside 21..28, GraphError on an unknown value.
+    """
+    if opset not in OPSETS:
+        raise UnsupportedError(f"cannot export to opset {opset}", hint=f"{OPSETS[0]} to {OPSETS[-1]} are written")
+    outputs = list(graph.outputs)
+    for name in extra_outputs:
+        value = graph.value(name)
+        if value not in outputs:
+            outputs.append(value)
+    functions = _Functions(opset)
+    exporter = _Exporter(graph, functions)
+    model = gs.export_onnx(exporter.surgeon_graph(outputs, opset), do_type_check=True, ir_version=IR_VERSION[opset])
+    model.producer_name = "qir"
+    for proto, (overload, attributes) in zip(model.graph.node, exporter.patches, strict=True):
+        proto.overload = overload
+        proto.attribute.extend(attributes)
+    model.functions.extend(functions.protos)
+    props = {**graph.metadata, metadata.KEY: metadata.dump(graph)}
+    helper.set_model_props(model, props)
+    return model
+
+
+class _Functions:
+    """Function bodies, equal ones shared; different ones of the same operator get different overloads."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.protos: list[onnx.FunctionProto] = []
+        self._overloads: dict[tuple[str, bytes], str] = {}
+        self._count: dict[str, int] = {}
+
+    def overload(self, op: Op, node: Node) -> str:
+        name = node.op.rpartition(".")[2]
+        body = Body(node, formal_names(op.inputs, len(node.inputs)), self.opset)
+        op.function_body(body, node)
+        proto = body.proto(name, "", formal_names(op.outputs, len(node.outputs)))
+        key = (name, proto.SerializeToString(deterministic=True))
+        if key not in self._overloads:
+            n = self._count[name] = self._count.get(name, 0) + 1
+            proto.overload = self._overloads[key] = str(n)
+            self.protos.append(proto)
+        return self._overloads[key]
+
+
+def formal_names(schema: str, count: int) -> list[str]:
+    """Names from an operator's schema: "x w b?" -> x, w, b; a variadic "xs*" -> xs0, xs1 ... up to `count`."""
+    names: list[str] = []
+    for word in schema.split():
+        if word.endswith("*"):
+            stem = word.rstrip("*")
+            names += [f"{stem}{i}" for i in range(max(count - len(names), 0))]
+        else:
+            names.append(word.rstrip("?"))
+    return names
+
+
+class _Exporter:
+    """Builds the onnx-graphsurgeon graph; what that library has no field for is kept in `patches`."""
+
+    def __init__(self, graph: Graph, functions: _Functions) -> None:
+        self.graph, self.functions = graph, functions
+        self.patches: list[tuple[str, list[onnx.AttributeProto]]] = []
+        self.tensors: dict[Value, gs.Tensor] = {}
+
+    def surgeon_graph(self, outputs: Sequence[Value], opset: int) -> gs.Graph:
+        nodes = [self.node(n, opset) for n in self.graph.nodes]
+        names = {v.name for v in self.graph.values}
+        ends: list[gs.Tensor] = []
+        for value in dict.fromkeys(outputs):
+            if value.data is None and value.producer is not None:
+                ends.append(self.tensor(value))
+                continue
+            # ONNX wants an output to come out of a node: a constant or an input goes through an Identity
+            name = next(n for i in range(len(names) + 1) if (n := f"{value.name}.out{i or ''}") not in names)
+            end = gs.Variable(name, ONNX_TYPE[value.dtype], list(value.shape))
+            nodes.append(gs.Node("Identity", name, inputs=[self.tensor(value)], outputs=[end]))
+            self.patches.append(("", []))
+            ends.append(end)
+        domains = [helper.make_opsetid("", opset)]
+        if self.functions.protos:
+            domains.append(helper.make_opsetid(DOMAIN, 1))
+        return gs.Graph(
+            nodes, [self.tensor(v) for v in self.graph.inputs], ends, name=self.graph.name, opset=opset,
+            import_domains=domains,
+        )  # fmt: skip
+
+    def tensor(self, value: Value | None) -> gs.Tensor:
+        if value is None:
+            return gs.Variable.empty()
+        if value not in self.tensors:
+            self.tensors[value] = surgeon_tensor(value.name, value.type, value)
+        return self.tensors[value]
+
+    def node(self, node: Node, opset: int) -> gs.Node:
+        op = op_of(node.op)
+        local = op.is_integer_op or getattr(op, "standard_since", 0) > opset
+        attrs = export_attrs(node.attrs)
+        self.patches.append(
+            (self.functions.overload(op, node) if local else "", [attribute_proto(k, v) for k, v in attrs.items()])
+        )
+        inputs = list(node.inputs)
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        if local:  # a call names all the function's inputs, absent ones by ""
+            inputs += [None] * (len(formal_names(op.inputs, len(inputs))) - len(inputs))
+        return gs.Node(
+            node.op.rpartition(".")[2], node.name, inputs=[self.tensor(v) for v in inputs],
+            outputs=[self.tensor(v) for v in node.outputs], domain=DOMAIN if local else None,
+        )  # fmt: skip
+
+
+def surgeon_tensor(name: str, kind: TensorType, value: Value) -> gs.Tensor:
+    """A graphsurgeon tensor.  Constants carry a finished TensorProto, which that library passes through as it is:
+    its own conversion knows no 4-bit types."""
+    if value.data is None:
+        return gs.Variable(name, ONNX_TYPE[kind.dtype], list(kind.shape))
+    proto = tensor_proto(name, np.asarray(value.data), kind.dtype)
+    if kind.dtype is DType.BOOL:
+        proto = onnx.numpy_helper.from_array(np.asarray(value.data), name)
+    return gs.Constant(name, gs.ir.tensor.LazyValues(proto))

@@ -1,0 +1,124 @@
+"""`Session`: checks what it is fed, hands it to a backend.  The backends are a table, imported when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from qir.errors import BackendError, DataError
+from qir.graph import Graph, Value
+from qir.types import Array, Dim
+
+BACKENDS: dict[str, str] = {
+    "reference": "qir.runtime.reference:Reference",
+    "onnxruntime": "qir.runtime.onnxruntime_session:OnnxRuntime",
+    "cpu": "qir.runtime.cpu:Cpu",
+    "cuda": "qir.runtime.cuda:Cuda",
+}
+"""name -> "module:Class".  The class takes a Graph (and its own options) and has `run(feeds, outputs)`."""
+
+
+class Backend(Protocol):
+    """What a backend must offer; feeds are checked already, `outputs=None` means the graph's outputs."""
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]: ...
+
+
+class Session:
+    """A graph ready to run.
+
+    graph: a Graph of any stage, or a path to an ONNX model.  backend: a name of `BACKENDS`.  Further keyword
+    arguments are the backend's own options (threads, device ...).
+    Raises BackendError where the backend is unknown, not installed or cannot run the graph.
+    """
+
+    def __init__(self, graph: Graph | str | Path, backend: str = "reference", **options: Any) -> None:
+        if not isinstance(graph, Graph):
+            from qir.io import load
+
+            graph = load(graph)
+        self.graph, self.backend = graph, backend
+        self.executor: Any = backend_class(backend)(graph, **options)
+
+    def run(self, feeds: Mapping[str, Any], *, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Outputs by name.
+
+        feeds: one array for each graph input, of its dtype and shape ("N" is any batch, the same for all).
+        outputs: names of any values of the graph, intermediate ones included; default: the graph's outputs.
+        Raises DataError on a missing, unknown, misshapen or mistyped feed; GraphError on an unknown output.
+        """
+        checked = check_feeds(self.graph, feeds)
+        if outputs is not None:
+            for name in outputs:
+                self.graph.value(name)
+        return self.executor.run(checked, outputs)
+
+
+def backend_class(name: str) -> Any:
+    """The class behind a backend's name.  Raises BackendError when unknown or when its package is missing."""
+    if name not in BACKENDS:
+        raise BackendError(f"no backend {name!r}", hint=f"there are {', '.join(BACKENDS)}")
+    module, _, attribute = BACKENDS[name].partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ImportError as error:
+        missing = error.name or str(error)
+        extra = {"cpu": "qir[cpu]", "cuda": "qir[cuda12] or qir[cuda13]"}.get(name, "qir")
+        raise BackendError(
+            f"backend {name!r} needs {missing}, which cannot be imported", hint=f"pip install {extra}"
+        ) from error
+
+
+def check_feeds(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, Array]:
+    """Feeds as arrays in the order of the graph's inputs, after checking names, dtypes, shapes and NaN."""
+    known = {v.name for v in graph.inputs}
+    if not isinstance(feeds, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # users pass bare arrays
+        raise DataError(
+            f"feeds are a mapping from input name to array, not a {type(feeds).__name__}",
+            hint=f"pass {{{graph.inputs[0].name!r}: array}}" if graph.inputs else None,
+        )
+    for name in feeds:
+        if name not in known:
+            raise DataError(
+                "is no input of the graph", where=f"feed {name!r}", hint=f"inputs are {', '.join(sorted(known))}"
+            )
+    batch: dict[str, int] = {}
+    return {v.name: _check_feed(v, feeds, batch) for v in graph.inputs}
+
+
+def _check_feed(value: Value, feeds: Mapping[str, Any], batch: dict[str, int]) -> Array:
+    where = f"input {value.name!r}"
+    if value.name not in feeds:
+        raise DataError(f"is missing, {value.type} expected", where=where)
+    array = np.asarray(feeds[value.name])
+    expected = value.dtype.numpy
+    if array.dtype != expected:
+        raise DataError(
+            f"{expected}{list(value.shape)} expected, {array.dtype}{list(array.shape)} given", where=where,
+            hint=f"convert it with .astype(np.{expected})",
+        )  # fmt: skip
+    if array.ndim != len(value.shape) or not all(
+        _fits(d, n, batch) for d, n in zip(value.shape, array.shape, strict=True)
+    ):
+        given = f"with a batch of {batch['N']} " if batch else ""
+        raise DataError(f"shape {list(value.shape)} expected {given}but {list(array.shape)} given", where=where)
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise DataError("holds NaN", where=where)
+    if value.dtype.bits == 4 and array.size and (array.min() < value.dtype.lo or array.max() > value.dtype.hi):
+        raise DataError(f"holds values outside {value.dtype}", where=where)
+    return array
+
+
+def _fits(dim: Dim, size: int, batch: dict[str, int]) -> bool:
+    """Whether a size fits a dim, the batch being what the first symbolic dim made it."""
+    if isinstance(dim, int):
+        return dim == size
+    factor, _, _ = dim.rpartition("*")
+    k = int(factor or 1)
+    if size < 1 or size % k:
+        return False
+    return batch.setdefault("N", size // k) == size // k
