@@ -42,8 +42,7 @@ def to_onnx(graph: Graph, opset: int = DEFAULT_OPSET, extra_outputs: Sequence[st
     exporter = _Exporter(graph, functions)
     model = gs.export_onnx(exporter.surgeon_graph(outputs, opset), do_type_check=True, ir_version=IR_VERSION[opset])
     model.producer_name = "qir"
-    for proto, (overload, attributes) in zip(model.graph.node, exporter.patches, strict=True):
-        proto.overload = overload
+    for proto, attributes in zip(model.graph.node, exporter.attributes, strict=True):
         proto.attribute.extend(attributes)
     model.functions.extend(functions.protos)
     props = {**graph.metadata, metadata.KEY: metadata.dump(graph)}
@@ -52,25 +51,29 @@ def to_onnx(graph: Graph, opset: int = DEFAULT_OPSET, extra_outputs: Sequence[st
 
 
 class _Functions:
-    """Function bodies, equal ones shared; different ones of the same operator get different overloads."""
+    """Function bodies, equal ones shared; different ones of the same operator are numbered: Conv, Conv_2 ...
+
+    ONNX has `overload` for this, but some runtimes (onnx.reference 1.23 among them) look functions up without it.
+    """
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
         self.protos: list[onnx.FunctionProto] = []
-        self._overloads: dict[tuple[str, bytes], str] = {}
+        self._names: dict[tuple[str, bytes], str] = {}
         self._count: dict[str, int] = {}
 
-    def overload(self, op: Op, node: Node) -> str:
+    def name_of(self, op: Op, node: Node) -> str:
+        """The name of the function that a node calls, its body written if it is a new one."""
         name = node.op.rpartition(".")[2]
         body = Body(node, formal_names(op.inputs, len(node.inputs)), self.opset)
         op.function_body(body, node)
-        proto = body.proto(name, "", formal_names(op.outputs, len(node.outputs)))
+        proto = body.proto(name, formal_names(op.outputs, len(node.outputs)))
         key = (name, proto.SerializeToString(deterministic=True))
-        if key not in self._overloads:
+        if key not in self._names:
             n = self._count[name] = self._count.get(name, 0) + 1
-            proto.overload = self._overloads[key] = str(n)
+            proto.name = self._names[key] = name if n == 1 else f"{name}_{n}"
             self.protos.append(proto)
-        return self._overloads[key]
+        return self._names[key]
 
 
 def formal_names(schema: str, count: int) -> list[str]:
@@ -86,11 +89,11 @@ def formal_names(schema: str, count: int) -> list[str]:
 
 
 class _Exporter:
-    """Builds the onnx-graphsurgeon graph; what that library has no field for is kept in `patches`."""
+    """Builds the onnx-graphsurgeon graph; each node's attributes are kept beside it, as finished protos."""
 
     def __init__(self, graph: Graph, functions: _Functions) -> None:
         self.graph, self.functions = graph, functions
-        self.patches: list[tuple[str, list[onnx.AttributeProto]]] = []
+        self.attributes: list[list[onnx.AttributeProto]] = []
         self.tensors: dict[Value, gs.Tensor] = {}
 
     def surgeon_graph(self, outputs: Sequence[Value], opset: int) -> gs.Graph:
@@ -105,7 +108,7 @@ class _Exporter:
             name = next(n for i in range(len(names) + 1) if (n := f"{value.name}.out{i or ''}") not in names)
             end = gs.Variable(name, ONNX_TYPE[value.dtype], list(value.shape))
             nodes.append(gs.Node("Identity", name, inputs=[self.tensor(value)], outputs=[end]))
-            self.patches.append(("", []))
+            self.attributes.append([])
             ends.append(end)
         domains = [helper.make_opsetid("", opset)]
         if self.functions.protos:
@@ -125,17 +128,15 @@ class _Exporter:
     def node(self, node: Node, opset: int) -> gs.Node:
         op = op_of(node.op)
         local = op.is_integer_op or getattr(op, "standard_since", 0) > opset
-        attrs = export_attrs(node.attrs)
-        self.patches.append(
-            (self.functions.overload(op, node) if local else "", [attribute_proto(k, v) for k, v in attrs.items()])
-        )
+        op_type = self.functions.name_of(op, node) if local else node.op
+        self.attributes.append([attribute_proto(k, v) for k, v in export_attrs(node.attrs).items()])
         inputs = list(node.inputs)
         while inputs and inputs[-1] is None:
             inputs.pop()
         if local:  # a call names all the function's inputs, absent ones by ""
             inputs += [None] * (len(formal_names(op.inputs, len(inputs))) - len(inputs))
         return gs.Node(
-            node.op.rpartition(".")[2], node.name, inputs=[self.tensor(v) for v in inputs],
+            op_type, node.name, inputs=[self.tensor(v) for v in inputs],
             outputs=[self.tensor(v) for v in node.outputs], domain=DOMAIN if local else None,
         )  # fmt: skip
 

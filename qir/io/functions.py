@@ -1,7 +1,7 @@
 """Integer operators as model-local ONNX functions (domain `qir`): standard operators on integer tensors only.
 
 Each body is written for one node's attributes, input dtypes and ranks; equal bodies share one FunctionProto,
-different ones of the same operator are told apart by `overload`.
+different ones of the same operator are numbered: Conv, Conv_2 ...
 """
 
 from __future__ import annotations
@@ -110,11 +110,9 @@ class Body:
         clipped = self.op("Clip", x_i64, self.int64(attrs["lo"]), self.int64(attrs["hi"]))
         self.op("Cast", clipped, output="y", to=ONNX_TYPE[DType(attrs["dtype"])])
 
-    def proto(self, op_name: str, overload: str, output_names: list[str]) -> onnx.FunctionProto:
+    def proto(self, name: str, output_names: list[str]) -> onnx.FunctionProto:
         """The finished FunctionProto; the call node's attributes are declared so that it stays a valid call."""
-        function = helper.make_function(
-            DOMAIN, op_name, self.inputs, output_names, self.nodes,
-            [helper.make_opsetid("", self.opset)], attributes=sorted(self.node.attrs),
+        return helper.make_function(
+            DOMAIN, name, self.inputs, output_names, self.nodes, [helper.make_opsetid("", self.opset)],
+            attributes=sorted(k for k, v in self.node.attrs.items() if v is not None),
         )  # fmt: skip
-        function.overload = overload
-        return function
