@@ -1,0 +1,65 @@
+// The functions of kernels/ptx.cuh in plain C++, for the emulation. Warp-wide ones meet in a rendezvous.
+#pragma once
+#include <cstring>
+
+#include "dyadic.cuh"
+
+namespace qir {
+
+// Asynchronous copies are carried out only when they are waited for: a missing wait shows as stale data.
+inline void copy16_async(void* shared, const void* global) {
+    emu::check_access(global, 16), emu::self().pending.back().push_back({shared, global});
+}
+inline void copy_commit() { emu::self().pending.emplace_back(); }
+template <int pending>
+inline void copy_wait() {
+    auto& groups = emu::self().pending;
+    while (int(groups.size()) > pending + 1) {
+        for (auto& c : groups.front()) std::memcpy(c.to, c.from, 16);
+        groups.pop_front();
+    }
+}
+
+inline void load_matrix_x4(u32 (&r)[4], const void* row) {
+    const int lane = threadIdx.x & 31;
+    emu::publish(&row, sizeof row);
+    for (int i = 0; i < 4; ++i) {
+        const char* from;
+        emu::peek(i * 8 + (lane >> 2), &from, sizeof from);
+        std::memcpy(&r[i], from + (lane & 3) * 4, 4);
+    }
+    emu::release();
+}
+
+template <bool a_signed>
+inline void mma_16x8x32(s32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    struct Fragment { u32 a[4], b[2]; } mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}}, other;
+    const int lane = threadIdx.x & 31;
+    emu::publish(&mine, sizeof mine);
+    s8 rows[2][32], cols[2][32];
+    for (int t = 0; t < 4; ++t) {
+        emu::peek((lane >> 2) * 4 + t, &other, sizeof other);
+        for (int half = 0; half < 2; ++half)
+            for (int q = 0; q < 2; ++q) std::memcpy(&rows[q][half * 16 + t * 4], &other.a[half * 2 + q], 4);
+        for (int c = 0; c < 2; ++c) {
+            emu::peek(((lane & 3) * 2 + c) * 4 + t, &other, sizeof other);
+            for (int half = 0; half < 2; ++half) std::memcpy(&cols[c][half * 16 + t * 4], &other.b[half], 4);
+        }
+    }
+    for (int q = 0; q < 2; ++q)
+        for (int c = 0; c < 2; ++c)
+            for (int k = 0; k < 32; ++k)
+                d[q * 2 + c] += (a_signed ? s32(rows[q][k]) : s32(u8(rows[q][k]))) * s32(cols[c][k]);
+    emu::release();
+}
+
+template <bool a_signed>
+inline s32 dot4(u32 a, u32 b, s32 c) {
+    for (int i = 0; i < 4; ++i) {
+        const u8 x = u8(a >> (8 * i));
+        c += (a_signed ? s32(s8(x)) : s32(x)) * s32(s8(u8(b >> (8 * i))));
+    }
+    return c;
+}
+
+}  // namespace qir

@@ -1,0 +1,90 @@
+// Every PTX instruction the kernels use, one function each. The emulation supplies a header of the same name
+// and the same functions in plain C++; nothing else in this folder may contain asm.
+#pragma once
+#include "dyadic.cuh"
+
+// The block's dynamic shared memory, and static arrays in it (names unique within a kernel).
+#define QIR_DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) type name[]
+#define QIR_SHARED(type, name, count) __shared__ __align__(16) type name[count]
+
+namespace qir {
+
+__device__ __forceinline__ u32 shared_address(const void* p) {
+    return u32(__cvta_generic_to_shared(p));
+}
+
+// 16 bytes global -> shared. From sm_80 on asynchronous; before, through a register.
+__device__ __forceinline__ void copy16_async(void* shared, const void* global) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global));
+#else
+    *reinterpret_cast<uint4*>(shared) = *reinterpret_cast<const uint4*>(global);
+#endif
+}
+
+__device__ __forceinline__ void copy_commit() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;");
+#endif
+}
+
+// Wait until at most `pending` of this thread's latest copy groups are still under way.
+template <int pending>
+__device__ __forceinline__ void copy_wait() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending));
+#endif
+}
+
+// Four 8x8 matrices of 16-bit cells (8 rows of 16 bytes each): lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void load_matrix_x4(u32 (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row)));
+}
+
+// d (16x8, s32) += a (16x32, s8 or u8, row) * b (32x8, s8, col). Fragments as in PTX "m16n8k32".
+template <bool a_signed>
+__device__ __forceinline__ void mma_16x8x32(s32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    if (a_signed)
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                     : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    else
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                     : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    // sm_75: four m8n8k16; the fragment layout of m16n8k32 is the same eight rows and sixteen columns at a time
+#define QIR_MMA_8816(TYPE, D0, D1, A, B)                                                                     \
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32." TYPE ".s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"          \
+                 : "+r"(D0), "+r"(D1)                                                                         \
+                 : "r"(A), "r"(B))
+    if (a_signed) {
+        QIR_MMA_8816("s8", d[0], d[1], a[0], b0);
+        QIR_MMA_8816("s8", d[2], d[3], a[1], b0);
+        QIR_MMA_8816("s8", d[0], d[1], a[2], b1);
+        QIR_MMA_8816("s8", d[2], d[3], a[3], b1);
+    } else {
+        QIR_MMA_8816("u8", d[0], d[1], a[0], b0);
+        QIR_MMA_8816("u8", d[2], d[3], a[1], b0);
+        QIR_MMA_8816("u8", d[0], d[1], a[2], b1);
+        QIR_MMA_8816("u8", d[2], d[3], a[3], b1);
+    }
+#undef QIR_MMA_8816
+#endif
+}
+
+// Signed four-way dot products; a is u8 or s8.
+template <bool a_signed>
+__device__ __forceinline__ s32 dot4(u32 a, u32 b, s32 c) {
+    s32 d;
+    if (a_signed)
+        asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    else
+        asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+}  // namespace qir
