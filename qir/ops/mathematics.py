@@ -1,0 +1,117 @@
+"""Unary functions that act on integer tensors too (shape arithmetic): Exp, Log, Sqrt, Reciprocal, Abs, Neg ..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..types import Array
+from .base import register
+from .unary import Reals, Unary
+
+
+@register
+class Exp(Unary):
+    """y = exp(x)"""
+
+    name = "Exp"
+
+    @staticmethod
+    def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
+        return np.exp(x)
+
+
+@register
+class Log(Unary):
+    """y = log(x)"""
+
+    name = "Log"
+
+    @staticmethod
+    def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
+        return np.log(x)
+
+
+@register
+class Sqrt(Unary):
+    """y = sqrt(x)"""
+
+    name = "Sqrt"
+
+    @staticmethod
+    def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
+        return np.sqrt(x)
+
+
+@register
+class Reciprocal(Unary):
+    """y = 1 / x"""
+
+    name = "Reciprocal"
+
+    @staticmethod
+    def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
+        return 1 / x
+
+
+class _Exact(Unary):
+    """Functions that NumPy computes exactly in any dtype, integers included."""
+
+    exact: Callable[[Array], Array]
+
+    def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
+        return (np.asarray(type(self).exact(inputs[0])).astype(inputs[0].dtype),)
+
+    @classmethod
+    def f(cls, x: Reals, attrs: Mapping[str, Any]) -> Reals:
+        return cls.exact(x)
+
+
+@register
+class Abs(_Exact):
+    """y = |x|"""
+
+    name = "Abs"
+    exact = np.abs
+
+
+@register
+class Neg(_Exact):
+    """y = -x"""
+
+    name = "Neg"
+    exact = np.negative
+
+
+@register
+class Floor(_Exact):
+    """y = floor(x)"""
+
+    name = "Floor"
+    exact = np.floor
+
+
+@register
+class Ceil(_Exact):
+    """y = ceil(x)"""
+
+    name = "Ceil"
+    exact = np.ceil
+
+
+@register
+class Round(_Exact):
+    """y = the nearest integer, half to even"""
+
+    name = "Round"
+    exact = np.rint
+
+
+@register
+class Sign(_Exact):
+    """y = -1, 0 or 1"""
+
+    name = "Sign"
+    exact = np.sign
