@@ -1,0 +1,32 @@
+// Data movement: any permutation, slice, split, expansion, concatenation or layout change is a strided copy.
+#include "view.cuh"
+
+namespace qir {
+
+// y[at] = x[at]: bytes only, `T` has the element's size.
+template <class T>
+__global__ void copy_elements(Shape shape, View x, View y) {
+    QIR_FOR_EACH(i, shape.count) {
+        const Index at(shape, i);
+        static_cast<T*>(y.data)[position(y, at)] = static_cast<const T*>(x.data)[position(x, at)];
+    }
+}
+
+// y[.., i, ..] = x[.., index[i], ..] along `axis` (Gather with constant indices, reflect and edge padding).
+template <class T>
+__global__ void gather_elements(Shape shape, View x, View y, View index, s32 axis) {
+    QIR_FOR_EACH(i, shape.count) {
+        const Index at(shape, i);
+        const s64 p = position(x, at) + x.strides[axis] * (load(index, at) - at.at[axis]);
+        static_cast<T*>(y.data)[position(y, at)] = static_cast<const T*>(x.data)[p];
+    }
+}
+
+__global__ void fill_elements(Shape shape, View y, s64 value) {
+    QIR_FOR_EACH(i, shape.count) {
+        const Index at(shape, i);
+        put(y, position(y, at), value);
+    }
+}
+
+}  // namespace qir

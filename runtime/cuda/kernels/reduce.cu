@@ -1,0 +1,119 @@
+// Windows, reductions and everything that reads many elements for one: one thread (or one warp) an output.
+#include <ptx.cuh>
+
+#include "view.cuh"
+
+namespace qir {
+
+// Pooling over (N, C, H, W) views; 1-D pooling has H = 1.
+struct Window {
+    s32 height, width;  // of the input
+    s32 kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+    s32 pad_value;      // what lies outside: counted by a sum, ignored by a maximum
+};
+
+// The last two axes of `shape` are the output's rows and columns; x strides likewise over the input.
+template <bool is_max>
+__global__ void pool(Shape shape, View x, View y, Window w) {
+    QIR_FOR_EACH(i, shape.count) {
+        const Index at(shape, i);
+        const int oy = at.at[RANK - 2], ox = at.at[RANK - 1];
+        const s64 sy = x.strides[RANK - 2], sx = x.strides[RANK - 1];
+        const s64 base = position(x, at) - sy * oy - sx * ox;
+        s64 result = is_max ? s64(w.pad_value) : 0;
+        for (int ky = 0; ky < w.kernel_h; ++ky)
+            for (int kx = 0; kx < w.kernel_w; ++kx) {
+                const int iy = oy * w.stride_h - w.pad_top + ky * w.dilation_h;
+                const int ix = ox * w.stride_w - w.pad_left + kx * w.dilation_w;
+                const bool inside = iy >= 0 && iy < w.height && ix >= 0 && ix < w.width;
+                const s64 v = inside ? load(x, base + sy * iy + sx * ix) : s64(w.pad_value);
+                result = is_max ? (inside && v > result ? v : result) : result + v;
+            }
+        put(y, position(y, at), result);
+    }
+}
+
+enum Reduction : int { REDUCE_SUM, REDUCE_MAX, REDUCE_MIN };
+
+// One warp an output element: lanes share the `reduced` elements (their own shape and strides in `over`).
+template <int reduction>
+__global__ void reduce(Shape shape, View x, View y, Shape reduced, View over) {
+    const int lane = threadIdx.x & 31;
+    const s64 warps = s64(gridDim.x) * (blockDim.x >> 5);
+    for (s64 i = s64(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5); i < shape.count; i += warps) {
+        const Index at(shape, i);
+        const s64 base = position(x, at);
+        s64 result = reduction == REDUCE_SUM ? 0 : load(x, base);
+        for (s64 j = lane; j < reduced.count; j += 32) {
+            const s64 v = load(x, base + position(over, Index(reduced, j)));
+            result = reduction == REDUCE_SUM ? result + v
+                     : reduction == REDUCE_MAX ? (v > result ? v : result)
+                                               : (v < result ? v : result);
+        }
+        for (int mask = 16; mask > 0; mask >>= 1) {
+            const s64 other = __shfl_xor_sync(0xffffffffu, result, mask);
+            result = reduction == REDUCE_SUM ? result + other
+                     : reduction == REDUCE_MAX ? (other > result ? other : result)
+                                               : (other < result ? other : result);
+        }
+        if (lane == 0) put(y, position(y, at), result);
+    }
+}
+
+// Softmax of an 8-bit tensor along an axis of n elements `step` apart; one warp a row.            [ARITHMETIC 9]
+__global__ void softmax(Shape rows, View x, View y, s32 n, s64 x_step, s64 y_step, const s64* exponentials,
+                        const s64* reciprocals, s32 zero_point, s32 lo, s32 hi) {
+    const int lane = threadIdx.x & 31;
+    const s64 warps = s64(gridDim.x) * (blockDim.x >> 5);
+    for (s64 i = s64(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5); i < rows.count; i += warps) {
+        const Index at(rows, i);
+        const s64 from = position(x, at), to = position(y, at);
+        s64 top = load(x, from);
+        for (int j = lane; j < n; j += 32) {
+            const s64 v = load(x, from + j * x_step);
+            top = v > top ? v : top;
+        }
+        for (int mask = 16; mask > 0; mask >>= 1) {
+            const s64 other = __shfl_xor_sync(0xffffffffu, top, mask);
+            top = other > top ? other : top;
+        }
+        s64 sum = 0;
+        for (int j = lane; j < n; j += 32) sum += exponentials[top - load(x, from + j * x_step)];
+        for (int mask = 16; mask > 0; mask >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+        int p = 0;
+        for (int k = 17; k <= 30; ++k) p += sum >= (s64(1) << k);
+        const s64 u = sum << (14 - p);
+        const s64 r0 = reciprocals[(u >> 22) & 255];
+        const s64 t = (u * r0) >> 30;
+        const s64 r1 = (r0 * ((s64(1) << 32) - t)) >> 31;
+        for (int j = lane; j < n; j += 32) {
+            const s64 e = exponentials[top - load(x, from + j * x_step)];
+            put(y, to + j * y_step, clamp(((e * r1 + (s64(1) << (38 + p))) >> (39 + p)) + zero_point, lo, hi));
+        }
+    }
+}
+
+// The k greatest (or least) of each row, in order, ties by the lower index (or the higher one, for ArgMax's
+// select_last_index); one thread a row.
+__global__ void top_k(Shape rows, View x, View values, View indices, s32 n, s32 k, s64 x_step, s64 values_step,
+                      s64 indices_step, s32 largest, s32 last) {
+    QIR_FOR_EACH(i, rows.count) {
+        const Index at(rows, i);
+        const s64 from = position(x, at);
+        s64 bound = 0, bound_at = -1;
+        for (int rank = 0; rank < k; ++rank) {
+            s64 best = 0, best_at = -1;
+            for (int j = 0; j < n; ++j) {
+                const s64 v = load(x, from + j * x_step);
+                const bool after = bound_at < 0 || (largest ? v < bound : v > bound) || (v == bound && j > bound_at);
+                const bool better = best_at < 0 || (largest ? v > best : v < best) || (last && v == best);
+                if (after && better) best = v, best_at = j;
+            }
+            bound = best, bound_at = best_at;
+            if (values.data) put(values, position(values, at) + rank * values_step, best);
+            if (indices.data) put(indices, position(indices, at) + rank * indices_step, best_at);
+        }
+    }
+}
+
+}  // namespace qir
