@@ -138,7 +138,7 @@ class Tape:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.parameters: dict[Value, Array] = {v: v.constant.astype(np.float32) for v in graph.constants}
+        self.parameters: dict[Value, Array] = {v: v.array().astype(np.float32) for v in graph.constants}
         self.statistics: set[Value] = set()
         for node in graph.nodes:
             if node.op == "BatchNormalization":

@@ -22,7 +22,7 @@ MEAN, STD = 78.0, 96.0
 class Digits:
     """Handwritten digits (scikit-learn's), pixels uint8 (n, 1, 8, 8) and labels int64 (n,).
 
-    calibration: 256 images out of the training part.  test: 450 images that no training saw.
+    calibration: 256 images out of the training part.  test: 454 images that no training saw.
     """
 
     calibration_pixels: NDArray[np.uint8]
@@ -37,7 +37,7 @@ class Digits:
 
     @property
     def test(self) -> Array:
-        """Test images as the networks take them, float32 (450, 1, 8, 8)."""
+        """Test images as the networks take them, float32 (454, 1, 8, 8)."""
         return normalize(self.test_pixels)
 
 
