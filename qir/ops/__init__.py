@@ -1,7 +1,25 @@
 """All operators, by name."""
 
-from . import convolution, elementwise_integer, mathematics, requantize, table, unary
+from . import (
+    convolution,
+    elementwise_integer,
+    mathematics,
+    requantize,
+    reshaping,
+    shaping,
+    table,
+    unary,
+)
 from .base import REGISTRY, REQUIRED, Op, op_of, register
 
 __all__ = ["REGISTRY", "REQUIRED", "Op", "op_of", "register"]
-_modules = (convolution, elementwise_integer, mathematics, requantize, table, unary)
+_modules = (
+    convolution,
+    elementwise_integer,
+    mathematics,
+    requantize,
+    reshaping,
+    shaping,
+    table,
+    unary,
+)

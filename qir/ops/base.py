@@ -42,6 +42,10 @@ class Op(ABC):
     inputs: ClassVar[str]
     outputs: ClassVar[str] = "y"
     attrs: ClassVar[Mapping[str, Any]] = {}
+    shape_inputs: ClassVar[Sequence[int]] = ()
+    """Inputs whose data the output's shape depends on; `infer` finds them in `consts`, computed if need be."""
+    reads_shape_only: ClassVar[bool] = False
+    """The output depends on the inputs' shapes alone (Shape, Size)."""
 
     @property
     def is_integer_op(self) -> bool:
@@ -66,7 +70,10 @@ class Op(ABC):
         types: Sequence[TensorType | None],
         consts: Sequence[Array | None],
     ) -> list[TensorType]:
-        """Output types. Shapes are all ints here; `consts` holds the data of constant inputs (else None)."""
+        """Output types. Shapes are all ints here; `consts` holds the data of constant inputs (else None).
+
+        A `shape_inputs` entry that is computed from shapes (a Shape subgraph) has its data there too.
+        """
 
     @abstractmethod
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
@@ -82,12 +89,18 @@ class Op(ABC):
 
     def infer_types(self, node: Node) -> list[TensorType]:
         """`infer` with a symbolic batch: probed at two batch sizes, sizes that differ follow the batch."""
+        from .probing import known_inputs  # it evaluates operators, so it needs the registry
+
         symbolic = any(isinstance(d, str) for v in node.inputs if v is not None for d in v.shape)
-        consts = [None if v is None else v.data for v in node.inputs]
+        unknown = any(v is not None and v.data is None for v in map(node.optional, self.shape_inputs))
         try:
             runs = [
-                self.infer(node.attrs, [_at(v.type, n) if v is not None else None for v in node.inputs], consts)
-                for n in (BATCHES if symbolic else BATCHES[:1])
+                self.infer(
+                    node.attrs,
+                    [_at(v.type, n) if v is not None else None for v in node.inputs],
+                    known_inputs(node, self.shape_inputs, n),
+                )
+                for n in (BATCHES if symbolic or unknown else BATCHES[:1])
             ]
         except QirError as error:
             if error.where:
@@ -96,7 +109,7 @@ class Op(ABC):
         except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
             shapes = ", ".join("-" if v is None else str(v.type) for v in node.inputs)
             raise TypeInferenceError(f"inputs {shapes} do not fit: {error}", where=str(node)) from error
-        if not symbolic:
+        if len(runs) == 1:
             return runs[0]
         return [merge_probes(a, b, str(node)) for a, b in zip(runs[0], runs[1], strict=True)]
 
