@@ -128,8 +128,9 @@ class _Exporter:
     def node(self, node: Node, opset: int) -> gs.Node:
         op = op_of(node.op)
         local = op.is_integer_op or getattr(op, "standard_since", 0) > opset
+        attrs = export_attrs(node.attrs, standard=not op.is_integer_op)
         op_type = self.functions.name_of(op, node) if local else node.op
-        self.attributes.append([attribute_proto(k, v) for k, v in export_attrs(node.attrs).items()])
+        self.attributes.append([attribute_proto(k, v) for k, v in attrs.items()])
         inputs = list(node.inputs)
         while inputs and inputs[-1] is None:
             inputs.pop()

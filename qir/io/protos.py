@@ -56,13 +56,13 @@ def tensor_proto(name: str, array: Array, dtype: DType) -> onnx.TensorProto:
     return helper.make_tensor(name, ONNX_TYPE[dtype], array.shape, raw, raw=True)
 
 
-def export_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as onnx.helper takes them: None left out, dtype names as numbers, arrays as tensors."""
+def export_attrs(attrs: Mapping[str, Any], *, standard: bool) -> dict[str, Any]:
+    """Attributes as onnx.helper takes them: None left out, arrays as tensors, dtype names as numbers where standard."""
     out: dict[str, Any] = {}
     for key, value in attrs.items():
         if value is None:
             continue
-        if key in DTYPE_ATTRS and isinstance(value, str) and value in DType._value2member_map_:
+        if standard and key in DTYPE_ATTRS and isinstance(value, str):
             value = ONNX_TYPE[DType(value)]
         elif isinstance(value, np.ndarray):
             value = tensor_proto("", value, DType.of(value))

@@ -1,0 +1,217 @@
+"""ONNX -> Graph, through onnx-graphsurgeon.  The file is hostile until it has proved otherwise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from ..errors import ModelError, QirError, UnsupportedError
+from ..graph import Graph, Stage
+from ..types import Array, Dim, DType, TensorType
+from . import metadata
+from .adapters import Raw
+from .functions import DOMAIN
+from .importer import Constant, Importer
+from .structure import STANDARD, check_structure, opset_of
+from .tensors import ir_dtype, tensor_array
+
+G_LOGGER.severity = G_LOGGER.ERROR
+log = logging.getLogger(__name__)
+
+Shapes = Mapping[str, Sequence[int | str]]
+
+
+def load(model: str | Path | bytes | onnx.ModelProto, *, input_shapes: Shapes | None = None) -> Graph:
+    """A graph from an ONNX model of opset 7 to 28: a path, a serialized model or a ModelProto (left unchanged).
+
+    The first axis of an input, where it is symbolic or unknown, is the batch "N"; other symbolic sizes must be
+    given in `input_shapes` ({input: shape}, "N" or -1 for the batch).  Half floats are computed in float32.
+    The stage is INTEGER for models that `save` wrote in that stage, QDQ for those with QuantizeLinear, DequantizeLinear
+    or QONNX Quant nodes, else FLOAT.
+    Raises ModelError (broken or hostile file), UnsupportedError (operator, dtype, opset), TypeInferenceError.
+    """
+    proto, folder = read_proto(model)
+    order = check_structure(proto)
+    opset = opset_of(proto)
+    proto, order = inline_others(proto, order)
+    stage, quant = Stage.FLOAT, {}
+    graph = Graph(proto.graph.name or "graph")
+    for prop in proto.metadata_props:
+        if prop.key == metadata.KEY:
+            stage, quant = metadata.parse(prop.value)
+        else:
+            graph.metadata[prop.key] = prop.value
+    surgeon = import_graph(proto)
+    constants = {i.name: _reader(i, folder) for i in proto.graph.initializer}
+    for name, kind in input_types(proto, input_shapes or {}, set(constants)):
+        graph.add_input(name, kind)
+    names = {n for node in proto.graph.node for n in node.output} | set(constants) | {i.name for i in proto.graph.input}
+    importer = Importer(graph, opset, constants, names)
+    has_quant, used = False, used_outputs(proto)
+    for index in order:
+        raw = raw_node(surgeon.nodes[index], used)
+        has_quant |= raw.op in ("QuantizeLinear", "DequantizeLinear") or raw.op.endswith("Quant")
+        if raw.op == "Constant" and raw.domain in STANDARD:
+            importer.define(raw.outputs[0] or "", constant_node(raw, folder))
+        else:
+            importer.add(raw)
+    importer.finish([o.name for o in proto.graph.output])
+    graph.stage = _stage(graph, stage, has_quant)
+    for name, params in quant.items():
+        if name in graph and graph.value(name).dtype is params.dtype:
+            value = graph.value(name)
+            value.type = replace(value.type, quant=params)
+    return graph
+
+
+def read_proto(model: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
+    """(model, folder for external data).  Raises ModelError where there is no file or no protobuf in it."""
+    if isinstance(model, onnx.ModelProto):
+        return model, None
+    folder: Path | None = None
+    where = "model"
+    if not isinstance(model, bytes):
+        path = Path(model)
+        where = f"file {str(path)!r}"
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise ModelError(f"cannot be read: {error.strerror}", where=where) from error
+        folder = path.resolve().parent
+    else:
+        raw = model
+    if not raw:
+        raise ModelError("is empty", where=where)
+    try:
+        return onnx.load_model_from_string(raw), folder
+    except (DecodeError, ValueError) as error:
+        raise ModelError("is not an ONNX protobuf", where=where, hint="is the file complete?") from error
+
+
+def inline_others(proto: onnx.ModelProto, order: list[int]) -> tuple[onnx.ModelProto, list[int]]:
+    """Local functions of other exporters, inlined; ours are operators to us."""
+    if all(f.domain == DOMAIN for f in proto.functions):
+        return proto, order
+    import onnx.inliner
+
+    ours = [(f.domain, f.name) for f in proto.functions if f.domain == DOMAIN]
+    try:
+        flat = onnx.inliner.inline_selected_functions(proto, ours, exclude=True)
+    except Exception as error:
+        raise ModelError(f"its local functions cannot be inlined: {error}", where="model") from error
+    return flat, check_structure(flat)
+
+
+def import_graph(proto: onnx.ModelProto) -> gs.Graph:
+    """The onnx-graphsurgeon graph; its nodes are in the file's order."""
+    try:
+        return gs.import_onnx(proto)
+    except QirError:
+        raise
+    except Exception as error:  # that library's errors share no class
+        raise ModelError(f"cannot be imported: {error}", where="model") from error
+
+
+def used_outputs(proto: onnx.ModelProto) -> set[str]:
+    """Names that some node or the graph's outputs need."""
+    return {n for node in proto.graph.node for n in node.input} | {o.name for o in proto.graph.output}
+
+
+def raw_node(node: gs.Node, used: set[str]) -> Raw:
+    """A graphsurgeon node as a Raw; trailing outputs that nobody uses are left out."""
+    outputs = [t.name or None for t in node.outputs]
+    while len(outputs) > 1 and (outputs[-1] is None or outputs[-1] not in used):
+        outputs.pop()
+    name = node.name or next((o for o in outputs if o), node.op)
+    inputs = [t.name or None for t in node.inputs]
+    return Raw(node.op, name, dict(node.attrs), inputs, outputs, node.domain or "")
+
+
+def constant_node(raw: Raw, folder: Path | None) -> Constant:
+    """The value of a Constant node in any of its forms."""
+    (key, value), *others = raw.attrs.items() if raw.attrs else [("", None)]
+    if others or key not in ("value", "value_float", "value_floats", "value_int", "value_ints"):
+        raise UnsupportedError(f"a Constant given by {sorted(raw.attrs)} is not supported", where=str(raw))
+    if key == "value":
+        return _proto_of(value, folder, str(raw))
+    kind = DType.FLOAT32 if "float" in key else DType.INT64
+    return np.asarray(value, dtype=kind.numpy), kind
+
+
+def _proto_of(tensor: Any, folder: Path | None, where: str) -> Constant:
+    values = getattr(tensor, "_values", None)
+    if isinstance(values, LazyValues):
+        return tensor_array(values.tensor, folder, where)
+    raise UnsupportedError("a constant of an unsupported kind", where=where)
+
+
+def _reader(proto: onnx.TensorProto, folder: Path | None) -> Callable[[], tuple[Array, DType]]:
+    return lambda: tensor_array(proto, folder, f"initializer {proto.name!r}")
+
+
+def input_types(proto: onnx.ModelProto, shapes: Shapes, constants: set[str]) -> list[tuple[str, TensorType]]:
+    """Types of the graph's inputs, symbolic sizes bound.
+
+    Raises ModelError (a shape for an unknown input, a rank that differs, sizes left open), UnsupportedError (dtype).
+    """
+    inputs = [i for i in proto.graph.input if i.name not in constants]
+    names = [i.name for i in inputs]
+    for name in shapes:
+        if name not in names:
+            raise ModelError("is no input of the model", where=f"input_shapes[{name!r}]",
+                             hint=f"inputs are {', '.join(names)}")  # fmt: skip
+    return [(i.name, _input_type(i, shapes.get(i.name))) for i in inputs]
+
+
+def _input_type(info: onnx.ValueInfoProto, given: Sequence[int | str] | None) -> TensorType:
+    where = f"input {info.name!r}"
+    if info.type.WhichOneof("value") != "tensor_type":
+        raise UnsupportedError("is not a tensor", where=where)
+    tensor = info.type.tensor_type
+    kind = ir_dtype(tensor.elem_type, where)
+    declared: list[int | str] | None = None
+    if tensor.HasField("shape"):
+        declared = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
+    if declared is None and given is None:
+        raise ModelError("has no shape", where=where, hint=f"pass input_shapes={{{info.name!r}: [...]}}")
+    wanted = list(given) if given is not None else declared or []
+    if declared is not None and len(wanted) != len(declared):
+        raise ModelError(f"has {len(declared)} axes, input_shapes gives {len(wanted)}", where=where)
+    for mine, theirs in zip(wanted, declared or wanted, strict=True):
+        if isinstance(mine, int) and isinstance(theirs, int) and mine > 0 and theirs > 0 and mine != theirs:
+            raise ModelError(f"has shape {declared}, input_shapes gives {wanted}", where=where)
+    dims: list[Dim] = []
+    for axis, dim in enumerate(wanted):
+        if isinstance(dim, int) and (dim > 0 or dim < -1 or (dim == 0 and given is None)):
+            if dim < -1:
+                raise ModelError(f"has a negative size in {wanted}", where=where)
+            if dim > 0:
+                dims.append(dim)
+                continue
+        if axis > 0:
+            example = [d if isinstance(d, int) and d > 0 else ("N" if i == 0 else 224) for i, d in enumerate(wanted)]
+            raise ModelError(
+                f"size {axis} of {wanted} is not fixed", where=where,
+                hint=f"pass its shape, for example input_shapes={{{info.name!r}: {example}}}",
+            )  # fmt: skip
+        dims.append("N")
+    return TensorType(kind, tuple(dims))
+
+
+def _stage(graph: Graph, claimed: Stage, has_quant: bool) -> Stage:
+    """What the graph is; the file's word is taken only where the nodes do not contradict it."""
+    if any(n.op.startswith("qir.") for n in graph.nodes) or (claimed is Stage.INTEGER and has_quant):
+        return Stage.INTEGER
+    if has_quant:
+        return Stage.QDQ
+    return Stage.FOLDED if claimed is Stage.FOLDED else Stage.FLOAT
