@@ -1,0 +1,251 @@
+"""Where quantizers go: which tensor, how wide, and which tensors share a grid.
+
+Lingo. An *activation* is a float value that is no constant. A *need* is the interval of widths that one use of a
+tensor accepts. A *root* is a tensor that gets a quantizer of its own; pass-through operators (Reshape, Slice,
+MaxPool ...) only move or choose values, so their results stay on the root's grid. A value that only feeds a Relu or
+Clip is *fused*: the quantizer comes after the activation, and clamps.
+
+Each tensor is quantized at the widest need of its uses; a use that needs less gets a second, narrower quantizer
+(a residual stream in int16: v -> Q16 -> {Add, Q8 -> Conv}).    [White Paper 2.3.1-2.3.2, HAWQ-V3 III-C, III-D]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qir.graph import Graph, Node, Value
+from qir.types import DType
+
+from .align_scales import Key, Relations
+
+LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+SUMS = frozenset({"Add", "Sub", "Sum"})
+POOLS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"})
+FUSED = frozenset({"Relu", "Clip"})
+MOVES = frozenset({
+    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "DepthToSpace",
+    "SpaceToDepth", "Tile", "Identity", "Pad", "Dropout",
+})  # fmt: skip
+"""Pass-through at any width."""
+CHOOSES = frozenset({"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "TopK"})
+"""Pass-through at 8 bits or fewer."""
+ORDERS = frozenset({"ArgMax", "ArgMin"})
+"""Only the order of the values matters: any width."""
+AFFINE = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization"})
+"""With constants for the other operands: lowered by themselves, from any width."""
+
+WIDE, NARROW = 16, 8
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The options of `InsertQdq` that decide widths; see there."""
+
+    activation: int = 8
+    residual: int = 16
+    output: int = 16
+    input: int = 8
+    pool: int = 8
+    first_last: int = 8
+    layers: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+
+
+@dataclass(frozen=True)
+class Need:
+    """Least and greatest width that a use accepts."""
+
+    least: int
+    most: int
+
+
+@dataclass
+class Placement:
+    """width: bits of each activation's grid (roots and what passes through).  origin: activation -> its root or Concat.
+    roots: values to quantize, in topological order.  needs: of each use of an activation."""
+
+    width: dict[Value, int]
+    origin: dict[Value, Value]
+    roots: list[Value]
+    needs: dict[tuple[Node, int], Need]
+    relations: Relations
+
+    def key(self, value: Value, bits: int) -> Key:
+        """Names the grid of `value` at `bits`."""
+        return (self.origin[value].name, bits)
+
+    def at_use(self, value: Value, use: tuple[Node, int]) -> int:
+        """Width at which a use takes a value."""
+        need = self.needs[use]
+        return min(max(self.width[value], need.least), need.most)
+
+
+def is_activation(value: Value | None) -> bool:
+    return value is not None and not value.is_constant and value.dtype.is_float
+
+
+def passes_through(node: Node) -> bool:
+    """Whether results stay on the grid of input 0."""
+    if node.op == "Resize":
+        return node.attrs.get("mode", "nearest") == "nearest"
+    return node.op in MOVES or node.op in CHOOSES
+
+
+def is_fused(value: Value) -> bool:
+    """Whether a value only feeds an activation that its producer's quantizer takes over."""
+    uses = value.uses()
+    if value.producer is None or value.is_output or len(uses) != 1:
+        return False
+    node, index = uses[0]
+    return index == 0 and node.op in FUSED and all(v is None or v.is_constant for v in node.inputs[1:])
+
+
+def first_and_last(graph: Graph) -> set[Node]:
+    """Linear nodes with no linear node before them, and those with none after them."""
+    ends: set[Node] = set()
+    for forward in (True, False):
+        behind: set[Node] = set()  # nodes past a linear one
+        for node in graph.nodes if forward else reversed(graph.nodes):
+            near = _producers(node) if forward else _consumers(node)
+            past = any(n in behind for n in near)
+            if node.op in LINEAR:
+                if not past:
+                    ends.add(node)
+                behind.add(node)
+            elif past:
+                behind.add(node)
+    return ends
+
+
+def _producers(node: Node) -> Iterable[Node]:
+    return (v.producer for v in node.inputs if v is not None and v.producer is not None)
+
+
+def _consumers(node: Node) -> Iterable[Node]:
+    return (user for v in node.outputs for user, _ in v.uses())
+
+
+def layer_bits(node: Node, ends: set[Node], widths: Widths, weight_bits: int) -> tuple[int, int]:
+    """(weight bits, input bits) of a linear node."""
+    if node.name in widths.layers:
+        return widths.layers[node.name]
+    if node in ends:
+        return max(weight_bits, widths.first_last), max(widths.activation, widths.first_last)
+    return weight_bits, widths.activation
+
+
+def place(graph: Graph, widths: Widths) -> Placement:
+    """Decide widths, roots and relations for a float graph."""
+    ends = first_and_last(graph)
+    wanted: dict[Value, int] = {}
+    needs: dict[tuple[Node, int], Need] = {}
+    for node in reversed(graph.nodes):
+        for value in node.outputs:
+            if is_activation(value):
+                wanted[value] = _wanted(value, needs, widths)
+                if is_fused(value) and (node.op == "Concat" or (passes_through(node) and node.op not in CHOOSES)):
+                    # moved before its activation: keep what the clamp will cut
+                    wanted[value] = max(wanted[value], widths.residual)
+        for index, value in enumerate(node.inputs):
+            if is_activation(value):
+                needs[(node, index)] = _need(node, index, wanted, ends, widths)
+    for value in graph.inputs:
+        if is_activation(value):
+            wanted[value] = max(_wanted(value, needs, widths), widths.input)
+    return _spread(graph, wanted, needs)
+
+
+def _wanted(value: Value, needs: Mapping[tuple[Node, int], Need], widths: Widths) -> int:
+    """The widest that a use of the value needs at least."""
+    least = [needs[use].least for use in value.uses() if use in needs]
+    if value.is_output:
+        least.append(widths.output)
+    return max(least, default=NARROW)
+
+
+def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], widths: Widths) -> Need:
+    """What one use of an activation accepts."""
+    if node.op in LINEAR:
+        bits = layer_bits(node, ends, widths, NARROW)[1] if node.op != "MatMul" or _weights(node) else NARROW
+        return Need(bits, bits)
+    if node.op in AFFINE and sum(is_activation(v) for v in node.inputs) == 1:
+        return Need(NARROW, WIDE)
+    if node.op in SUMS:
+        return Need(widths.residual, WIDE)
+    if node.op in POOLS:
+        return Need(widths.pool, WIDE)
+    result = max((wanted[v] for v in node.outputs if v in wanted), default=NARROW)
+    if node.op == "Concat":
+        return Need(result, result)
+    if passes_through(node):
+        if index:
+            return Need(NARROW, NARROW)
+        return Need(min(result, NARROW), NARROW) if node.op in CHOOSES else Need(result, WIDE)
+    if node.op in FUSED or node.op in ORDERS:
+        return Need(NARROW, WIDE)
+    return Need(NARROW, NARROW)
+
+
+def _weights(node: Node) -> bool:
+    return len(node.inputs) > 1 and node.input(1).is_constant
+
+
+def _spread(graph: Graph, wanted: dict[Value, int], needs: dict[tuple[Node, int], Need]) -> Placement:
+    """Forward: what passes through keeps its root's width; operands of a concatenation share its grid."""
+    width, origin = dict(wanted), {v: v for v in wanted}
+    roots = [v for v in graph.inputs if v in wanted]
+    plan = Placement(width, origin, roots, needs, Relations())
+    for node in graph.nodes:
+        results = [v for v in node.outputs if v in wanted]
+        if not results:
+            continue
+        source = node.inputs[0] if node.inputs else None
+        if node.op == "Concat":
+            for index, value in enumerate(node.inputs):
+                if value is not None and value in origin:
+                    bits = plan.at_use(value, (node, index))
+                    plan.relations.shared(plan.key(value, bits), plan.key(results[0], width[results[0]]))
+                elif value is not None and value.data is not None and value.dtype.is_float:
+                    lo, hi = float(np.min(value.data)), float(np.max(value.data))
+                    plan.relations.derived(plan.key(results[0], width[results[0]]), lo, hi)
+        elif passes_through(node) and source is not None and source in origin:
+            bits = plan.at_use(source, (node, 0))
+            for value in results:
+                width[value], origin[value] = bits, origin[source]
+            filler = _filler(node)
+            if filler:
+                plan.relations.derived(plan.key(source, bits), filler, filler)
+        else:
+            roots += [v for v in results if not is_fused(v)]
+    return plan
+
+
+def _filler(node: Node) -> float:
+    """The value a Pad writes, where it is one that a grid should hold (0 always is; infinities mean "the least")."""
+    if node.op != "Pad" or node.attrs.get("mode", "constant") != "constant":
+        return 0.0
+    value = node.optional(2)
+    if value is None or value.data is None or value.data.size == 0:
+        return 0.0
+    filler = float(value.data.reshape(-1)[0])
+    return filler if math.isfinite(filler) and abs(filler) < 1e30 else 0.0
+
+
+def observed(graph: Graph) -> list[str]:
+    """Names of the tensors whose statistics any placement, or bias correction, may ask for."""
+    plan = place(graph, Widths())
+    names = {v.name: None for v in plan.roots}
+    for node in graph.nodes:
+        if node.op in LINEAR:
+            names.update({v.name: None for v in node.inputs if v is not None and is_activation(v)})
+    return list(names)
+
+
+def activation_dtype(bits: int, signed: bool) -> DType:
+    """The dtype of a narrow activation grid (wide ones are int16)."""
+    if bits > NARROW:
+        return DType.INT16
+    return DType(f"{'int' if signed else 'uint'}{bits}")

@@ -1,0 +1,199 @@
+"""Range setting: from one tensor's statistics to the interval that its grid should cover.
+
+Every method reads the same `TensorStatistics`, so one pass over the data serves them all.
+
+min-max        [White Paper eq. 14-15]      mse            [White Paper eq. 16]
+ema            [AQT 3.2]                    cross_entropy  [White Paper eq. 17], MSE for all but the logits
+std            mean +- c*std [AQT 3.2]      percentile, kl (relative entropy of the clipped and quantized histogram)
+BN-based ranges [White Paper eq. 18-19] need no statistics: see data_free.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qir.errors import QuantizationError
+from qir.types import DType
+
+from .grids import affine_arrays
+from .histogram import Histogram
+from .observers import TensorStatistics
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RangeOptions:
+    """percentile: share of the values kept, in percent, split evenly between the tails of a two-sided tensor.
+
+    c: width of the `std` method in standard deviations.  symmetric: the grid will be symmetric.
+    """
+
+    percentile: float = 99.99
+    c: float = 6.0
+    symmetric: bool = False
+
+
+Method = Callable[[TensorStatistics, int, RangeOptions], tuple[float, float]]
+
+
+def minmax(t: TensorStatistics, bits: int, options: RangeOptions) -> tuple[float, float]:
+    """The extremes seen."""
+    return t.lo, t.hi
+
+
+def ema(t: TensorStatistics, bits: int, options: RangeOptions) -> tuple[float, float]:
+    """Exponential moving average of each sample's extremes, corrected for its start."""
+    return t.ema_lo / t.ema_weight, t.ema_hi / t.ema_weight
+
+
+def percentile(t: TensorStatistics, bits: int, options: RangeOptions) -> tuple[float, float]:
+    """Quantiles of the histogram."""
+    tail = 1.0 - options.percentile / 100.0
+    one_sided = t.lo >= 0 or t.hi <= 0
+    share = tail if one_sided else tail / 2
+    lo = t.lo if t.lo >= 0 else t.histogram.quantile(share)
+    hi = t.hi if t.hi <= 0 else t.histogram.quantile(1.0 - share)
+    return lo, hi
+
+
+def std(t: TensorStatistics, bits: int, options: RangeOptions) -> tuple[float, float]:
+    """mean -+ c * standard deviation, within the extremes seen."""
+    reach = options.c * t.std
+    return max(t.lo, t.mean - reach), min(t.hi, t.mean + reach)
+
+
+def mse(t: TensorStatistics, bits: int, options: RangeOptions) -> tuple[float, float]:
+    """The interval whose grid reproduces the histogram with the least squared error."""
+    values, weights = t.histogram.points()
+
+    def loss(lo: Floats, hi: Floats) -> Floats:
+        return np.square(_grid_error(values, lo, hi, bits)) @ weights
+
+    return _search(t, options, loss)
+
+
+def cross_entropy(t: TensorStatistics, bits: int, options: RangeOptions) -> tuple[float, float]:
+    """For logits H(softmax(v), softmax(v_quantized)) over the rows kept; for other tensors `mse`."""
+    if t.rows.shape[0] == 0 or t.rows.shape[1] < 2:
+        return mse(t, bits, options)
+    rows = t.rows.astype(np.float64)
+    target = _softmax(rows)
+
+    def loss(lo: Floats, hi: Floats) -> Floats:
+        each = [rows + _grid_error(rows, lo[i : i + 1], hi[i : i + 1], bits)[0] for i in range(len(lo))]
+        return np.asarray([-(target * _log_softmax(v)).sum() for v in each])
+
+    return _search(t, options, loss, candidates=24)
+
+
+def kl(t: TensorStatistics, bits: int, options: RangeOptions) -> tuple[float, float]:
+    """The interval for which the clipped, quantized histogram loses the least information (relative entropy)."""
+    values, weights = t.histogram.points()
+
+    def loss(lo: Floats, hi: Floats) -> Floats:
+        return np.asarray([_divergence(values, weights, a, b, bits) for a, b in zip(lo, hi, strict=True)])
+
+    return _search(t, options, loss, candidates=48, refine=False)
+
+
+METHODS: dict[str, Method] = {
+    "minmax": minmax, "ema": ema, "percentile": percentile, "mse": mse, "kl": kl, "cross_entropy": cross_entropy,
+    "std": std,
+}  # fmt: skip
+
+
+def method_of(name: str) -> Method:
+    """The method called `name`.  Raises QuantizationError naming those there are."""
+    try:
+        return METHODS[name]
+    except KeyError:
+        known = ", ".join(METHODS)
+        raise QuantizationError(f"no range method {name!r}", hint=f"one of {known}") from None
+
+
+# -- searching ----------------------------------------------------------------------------------
+def _search(
+    t: TensorStatistics,
+    options: RangeOptions,
+    loss: Callable[[Floats, Floats], Floats],
+    candidates: int = 64,
+    refine: bool = True,
+) -> tuple[float, float]:
+    """Shrink both ends together, then (refine) each alone around the best, and keep the least loss.
+
+    The widest range is the first candidate, so a tie keeps it.
+    """
+    lo, hi = min(t.lo, 0.0), max(t.hi, 0.0)
+    if lo == hi:
+        return lo, hi
+    ratios = np.linspace(1.0, 0.2, candidates)
+    a, b = lo * ratios, hi * ratios
+    if options.symmetric:
+        top = max(-lo, hi)
+        a, b = -top * ratios, top * ratios
+    best = int(np.argmin(loss(a, b)))
+    lo, hi = float(a[best]), float(b[best])
+    if refine and not options.symmetric and lo < 0 < hi:
+        around = np.clip(np.linspace(1.3, 0.3, candidates // 2), 0, None)
+        full = min(t.lo, 0.0), max(t.hi, 0.0)
+        for end in (0, 1):
+            a = np.maximum(lo * around, full[0]) if end == 0 else np.full(len(around), lo)
+            b = np.minimum(hi * around, full[1]) if end == 1 else np.full(len(around), hi)
+            a, b = np.append(lo, a), np.append(hi, b)
+            best = int(np.argmin(loss(a, b)))
+            lo, hi = float(a[best]), float(b[best])
+    return lo, hi
+
+
+def _grid_error(values: Floats, lo: Floats, hi: Floats, bits: int) -> Floats:
+    """quantized - value for each candidate (first axis) and value, on the unsigned asymmetric grid of `bits`."""
+    dtype = DType(f"uint{bits}")
+    scale, zero_point = affine_arrays(lo, hi, dtype)
+    shape = (-1, *[1] * values.ndim)
+    s, z = scale.reshape(shape), zero_point.reshape(shape)
+    q = values[None] / s
+    np.rint(q, out=q)
+    np.clip(q, dtype.lo - z, dtype.hi - z, out=q)
+    q *= s
+    q -= values[None]
+    return q
+
+
+def _divergence(values: Floats, weights: Floats, lo: float, hi: float, bits: int) -> float:
+    """KL(P || Q): P the histogram with its tails piled on the ends, Q each level's mass spread over its bins."""
+    dtype = DType(f"uint{bits}")
+    scale, zero_point = affine_arrays(np.asarray([lo]), np.asarray([hi]), dtype)
+    level = np.clip(np.rint(values / scale[0]) + zero_point[0], 0, dtype.hi).astype(np.int64)
+    inside = (values >= lo) & (values <= hi)
+    if not inside.any():
+        return float("inf")
+    first, last = int(np.argmax(inside)), len(inside) - 1 - int(np.argmax(inside[::-1]))
+    p = weights[first : last + 1].copy()
+    clean = p.copy()
+    p[0] += weights[:first].sum()
+    p[-1] += weights[last + 1 :].sum()
+    level = level[first : last + 1]
+    mass = np.bincount(level, weights=clean)
+    bins = np.bincount(level)
+    q = mass[level] / bins[level]
+    p, q = p / p.sum(), q / q.sum()
+    return float((p * np.log(p / q)).sum())
+
+
+def _log_softmax(v: Floats) -> Floats:
+    shifted = v - v.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _softmax(v: Floats) -> Floats:
+    return np.exp(_log_softmax(v))
+
+
+def zero_share(h: Histogram) -> float:
+    """Share of exact zeros among the values sampled."""
+    return h.zeros / max(h.total, 1)
