@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from ..errors import UnsupportedError
 from ..graph import Graph, Node, Value
 from ..ops import Op, op_of
-from ..types import DType, TensorType
+from ..types import TensorType
 from . import metadata
 from .functions import DOMAIN, ONNX_TYPE, Body
 from .protos import attribute_proto, export_attrs, tensor_proto
@@ -138,7 +139,7 @@ class _Exporter:
             inputs += [None] * (len(formal_names(op.inputs, len(inputs))) - len(inputs))
         return gs.Node(
             op_type, node.name, inputs=[self.tensor(v) for v in inputs],
-            outputs=[self.tensor(v) for v in node.outputs], domain=DOMAIN if local else None,
+            outputs=[self.tensor(v) for v in node.outputs], domain=DOMAIN if local else "",
         )  # fmt: skip
 
 
@@ -147,7 +148,4 @@ def surgeon_tensor(name: str, kind: TensorType, value: Value) -> gs.Tensor:
     its own conversion knows no 4-bit types."""
     if value.data is None:
         return gs.Variable(name, ONNX_TYPE[kind.dtype], list(kind.shape))
-    proto = tensor_proto(name, np.asarray(value.data), kind.dtype)
-    if kind.dtype is DType.BOOL:
-        proto = onnx.numpy_helper.from_array(np.asarray(value.data), name)
-    return gs.Constant(name, gs.ir.tensor.LazyValues(proto))
+    return gs.Constant(name, LazyValues(tensor_proto(name, np.asarray(value.data), kind.dtype)))  # pyright: ignore[reportArgumentType]

@@ -18,9 +18,9 @@ from ..types import Array, DType
 
 DOMAIN = "qir"
 
-ONNX_TYPE: dict[DType, int] = {
-    d: int(onnx.TensorProto.DataType.Value(d.name)) for d in DType if d.name in onnx.TensorProto.DataType.keys()
-}  # noqa: SIM118
+_KNOWN = set(onnx.TensorProto.DataType.keys())
+
+ONNX_TYPE: dict[DType, int] = {d: int(onnx.TensorProto.DataType.Value(d.name)) for d in DType if d.name in _KNOWN}
 ONNX_TYPE[DType.FLOAT32] = int(onnx.TensorProto.FLOAT)
 ONNX_TYPE[DType.FLOAT64] = int(onnx.TensorProto.DOUBLE)
 

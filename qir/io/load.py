@@ -59,7 +59,7 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, input_shapes: Shapes | 
     importer = Importer(graph, opset, constants, names)
     has_quant, used = False, used_outputs(proto)
     for index in order:
-        raw = raw_node(surgeon.nodes[index], used)
+        raw = raw_node(surgeon.nodes[index], used, folder)
         has_quant |= raw.op in ("QuantizeLinear", "DequantizeLinear") or raw.op.endswith("Quant")
         if raw.op == "Constant" and raw.domain in STANDARD:
             importer.define(raw.outputs[0] or "", constant_node(raw, folder))
@@ -127,14 +127,19 @@ def used_outputs(proto: onnx.ModelProto) -> set[str]:
     return {n for node in proto.graph.node for n in node.input} | {o.name for o in proto.graph.output}
 
 
-def raw_node(node: gs.Node, used: set[str]) -> Raw:
-    """A graphsurgeon node as a Raw; trailing outputs that nobody uses are left out."""
+def raw_node(node: gs.Node, used: set[str], folder: Path | None) -> Raw:
+    """A graphsurgeon node as a Raw; trailing outputs that nobody uses are left out, tensor attributes are arrays."""
     outputs = [t.name or None for t in node.outputs]
     while len(outputs) > 1 and (outputs[-1] is None or outputs[-1] not in used):
         outputs.pop()
     name = node.name or next((o for o in outputs if o), node.op)
     inputs = [t.name or None for t in node.inputs]
-    return Raw(node.op, name, dict(node.attrs), inputs, outputs, node.domain or "")
+    attrs = dict(node.attrs)
+    if node.op != "Constant":
+        for key, value in attrs.items():
+            if isinstance(value, gs.Tensor):
+                attrs[key] = _proto_of(value, folder, f"{node.op} node {name!r}")[0]
+    return Raw(node.op, name, attrs, inputs, outputs, node.domain or "")
 
 
 def constant_node(raw: Raw, folder: Path | None) -> Constant:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper
 
 from ..errors import UnsupportedError
@@ -32,7 +31,7 @@ def dtype_of(elem_type: int, where: str) -> DType:
 
 def pack_int4(array: Array) -> bytes:
     """Two elements to a byte, low nibble first, the last byte padded with zero  [ARITHMETIC 8]."""
-    nibbles: NDArray[np.uint8] = np.ascontiguousarray(array).reshape(-1).astype(np.int16).astype(np.uint8) & 0xF
+    nibbles = np.ascontiguousarray(array).reshape(-1).astype(np.uint8) & np.uint8(0xF)
     if nibbles.size % 2:
         nibbles = np.append(nibbles, np.uint8(0))
     return (nibbles[0::2] | (nibbles[1::2] << 4)).astype(np.uint8).tobytes()

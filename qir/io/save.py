@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def save(
 
 
 @contextmanager
-def _aside(path: Path) -> Iterator[Path]:
+def _aside(path: Path) -> Generator[Path]:
     """A temporary file in the same folder, renamed to `path` on success and removed on failure."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
