@@ -57,8 +57,13 @@ class Value:
         return tuple(self._uses)
 
     @property
+    def use_count(self) -> int:
+        """How many inputs of nodes it feeds (being a graph output is no use), without a snapshot."""
+        return len(self._uses)
+
+    @property
     def is_output(self) -> bool:
-        return self in self.graph.outputs
+        return self in self.graph._outputs
 
     def array(self) -> Array:
         """The constant's data.  Raises GraphError when the value is not a constant."""
@@ -114,6 +119,7 @@ class Graph:
     def __init__(self, name: str = "graph", stage: Stage = Stage.FLOAT) -> None:
         self.name, self.stage = name, stage
         self.metadata: dict[str, str] = {}
+        self.tables: dict[str, dict[str, Any]] = {}  # facts a pass leaves for later ones: table -> value name -> fact
         self.inputs: list[Value] = []
         self._outputs: list[Value] = []
         self._nodes: dict[Node, None] = {}
@@ -283,6 +289,22 @@ class Graph:
         a.name, b.name = b.name, a.name
         self._values[a.name], self._values[b.name] = a, b
 
+    def rename_node(self, node: Node, name: str) -> None:
+        """Give a node a name that is free, or that is its own."""
+        if name == node.name:
+            return
+        if name in self._node_names:
+            raise GraphError(f"node {name!r} exists already", where=f"graph {self.name!r}")
+        self._node_names.discard(node.name)
+        self._node_names.add(name)
+        node.name = name
+
+    def remove_constant(self, value: Value) -> None:
+        """Remove a constant that nothing uses.  Raises GraphError otherwise."""
+        if not value.is_constant or value._uses or value.is_output:
+            raise GraphError("is no unused constant", where=f"value {value.name!r}")
+        del self._values[value.name]
+
     def remove_node(self, node: Node) -> None:
         """Remove a node none of whose outputs is used.  Raises GraphError before anything is changed."""
         for value in node.outputs:
@@ -340,6 +362,7 @@ class Graph:
         """A deep copy of the structure; constant arrays are shared (passes replace them, never write into them)."""
         new = Graph(self.name, self.stage)
         new.metadata = dict(self.metadata)
+        new.tables = {name: dict(table) for name, table in self.tables.items()}
         table: dict[Value, Value] = {}
         for value in self._values.values():
             table[value] = new._new_value(value.name, value.type, value.data)
