@@ -388,6 +388,6 @@ class Graph:
     @staticmethod
     def parse(text: str, constants: Mapping[str, Array] | None = None) -> Graph:
         """Read back what `str(graph)` wrote; elided constants are taken from `constants` by name."""
-        from .text import parse_graph
+        from .text_parser import parse_graph
 
         return parse_graph(text, constants or {})
