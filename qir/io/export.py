@@ -128,7 +128,7 @@ class _Exporter:
 
     def node(self, node: Node, opset: int) -> gs.Node:
         op = op_of(node.op)
-        local = op.is_integer_op or getattr(op, "standard_since", 0) > opset
+        local = op.needs_function(node, opset)
         attrs = export_attrs(node.attrs, standard=not op.is_integer_op)
         op_type = self.functions.name_of(op, node) if local else node.op
         self.attributes.append([attribute_proto(k, v) for k, v in attrs.items()])

@@ -65,6 +65,11 @@ class Body:
     def cast(self, x: str, dtype: DType) -> str:
         return self.op("Cast", x, to=ONNX_TYPE[dtype])
 
+    @staticmethod
+    def onnx_type(dtype: DType) -> int:
+        """The element type's number in ONNX."""
+        return ONNX_TYPE[dtype]
+
     def dtype(self, name: str) -> DType:
         """dtype of one of the node's inputs, by its operator's input name."""
         return self._value(name).dtype

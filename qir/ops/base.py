@@ -83,6 +83,14 @@ class Op(ABC):
         """Record the integer form of the node's outputs.  Raises LoweringError where there is none."""
         raise LoweringError("has no integer form", where=str(node), hint="see `qir inspect` for what is supported")
 
+    def needs_function(self, node: Node, opset: int) -> bool:
+        """Whether export writes the node as a call of a model-local function of domain `qir` of the same name.
+
+        So are all integer operators, standard ones that are newer than the opset, and those for whose dtypes
+        runtimes have no kernel (Pad on int16).
+        """
+        return self.is_integer_op or getattr(self, "standard_since", 0) > opset
+
     def function_body(self, body: Body, node: Node) -> None:
         """Write the standard-ONNX form of an integer operator (domain `qir` only)."""
         raise UnsupportedError("is a standard operator and has no function body", where=str(node))

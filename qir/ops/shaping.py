@@ -93,7 +93,7 @@ class ConstantOfShape(Op):
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
         value = self.fill(attrs)
-        return (np.full(ints(np.reshape(inputs[0], -1)), value, dtype=value.dtype),)
+        return (np.full(ints(np.reshape(inputs[0], -1).tolist()), value, dtype=value.dtype),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
         plain(low, node)

@@ -1,0 +1,165 @@
+"""Comparisons and boolean operators: exact on integers of one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from ..errors import LoweringError
+from ..types import Array, DType, QuantParams, TensorType
+from .base import Op, register
+from .concatenation import common_grid
+from .movement import first, ints, parameter
+from .shaping import plain
+
+if TYPE_CHECKING:
+    from ..graph import Node, Value
+    from ..io.functions import Body
+    from ..lowering import Bounds, Lowering
+
+
+class _Elementwise(Op):
+    """A NumPy function with broadcasting and a boolean result."""
+
+    function: ClassVar[Any]
+
+    def infer(
+        self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
+    ) -> list[TensorType]:
+        shapes = [ints(first(types, i).shape) for i in range(len(types))]
+        return [TensorType(DType.BOOL, np.broadcast_shapes(*shapes))]
+
+    def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
+        return (np.asarray(type(self).function(*inputs), dtype=bool),)
+
+    def to_integer(self, low: Lowering, node: Node) -> None:
+        from ..lowering import Plain, Quantized
+
+        forms = [low.form(v) for v in node.inputs if v is not None]
+        if not any(isinstance(f, Quantized) for f in forms):
+            plain(low, node)
+            return
+        if common_grid(forms) is None:
+            raise LoweringError(
+                "compares tensors on different grids", where=str(node), hint="give both operands the same quantization"
+            )
+        values = [low.quantized(v) for v in node.inputs if v is not None]
+        low.set(node.output, Plain(low.graph.add_node(node.op, values, node.attrs, outputs=[node.output.name]).output))
+
+
+@register
+class Equal(_Elementwise):
+    """y = (a == b)."""
+
+    name = "Equal"
+    inputs = "a b"
+    function = np.equal
+
+
+@register
+class Less(_Elementwise):
+    """y = (a < b)."""
+
+    name = "Less"
+    inputs = "a b"
+    function = np.less
+
+
+@register
+class LessOrEqual(_Elementwise):
+    """y = (a <= b)."""
+
+    name = "LessOrEqual"
+    inputs = "a b"
+    function = np.less_equal
+
+
+@register
+class Greater(_Elementwise):
+    """y = (a > b)."""
+
+    name = "Greater"
+    inputs = "a b"
+    function = np.greater
+
+
+@register
+class GreaterOrEqual(_Elementwise):
+    """y = (a >= b)."""
+
+    name = "GreaterOrEqual"
+    inputs = "a b"
+    function = np.greater_equal
+
+
+@register
+class Not(_Elementwise):
+    """y = not x."""
+
+    name = "Not"
+    inputs = "x"
+    function = np.logical_not
+
+
+@register
+class And(_Elementwise):
+    """y = a and b."""
+
+    name = "And"
+    inputs = "a b"
+    function = np.logical_and
+
+
+@register
+class Or(_Elementwise):
+    """y = a or b."""
+
+    name = "Or"
+    inputs = "a b"
+    function = np.logical_or
+
+
+@register
+class Where(Op):
+    """y = x where condition, else y; all three broadcast.  On integers both branches are on the output's grid."""
+
+    name = "Where"
+    inputs = "condition x other"
+
+    def infer(
+        self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
+    ) -> list[TensorType]:
+        shapes = [ints(first(types, i).shape) for i in range(3)]
+        return [TensorType(first(types, 1).dtype, np.broadcast_shapes(*shapes))]
+
+    def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
+        return (np.where(inputs[0], inputs[1], inputs[2]),)
+
+    def to_integer(self, low: Lowering, node: Node) -> None:
+        from ..lowering import Deferred, Fixed, Plain
+
+        branches = [node.input(1), node.input(2)]
+        forms = [low.form(v) for v in branches]
+        if all(isinstance(f, (Plain, Fixed)) for f in forms) and (
+            not node.output.dtype.is_float or isinstance(low.form(node.input(0)), Fixed)
+        ):
+            plain(low, node)
+            return
+        condition = parameter(low, node.input(0))
+
+        def build(target: QuantParams, bounds: Bounds, name: str) -> Value:
+            a, b = (f.emit(low, target, bounds, v.name) for f, v in zip(forms, branches, strict=True))
+            return low.graph.add_node("Where", [condition, a, b], outputs=[name], quant=target).output
+
+        low.set(node.output, Deferred(build))
+
+    def needs_function(self, node: Node, opset: int) -> bool:
+        kind = node.output.dtype
+        return kind.is_integer and (kind.bits == 16 or kind.bits < 8)
+
+    def function_body(self, body: Body, node: Node) -> None:
+        a, b = body.cast("x", DType.INT32), body.cast("other", DType.INT32)
+        picked = body.op("Where", "condition", a, b)
+        body.op("Cast", picked, output="y", to=body.onnx_type(node.output.dtype))
