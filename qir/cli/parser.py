@@ -1,0 +1,237 @@
+"""The commands, their options and the help that teaches them.  Imports nothing heavy: --help must be instant."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+RECIPES = ("w8a8", "w8a8_per_tensor", "w4a8", "w4a4", "data_free")
+METHODS = ("minmax", "ema", "percentile", "mse", "kl", "cross_entropy", "bn", "std")
+BACKENDS = ("reference", "onnxruntime", "cpu", "cuda")
+
+TOP = """\
+qir turns a trained float ONNX network into one that computes with integers only,
+and shows that every executor gives the same bits.
+
+commands, in the order in which you will want them:
+  demo      the whole way on a small network that comes with qir (start here)
+  quantize  float ONNX -> integer-only ONNX
+  run       execute a model on data
+  compare   float against integer, layer by layer, worst first
+  inspect   what is in a model: operators, dtypes, scales, sizes, MACs, BOPS
+
+`qir COMMAND --help` shows examples.  Exit codes: 0 done, 1 an error said in one line,
+2 wrong usage, 130 interrupted.
+"""
+
+QUANTIZE = """\
+examples:
+  qir quantize net.onnx -o net.int8.onnx --data calib.npy
+      calib.npy: samples along the first axis, exactly as the network takes them
+
+  qir quantize net.onnx -o net.int8.onnx --data photos/ --mean 123.675,116.28,103.53 --std 58.395,57.12,57.375
+      a folder of images: each is resized, cropped, (pixel - mean) / std
+
+  qir quantize net.onnx -o net.int8.onnx --data photos/ --mean 127 --std 128 --fold-normalization
+      the result takes uint8 pixels: the normalization is inside its first layer
+
+  qir quantize net.onnx -o net.int4.onnx --data calib.npz --recipe w4a8 --range mse
+  qir quantize net.onnx -o net.int8.onnx --recipe data_free
+      no data at all: ranges come from the BatchNorm statistics
+
+100 to 300 samples are enough; more than one input: an .npz with an array for each input name.
+"""
+
+RUN = """\
+examples:
+  qir run net.int8.onnx --data test.npy -o out.npz
+  qir run net.int8.onnx --data photos/ --mean 127 --std 128 --backend cpu
+"""
+
+COMPARE = """\
+examples:
+  qir compare net.onnx net.int8.onnx --data test.npy
+  qir compare net.onnx net.int8.onnx --data test.npy --worst 10 --backend reference
+
+SQNR is 10 log10(signal / noise) in dB: +6 dB is one bit more.  Tensors are matched by name.  Equalization and bias
+absorption change what an inner tensor stands for, channel by channel; such tensors are marked ~ and ranked by
+the SQNR after the best affine map of each channel.
+"""
+
+INSPECT = """\
+examples:
+  qir inspect net.onnx
+  qir inspect net.int8.onnx --layers
+
+MACs and BOPS (MACs times weight bits times activation bits) are for one sample.
+"""
+
+DEMO = """\
+Takes a network trained on handwritten digits (comes with qir), quantizes it with 256 images, runs it with the
+reference executor and with onnxruntime on 454 others, and shows accuracy, size, and that both give the same bits.
+
+examples:
+  qir demo
+  qir demo --network digits_mobile -o digits.int8.onnx
+  qir demo --recipe w4a8
+"""
+
+
+def pair(text: str) -> tuple[int, int]:
+    """ "224" or "240x320" -> (height, width)."""
+    parts = [int(p) for p in text.lower().split("x")]
+    if len(parts) > 2 or min(parts) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give 224 or 240x320 (height x width)")
+    return parts[0], parts[-1]
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """ "127" or "104,117,123"."""
+    return tuple(float(p) for p in text.split(","))
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no fraction in (0, 1]")
+    return value
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
+    """ "NAME:1x3x224x224", the batch also as N."""
+    name, colon, sizes = text.rpartition(":")
+    parts = sizes.split("x")
+    if not colon or not name or not all(p.isdigit() or p == "N" for p in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME:1x3x224x224 (N for a free batch)")
+    return name, tuple(int(p) if p.isdigit() else p for p in parts)
+
+
+def _data_options(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", metavar="PATH", required=required, type=Path,
+                       help=f"{what}: .npy (one input, samples first), .npz (an array for each input), or a folder of images")  # fmt: skip
+    group.add_argument("--samples", type=positive, metavar="N", help="use the first N samples (default: all)")
+    group.add_argument(
+        "--batch", type=positive, default=16, metavar="N", help="samples at a time (default: %(default)s)"
+    )
+    images = parser.add_argument_group("image folders", "ignored for .npy and .npz; pixel values are 0 to 255")
+    images.add_argument("--size", type=pair, metavar="HxW", help="image size (default: the model's input size)")
+    images.add_argument("--crop", type=fraction, default=0.875, metavar="F",
+                        help="central part that is kept: resize to size/F, crop to size (default: %(default)s)")  # fmt: skip
+    images.add_argument(
+        "--mean", type=numbers, default=(0.0,), metavar="A[,B,C]", help="subtracted, per channel (default: 0)"
+    )
+    images.add_argument(
+        "--std", type=numbers, default=(1.0,), metavar="A[,B,C]", help="divided by, per channel (default: 1)"
+    )
+    images.add_argument("--layout", choices=("NCHW", "NHWC"), help="axis order (default: from the model's input)")
+    images.add_argument("--bgr", action="store_true", help="channels in the order blue, green, red")
+
+
+def _shape_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input-shape", type=input_shape, action="append", default=[], metavar="NAME:1x3x224x224",
+                        help="fix an input's symbolic sizes; N leaves the batch free; may be repeated")  # fmt: skip
+
+
+def _lazy(module: str) -> Callable[[argparse.Namespace], int]:
+    """The `main` of a command's module, imported when it is called."""
+    return lambda args: import_module(f"qir.cli.{module}").main(args)
+
+
+def _command(commands: Any, name: str, module: str, summary: str, epilog: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    # SUPPRESS: the sub-command's default must not overwrite what stood before the command
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say what each pass did"
+    )
+    parser.set_defaults(main=_lazy(module))
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; the parsed namespace has `main`, the command to call."""
+    from qir import __version__
+
+    parser = argparse.ArgumentParser(
+        "qir", description=TOP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"qir {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what each pass did")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _quantize(commands)
+    _run(commands)
+    _compare(commands)
+    inspect = _command(commands, "inspect", "inspect", "show what is in a model", INSPECT)
+    inspect.add_argument("model", type=Path, metavar="MODEL.onnx")
+    inspect.add_argument("--layers", action="store_true", help="every layer and every scale, not only the totals")
+    _shape_option(inspect)
+    demo = _command(commands, "demo", "demo", "quantize and check a small trained network", DEMO)
+    demo.add_argument("--network", default="digits_residual",
+                      choices=("digits_residual", "digits_mobile", "digits_inception"), help="default: %(default)s")  # fmt: skip
+    demo.add_argument("--recipe", default="w8a8", choices=RECIPES, help="default: %(default)s")
+    demo.add_argument("-o", "--output", type=Path, metavar="OUT.onnx",
+                      help="where the result goes (default: NETWORK.RECIPE.onnx here)")  # fmt: skip
+    return parser
+
+
+def _quantize(commands: Any) -> None:
+    parser = _command(commands, "quantize", "quantize", "turn a float ONNX network into an integer-only one", QUANTIZE)
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.onnx")
+    parser.add_argument("--recipe", default="w8a8", metavar="NAME|FILE.toml",
+                        help=f"{', '.join(RECIPES)}, or a TOML file of your own (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--range", dest="method", choices=METHODS, help="how ranges are chosen (default: the recipe's)")
+    parser.add_argument(
+        "--per-tensor", action="store_true", help="one weight scale for each layer, not for each channel"
+    )
+    parser.add_argument("--io", choices=("float", "integer"), default="float",
+                        help="what the result takes and gives (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--opset", type=int, choices=(21, 28), default=21,
+                        help="21 runs in today's runtimes; 28 has signed shifts (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--strip-softmax", action="store_true", help="drop a final Softmax: the result gives logits")
+    parser.add_argument("--fold-normalization", action="store_true",
+                        help="put (pixel - mean) / std into the first layer: the result takes uint8 pixels")  # fmt: skip
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="calibrate with N processes (default: 1)")
+    parser.add_argument("--ranges", type=Path, metavar="FILE.json", help="save the calibration ranges here")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="save what each pass did here")
+    _shape_option(parser)
+    _data_options(parser, "calibration data", required=False)
+
+
+def _run(commands: Any) -> None:
+    parser = _command(commands, "run", "run", "execute a model on data", RUN)
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.npz", help="write the outputs, an array for each")
+    parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime", help="default: %(default)s")
+    parser.add_argument("--dequantize", action="store_true", help="integer outputs as the reals they stand for")
+    _shape_option(parser)
+    _data_options(parser, "inputs")
+
+
+def _compare(commands: Any) -> None:
+    parser = _command(commands, "compare", "compare", "compare a float network with its integer version", COMPARE)
+    parser.add_argument("float_model", type=Path, metavar="FLOAT.onnx")
+    parser.add_argument("integer_model", type=Path, metavar="INTEGER.onnx")
+    parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime",
+                        help="what runs the integer model (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--worst", type=positive, metavar="N", help="show the N worst tensors only")
+    parser.add_argument("--strip-softmax", action="store_true", help="the integer model was made with --strip-softmax")
+    _shape_option(parser)
+    _data_options(parser, "inputs")

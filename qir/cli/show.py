@@ -1,0 +1,71 @@
+"""What the commands print: plain aligned text on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+
+def say(text: str = "") -> None:
+    """One line on stdout, at once: a pipe's reader sees it when it happens."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def table(rows: Sequence[Sequence[Any]], heads: Sequence[str], right: str = "") -> str:
+    """Aligned columns; `right` has a letter r for each column that is set flush right ("lrr")."""
+    cells = [[str(c) for c in row] for row in [heads, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    aligned = (right + "l" * len(heads))[: len(heads)]
+    lines = [
+        "  ".join(c.rjust(w) if a == "r" else c.ljust(w) for c, w, a in zip(row, widths, aligned, strict=True)).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def count(number: float) -> str:
+    """Large counts for people: 1.82 G."""
+    for unit in ("", " k", " M", " G"):
+        if number < 1000:
+            return f"{number:.0f}" if not unit else f"{number:.2f}{unit}"
+        number /= 1000
+    return f"{number:.2f} T"
+
+
+def decibels(value: float) -> str:
+    return "exact" if value == float("inf") else f"{value:.1f}"
+
+
+class Shown(Generic[T]):
+    """An iterable that shows a bar on stderr each time it is walked; nothing where stderr is no terminal."""
+
+    def __init__(self, items: Iterable[T], text: str, total: int | None = None) -> None:
+        self.items, self.text = items, text
+        self.total = len(items) if total is None and hasattr(items, "__len__") else total  # pyright: ignore[reportArgumentType]
+
+    def __len__(self) -> int:
+        if self.total is None:
+            raise TypeError("length unknown")
+        return self.total
+
+    def __iter__(self) -> Iterator[T]:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+            yield from progress.track(self.items, total=self.total, description=self.text)
