@@ -1,12 +1,15 @@
 """All operators, by name."""
 
 from . import (
+    average_pooling,
     concatenation,
     convolution,
     elementwise_integer,
     logic,
     mathematics,
+    max_pooling,
     padding,
+    reductions,
     requantize,
     reshaping,
     shaping,
@@ -19,12 +22,15 @@ from .base import REGISTRY, REQUIRED, Op, op_of, register
 
 __all__ = ["REGISTRY", "REQUIRED", "Op", "op_of", "register"]
 _modules = (
+    average_pooling,
     concatenation,
     convolution,
     elementwise_integer,
     logic,
     mathematics,
+    max_pooling,
     padding,
+    reductions,
     requantize,
     reshaping,
     shaping,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,9 @@ from ..types import Array
 def resolve_pads(
     spatial: Sequence[int], kernel: Sequence[int], attrs: Mapping[str, Any]
 ) -> tuple[list[int], list[int], list[int]]:
-    """(pads [begin..., end...], strides, dilations) with auto_pad and defaults resolved, ceil_mode included.
+    """(pads [begin..., end...], strides, dilations) with auto_pad and defaults resolved.
 
-    spatial: input sizes; kernel: window sizes.  ceil_mode=1 becomes extra end padding (ONNX: a window must start
-    inside the input or its begin padding).
+    spatial: input sizes; kernel: window sizes.
     """
     rank = len(kernel)
     strides = list(attrs.get("strides") or [1] * rank)
@@ -46,6 +46,50 @@ def out_size(size: int, kernel: int, stride: int, dilation: int, begin: int, end
     if room < 0:
         raise TypeInferenceError(f"a window of {kernel} (dilation {dilation}) does not fit into {size}+{begin}+{end}")
     return room // stride + 1
+
+
+@dataclass(frozen=True)
+class PoolGeometry:
+    """A pooling's windows: the padding that was asked for, the padding that all windows need, their number."""
+
+    asked: tuple[tuple[int, int], ...]
+    widths: tuple[tuple[int, int], ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    out: tuple[int, ...]
+
+    def counts(self, spatial: Sequence[int], kernel: Sequence[int], include_pad: bool) -> Array:
+        """Elements that each window averages over, int64 of shape `out`.
+
+        What ceil_mode adds beyond the asked padding never counts.
+        """
+        total = np.ones((), np.int64)
+        for i, size in enumerate(spatial):
+            begin, end = self.asked[i] if include_pad else (0, 0)
+            starts = np.arange(self.out[i]) * self.strides[i] - self.widths[i][0]
+            taps = starts[:, None] + np.arange(kernel[i]) * self.dilations[i]
+            inside = ((taps >= -begin) & (taps < size + end)).sum(axis=1).astype(np.int64)
+            total = total[..., None] * inside
+        return total
+
+
+def pool_geometry(spatial: Sequence[int], kernel: Sequence[int], attrs: Mapping[str, Any]) -> PoolGeometry:
+    """Windows of a pooling.  ceil_mode adds a last window where it starts inside the input or its begin padding."""
+    pads, strides, dilations = resolve_pads(spatial, kernel, attrs)
+    rank = len(kernel)
+    asked = tuple((pads[i], pads[rank + i]) for i in range(rank))
+    out: list[int] = []
+    widths: list[tuple[int, int]] = []
+    for size, k, s, d, (begin, end) in zip(spatial, kernel, strides, dilations, asked, strict=True):
+        span = (k - 1) * d + 1
+        count = out_size(size, k, s, d, begin, end)
+        if attrs.get("ceil_mode") and attrs.get("auto_pad", "NOTSET") == "NOTSET":
+            count = -(-(size + begin + end - span) // s) + 1
+            if (count - 1) * s >= size + begin:
+                count -= 1
+        out.append(count)
+        widths.append((begin, max(end, (count - 1) * s + span - size - begin)))
+    return PoolGeometry(asked, tuple(widths), tuple(strides), tuple(dilations), tuple(out))
 
 
 def conv_output(x: Sequence[int], w: Sequence[int], attrs: Mapping[str, Any]) -> tuple[int, ...]:
