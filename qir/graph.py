@@ -154,8 +154,13 @@ class Graph:
         except KeyError:
             raise GraphError(f"no value named {name!r}", where=f"graph {self.name!r}") from None
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._values
+    def __contains__(self, item: str | Node) -> bool:
+        """Whether there is a value of this name, or whether this node is (still) part of the graph."""
+        return item in self._nodes if isinstance(item, Node) else item in self._values
+
+    def has_node_name(self, name: str) -> bool:
+        """Whether a node is called so."""
+        return name in self._node_names
 
     def __len__(self) -> int:
         return len(self._nodes)
