@@ -23,6 +23,7 @@ struct Conv {
     s32 kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
     s32 k_padded;                        // bytes of a weight row
     s32 pad_value;                       // the activation's zero point
+    s32 pixel_stride;                    // bytes between pixels: `channels`, or more in a wider buffer
 };
 
 constexpr int BK = 64;
@@ -53,7 +54,7 @@ struct Gather {
             const s64 rest = inside / p.out_width;
             y[i] = int(rest % p.out_height) * p.stride_h - p.pad_top;
             x[i] = ox * p.stride_w - p.pad_left;
-            image[i] = p.x + (rest / p.out_height) * p.height * p.width * p.channels;
+            image[i] = p.x + (rest / p.out_height) * p.height * p.width * p.pixel_stride;
         }
     }
 
@@ -72,7 +73,7 @@ struct Gather {
             u8* to = tile + swizzled(row, column);
             const int iy = y[i] + dy, ix = x[i] + dx;
             if (real && live[i] && iy >= 0 && iy < p.height && ix >= 0 && ix < p.width)
-                copy16_async(to, image[i] + (s64(iy) * p.width + ix) * p.channels + channel);
+                copy16_async(to, image[i] + (s64(iy) * p.width + ix) * p.pixel_stride + channel);
             else
                 *reinterpret_cast<uint4*>(to) = make_uint4(splat, splat, splat, splat);
         }

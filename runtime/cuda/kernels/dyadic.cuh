@@ -2,6 +2,8 @@
 // The canon is TOSA RESCALE, SINGLE_ROUND, 32-bit multiplier  [HAWQ-V3 eq. 6-7, ARITHMETIC 1-4].
 #pragma once
 
+namespace qir {
+
 typedef signed char s8;
 typedef unsigned char u8;
 typedef short s16;
@@ -10,8 +12,6 @@ typedef int s32;
 typedef unsigned int u32;
 typedef long long s64;
 typedef unsigned long long u64;
-
-namespace qir {
 
 // (x + 2^(shift-1)) >> shift, arithmetic: round half up. shift in [1, 62].
 __device__ __forceinline__ s64 rounding_shift(s64 x, int shift) {

@@ -22,6 +22,18 @@ __global__ void gather_elements(Shape shape, View x, View y, View index, s32 axi
     }
 }
 
+// y[at] = x[index[flat position]], index into x's logical order; a negative index stands for `fill`. Any data movement
+// can be written this way; it is used for those that are no strided copy.
+template <class T>
+__global__ void lookup_elements(Shape shape, View x, View y, Shape x_shape, const s32* index, s64 fill) {
+    QIR_FOR_EACH(i, shape.count) {
+        const Index at(shape, i);
+        const s32 from = index[i];
+        static_cast<T*>(y.data)[position(y, at)] =
+            from < 0 ? T(fill) : static_cast<const T*>(x.data)[position(x, Index(x_shape, from))];
+    }
+}
+
 __global__ void fill_elements(Shape shape, View y, s64 value) {
     QIR_FOR_EACH(i, shape.count) {
         const Index at(shape, i);

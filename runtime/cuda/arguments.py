@@ -1,0 +1,66 @@
+"""Kernel arguments passed by value: NumPy structured dtypes that mirror the structs of kernels/*.cuh, field by field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qir.types import Array
+
+RANK = 6
+
+POINTER, S32, S64 = "u8", "i4", "i8"
+
+
+def _struct(*fields: tuple[str, str, Any] | tuple[str, str]) -> np.dtype[np.void]:
+    return np.dtype([(f[0], f[1]) if len(f) == 2 else f for f in fields], align=True)  # type: ignore[return-value]
+
+
+def _ints(names: str, kind: str = S32) -> list[tuple[str, str]]:
+    return [(n, kind) for n in names.split()]
+
+
+VIEW = _struct(("data", POINTER), ("offset", S64), ("strides", S64, (RANK,)), ("kind", S32))
+SHAPE = _struct(("count", S64), ("dims", S32, (RANK,)))
+GRID = _struct(*_ints("zero_point lo hi"))
+WINDOW = _struct(
+    *_ints("height width kernel_h kernel_w stride_h stride_w dilation_h dilation_w pad_top pad_left pad_value")
+)
+EPILOGUE = _struct(
+    *_ints("bias multiplier shift residual table output", POINTER),
+    *_ints("output_stride output_offset residual_stride residual_offset", S64),
+    *_ints("per_channel store zero_point lo hi residual_bits residual_signed"),
+    ("add_constant", S64),
+    *_ints("a_multiplier b_multiplier add_shift add_zero add_lo add_hi"),
+)
+CONV = _struct(
+    *_ints("x w", POINTER),
+    *_ints(
+        "batch height width channels out_height out_width out_channels kernel_h kernel_w stride_h stride_w "
+        "dilation_h dilation_w pad_top pad_left k_padded pad_value pixel_stride"
+    ),
+)
+DIRECT_CONV = _struct(
+    *_ints(
+        "batch height width out_height out_width out_channels group_in group_out kernel_h kernel_w stride_h stride_w "
+        "dilation_h dilation_w pad_top pad_left weight_zero_point pad_values"
+    ),
+    ("pad_value", POINTER),
+)
+
+KINDS = {"int8": 0, "uint8": 1, "int16": 2, "uint16": 3, "int32": 4, "int64": 5, "float32": 6, "bool": 1}
+"""NumPy dtype name -> enum Kind of view.cuh."""
+
+
+def record(dtype: np.dtype[np.void], **fields: Any) -> Array:
+    """One struct; fields that are not named are zero (null pointers)."""
+    value = np.zeros((), dtype)
+    for name, content in fields.items():
+        value[name] = content
+    return value
+
+
+def scalar(kind: str, value: float) -> Array:
+    """A plain argument ("i4", "i8", "u8" for a pointer, "f4")."""
+    return np.asarray(value, dtype=kind)

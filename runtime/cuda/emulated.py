@@ -1,0 +1,128 @@
+"""A device without a GPU: the same .cu sources compiled by the host's C++ compiler against an emulation of CUDA.
+
+For tests and for machines without a GPU; exact and slow.  Memory ends at a guard page, so that a read or a write past
+the end of a buffer stops the process instead of passing unseen.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from qir.errors import BackendError
+from qir.types import Array
+
+from .kernels import INSTANCES, Kernel, sources
+
+PAGE = mmap.PAGESIZE
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+class GuardedMemory:
+    """`size` bytes (rounded up to 16) that end where an inaccessible page begins."""
+
+    def __init__(self, size: int) -> None:
+        room = -(-max(size, 1) // 16) * 16
+        self._length = -(-room // PAGE) * PAGE + PAGE
+        base = _LIBC.mmap(None, self._length, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        if base in (None, ctypes.c_void_p(-1).value):
+            raise BackendError(f"no memory for a buffer of {size} bytes")
+        self._base = int(base)  # type: ignore[arg-type]
+        _LIBC.mprotect(self._base + self._length - PAGE, PAGE, 0)
+        self.pointer = self._base + self._length - PAGE - room
+        ctypes.memset(self.pointer, 0xA5, room)  # nothing may count on zeros
+
+    def __del__(self) -> None:
+        _LIBC.munmap(self._base, self._length)
+
+
+class EmulatedDevice:
+    """Device interface over host memory.
+
+    order: in which order a block's threads run (0 forward, 1 backward, more: shuffled with that seed).
+    Raises BackendError when no C++ compiler is found or it fails.
+    """
+
+    name = "emulation"
+
+    def __init__(self, order: int = 0) -> None:
+        self.order = order
+        self._library = _build()
+
+    def allocate(self, size: int) -> GuardedMemory:
+        return GuardedMemory(size)
+
+    def upload(self, pointer: int, array: Array) -> None:
+        data = np.ascontiguousarray(array)
+        ctypes.memmove(pointer, data.ctypes.data, data.nbytes)
+
+    def download(self, pointer: int, array: Array) -> None:
+        """Fill a C-contiguous array from device memory."""
+        ctypes.memmove(array.ctypes.data, pointer, array.nbytes)
+
+    def launch(self, kernel: Kernel, grid: Sequence[int], arguments: Sequence[Array]) -> None:
+        call = self._library[_symbol(kernel)]
+        pointers = (ctypes.c_void_p * len(arguments))(*(a.ctypes.data for a in arguments))
+        triple = ctypes.c_uint * 3
+        call(
+            triple(*grid, *[1] * (3 - len(grid))), triple(kernel.threads, 1, 1), ctypes.c_size_t(kernel.shared_bytes),
+            ctypes.c_uint(self.order), pointers,
+        )  # fmt: skip
+
+    def synchronize(self) -> None:
+        """Launches are carried out at once here."""
+
+
+def _symbol(kernel: Kernel) -> str:
+    return f"launch_{INSTANCES.index(kernel)}"
+
+
+def _build() -> ctypes.CDLL:
+    """Compile all instances into one library, cached under the user's cache folder by content."""
+    folder = resources.files(__package__) / "emulation"
+    texts = {**sources(), **{f"emulation/{f.name}": f.read_text() for f in folder.iterdir() if f.is_file()}}
+    main = ['#include "cuda_emulation.h"', *(f'#include "{s}"' for s in sorted({k.source for k in INSTANCES}))]
+    for k in INSTANCES:
+        main.append(
+            f'extern "C" void {_symbol(k)}(const unsigned* grid, const unsigned* threads, std::size_t shared, '
+            f"unsigned order, void** arguments) {{ emu::launch(&{k.expression}, grid, threads, shared, order, arguments); }}"
+        )
+    texts["main.cpp"] = "\n".join(main) + "\n"
+    digest = hashlib.sha256("\0".join(f"{n}\0{t}" for n, t in sorted(texts.items())).encode()).hexdigest()[:24]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qir"
+    target = cache / f"emulation-{digest}.so"
+    if not target.exists():
+        _compile(texts, target)
+    return ctypes.CDLL(str(target))
+
+
+def _compile(texts: dict[str, str], target: Path) -> None:
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise BackendError("the CUDA emulation needs a C++ compiler", hint="install g++ or set CXX")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        for name, text in texts.items():
+            path = Path(work) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        # the emulation's own ptx.cuh comes first on the path of <...> includes
+        command = [compiler, "-O2", "-std=c++17", "-fPIC", "-shared", "-I", "emulation", "-I", ".", "main.cpp", "-o", "out.so"]
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BackendError(f"compiling the CUDA emulation failed: {done.stderr[:2000]}")
+        os.replace(Path(work) / "out.so", target)

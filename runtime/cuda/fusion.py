@@ -1,0 +1,99 @@
+"""Which nodes share one launch: a linear operator with the requantization, addition and table that follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from qir.graph import Graph, Node, Value
+
+LINEAR = ("qir.Conv", "qir.MatMul")
+
+
+@dataclass
+class Group:
+    """Nodes carried out by one launch; `output` is what the last one yields."""
+
+    nodes: list[Node]
+    requantize: Node | None = None
+    add: Node | None = None
+    table: Node | None = None
+    inputs: list[Value] = field(default_factory=list)
+
+    @property
+    def head(self) -> Node:
+        return self.nodes[0]
+
+    @property
+    def output(self) -> Value:
+        return self.nodes[-1].output
+
+    @property
+    def residual(self) -> Value | None:
+        """The other operand of the fused addition."""
+        if self.add is None or self.requantize is None:
+            return None
+        a, b = self.add.input(0), self.add.input(1)
+        return b if a is self.requantize.output else a
+
+
+def fuse(graph: Graph, kept: Collection[Value]) -> list[Group]:
+    """Groups in an order in which every group's inputs come before it. Values in `kept` are never swallowed."""
+    groups: list[Group] = []
+    rank = {n: i for i, n in enumerate(graph.nodes)}
+    taken: set[Node] = set()
+    for node in graph.nodes:
+        if node in taken:
+            continue
+        group = Group([node])
+        if node.op in LINEAR:
+            _extend(group, kept, taken)
+        taken.update(group.nodes)
+        group.inputs = _inputs(group)
+        groups.append(group)
+    # a fused addition waits for its other operand: order by the last node of each group
+    return sorted(groups, key=lambda g: rank[g.nodes[-1]])
+
+
+def _inputs(group: Group) -> list[Value]:
+    inside = {v for n in group.nodes for v in n.outputs}
+    seen = dict.fromkeys(v for n in group.nodes for v in n.inputs if v is not None and v not in inside)
+    return list(seen)
+
+
+def _only_use(value: Value, kept: Collection[Value]) -> Node | None:
+    uses = value.uses()
+    return uses[0][0] if len(uses) == 1 and value not in kept and not value.is_output else None
+
+
+def _extend(group: Group, kept: Collection[Value], taken: set[Node]) -> None:
+    node = _only_use(group.output, kept)
+    if node is None or node.op != "qir.Requantize" or not _per_channel(node, group.output.type.rank, group.head.op):
+        return
+    group.nodes.append(node)
+    group.requantize = node
+    node = _only_use(group.output, kept)
+    if node is not None and node.op == "qir.Add" and node not in taken:
+        a, b = node.input(0), node.input(1)
+        other = b if a is group.output else a
+        if a is not b and other.shape == group.output.shape and other.data is None:
+            group.nodes.append(node)
+            group.add = node
+            node = _only_use(group.output, kept)
+    if node is not None and node.op == "qir.Table" and node.attrs["axis"] is None and group.output.dtype.bits == 8:
+        if node.output.dtype.bits <= 16:
+            group.nodes.append(node)
+            group.table = node
+
+
+def _per_channel(node: Node, rank: int, head: str) -> bool:
+    """Whether the multiplier is a scalar or a vector along the channel axis (1 of a Conv, the last of a MatMul)."""
+    multiplier, shift = node.input(1), node.input(2)
+    if multiplier.data is None or shift.data is None or node.attrs["x_zero_point"]:
+        return False
+    axis = 1 if head == "qir.Conv" else rank - 1
+    for v in (multiplier, shift):
+        padded = (1,) * (rank - len(v.shape)) + tuple(v.shape)
+        if any(d != 1 for i, d in enumerate(padded) if i != axis):
+            return False
+    return True

@@ -1,0 +1,76 @@
+"""Every kernel instance that a launcher can ask for: the list that CI compiles for each architecture and emulates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+
+ARCHITECTURES = ("75", "80", "86", "89", "90a")
+"""Compute capabilities that the kernels are compiled for in CI."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One instance: the source file under kernels/, the C++ name expression, and its block size."""
+
+    source: str
+    expression: str
+    threads: int = 256
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of one block."""
+        return 0
+
+
+@dataclass(frozen=True)
+class ConvTile(Kernel):
+    """A tile shape of the tensor-core convolution."""
+
+    rows: int = 64
+    columns: int = 64
+    stages: int = 3
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.stages * (self.rows + self.columns) * 64
+
+
+def conv_tile(signed: bool, rows: int, columns: int, warps_m: int, stages: int) -> ConvTile:
+    """The instance of conv_igemm with that tile; stages * (rows + columns) * 64 bytes of shared memory."""
+    flag = "true" if signed else "false"
+    return ConvTile(
+        "conv_igemm.cu", f"qir::conv_igemm<{flag}, {rows}, {columns}, {warps_m}, {stages}>",
+        rows=rows, columns=columns, stages=stages,
+    )  # fmt: skip
+
+
+TILES = ((64, 64, 2, 3), (128, 64, 4, 3), (64, 128, 2, 3), (128, 128, 2, 3))
+CONV_TILES = {s: tuple(conv_tile(s, *t) for t in TILES) for s in (False, True)}
+
+_PLAIN = {
+    "elementwise.cu": (
+        "requantize_elements", "add_elements", "multiply_elements", "table_elements", "clip_elements",
+        "quantize_elements", "dequantize_elements", "interpolate_elements",
+    ),
+    "movement.cu": (
+        *(f"{k}<qir::{t}>" for k in ("copy_elements", "gather_elements", "lookup_elements") for t in ("u8", "u16", "u32", "u64")),
+        "fill_elements",
+    ),
+    "reduce.cu": ("pool<false>", "pool<true>", "reduce<0>", "reduce<1>", "reduce<2>", "softmax", "top_k"),
+    "conv_direct.cu": ("conv_direct", "matmul_activations"),
+}  # fmt: skip
+PLAIN = {name: Kernel(source, f"qir::{name}") for source, names in _PLAIN.items() for name in names}
+
+INSTANCES: tuple[Kernel, ...] = (*PLAIN.values(), *CONV_TILES[False], *CONV_TILES[True])
+
+
+def kernel(name: str) -> Kernel:
+    """A kernel by its name without namespace, as in `kernel("pool<true>")`."""
+    return PLAIN[name]
+
+
+def sources() -> dict[str, str]:
+    """Name -> text of every source and header under kernels/."""
+    folder = resources.files(__package__) / "kernels"
+    return {f.name: f.read_text() for f in folder.iterdir() if f.name.endswith((".cu", ".cuh"))}

@@ -1,0 +1,211 @@
+"""Data movement: aliases where memory order allows, strided copies elsewhere, index lookups for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qir.graph import Node, Value
+from qir.ops import op_of
+from qir.types import Array
+
+from ..arguments import scalar
+from ..fusion import Group
+from ..placement import Placement, row_major
+from ..plan import Plan, shape_of
+
+WIDTHS = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}
+
+
+def copy(plan: Plan, x: Placement, y: Placement) -> None:
+    """y = x, of one shape, in any two layouts."""
+    if x == y:
+        return
+    plan.elements(f"copy_elements<qir::{WIDTHS[x.dtype.itemsize]}>", y.shape, lambda: [x.view(y.shape), y.view()])
+
+
+def _row_major(plan: Plan, x: Placement) -> Placement:
+    """x itself when it is contiguous, or a contiguous copy."""
+    if x.contiguous:
+        return x
+    flat = plan.scratch(x.shape, x.dtype)
+    copy(plan, x, flat)
+    return flat
+
+
+def reshape(plan: Plan, group: Group) -> None:
+    """Reshape, Flatten, Squeeze, Unsqueeze, Identity, Dropout: the same elements in row-major order."""
+    node = group.head
+    x, value = plan.at(node.input(0)), node.output
+    y = plan.define(value)
+    if x.contiguous and y.contiguous and node.input(0).data is None:
+        plan.alias(value, x.reshaped(y.shape))
+        return
+    if x.shape == y.shape:
+        copy(plan, x, y)
+        return
+    copy(plan, _row_major(plan, x).reshaped(y.shape), y)
+
+
+def transpose(plan: Plan, group: Group) -> None:
+    node = group.head
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    perm = node.attrs["perm"] or list(range(len(x.shape)))[::-1]
+    copy(plan, x.permuted(perm), y)
+
+
+def expand(plan: Plan, group: Group) -> None:
+    node = group.head
+    copy(plan, plan.at(node.input(0)), plan.define(node.output))
+
+
+def concat(plan: Plan, group: Group) -> None:
+    """Every branch is copied into its slice."""
+    node = group.head
+    y = plan.define(node.output)
+    axis, start = node.attrs["axis"] % len(y.shape), 0
+    for value in node.inputs:
+        assert value is not None
+        x = plan.at(value)
+        copy(plan, x, y.part(axis, start, x.shape[axis]))
+        start += x.shape[axis]
+
+
+def split(plan: Plan, group: Group) -> None:
+    node = group.head
+    x, start = plan.at(node.input(0)), 0
+    axis = node.attrs["axis"] % len(x.shape)
+    for value in node.outputs:
+        y = plan.define(value)
+        copy(plan, x.part(axis, start, y.shape[axis]), y)
+        start += y.shape[axis]
+
+
+def gather(plan: Plan, group: Group) -> None:
+    """Gather along one axis by a constant vector; by a scalar or a matrix it is a lookup."""
+    node = group.head
+    x = plan.at(node.input(0))
+    index = node.input(1).array()
+    if index.ndim != 1 or node.input(0).data is not None:
+        lookup(plan, group)
+        return
+    y = plan.define(node.output)
+    axis = node.attrs["axis"] % len(y.shape)
+    wrapped = np.where(index < 0, index + x.shape[axis], index).astype(np.int32)
+    line = [1] * len(y.shape)
+    line[axis] = y.shape[axis]
+    table = plan.packed.constant(wrapped, (id(index), "gather", x.shape[axis])).reshaped(line)
+    stretched = Placement(x.storage, x.dtype, y.shape, x.strides, x.offset)
+    plan.elements(
+        f"gather_elements<qir::{WIDTHS[x.dtype.itemsize]}>", y.shape,
+        lambda: [stretched.view(), y.view(), table.view(y.shape), scalar("i4", 6 - len(y.shape) + axis)],
+    )  # fmt: skip
+
+
+def source_index(node: Node, shape: Sequence[int], constants: Sequence[Array | None]) -> list[Array]:
+    """For each output of a movement operator, the flat source position of every element; -1 is the fill value.
+
+    The operator's own reference moves the positions, so that the meaning is written down once.
+    """
+    positions = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
+    arguments = list(constants)
+    arguments[0] = positions
+    if node.op == "Pad" and len(arguments) > 2 and arguments[2] is not None:
+        arguments[2] = np.asarray(-1, dtype=np.int64)
+    elif node.op == "Pad" and node.attrs["mode"] == "constant":
+        arguments = [*arguments, *[None] * (3 - len(arguments))]
+        arguments[2] = np.asarray(-1, dtype=np.int64)
+    return [np.asarray(a) for a in op_of(node.op).reference(node.attrs, *arguments)]
+
+
+def lookup(plan: Plan, group: Group) -> None:
+    """Any data movement of one input, by a table of source positions (4 bytes an output element)."""
+    node = group.head
+    x = plan.at(node.input(0))
+    constants = [None if v is None else v.data for v in node.inputs]
+    fill_value = node.optional(2) if node.op == "Pad" else None
+    fill = int(np.ravel(fill_value.array())[0]) if fill_value is not None else 0
+    for value, index in zip(node.outputs, source_index(node, x.shape, constants), strict=False):
+        y = plan.define(value)
+        table = plan.packed.constant(index.astype(np.int32), (id(node), value.name, plan.batch))
+        _launch_lookup(plan, x, y, table, fill)
+
+
+def _launch_lookup(plan: Plan, x: Placement, y: Placement, table: Placement, fill: int) -> None:
+    plan.elements(
+        f"lookup_elements<qir::{WIDTHS[x.dtype.itemsize]}>", y.shape,
+        lambda: [
+            x.view(), y.view(), shape_of(x.shape), scalar("u8", table.storage.pointer), scalar("i8", fill),
+        ],
+    )  # fmt: skip
+
+
+def pad(plan: Plan, group: Group) -> None:
+    """Constant padding: fill, then copy inside. Other modes: lookup."""
+    node = group.head
+    x = plan.at(node.input(0))
+    if node.attrs["mode"] != "constant" or node.optional(3) is not None:
+        lookup(plan, group)
+        return
+    begins = np.ravel(node.input(1).array())[: len(x.shape)].tolist()
+    ends = np.ravel(node.input(1).array())[len(x.shape) :].tolist()
+    if min([*begins, *ends]) < 0:
+        lookup(plan, group)
+        return
+    y = plan.define(node.output)
+    value = int(np.ravel(_constant(node.optional(2)))[0])
+    plan.elements("fill_elements", y.shape, lambda: [y.view(), scalar("i8", value)])
+    inner = y
+    for axis, begin in enumerate(begins):
+        inner = inner.part(axis, begin, x.shape[axis])
+    copy(plan, x, inner)
+
+
+def _constant(value: Value | None) -> Array:
+    return np.zeros(1, np.int64) if value is None else value.array()
+
+
+def slice_(plan: Plan, group: Group) -> None:
+    node = group.head
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    starts, ends = (np.ravel(node.input(i).array()).tolist() for i in (1, 2))
+    axes_value, steps_value = node.optional(3), node.optional(4)
+    axes = list(range(len(starts))) if axes_value is None else np.ravel(axes_value.array()).tolist()
+    steps = [1] * len(starts) if steps_value is None else np.ravel(steps_value.array()).tolist()
+    part = x
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        axis = axis % len(x.shape)
+        first, _, _ = slice(start, None if step < 0 and end < -x.shape[axis] else end, step).indices(x.shape[axis])
+        part = part.part(axis, first, y.shape[axis], step)
+    copy(plan, part, y)
+
+
+def depth_to_space(plan: Plan, group: Group) -> None:
+    """Both sides as (N, b, b, C, H, W)."""
+    node = group.head
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    b, n, c = node.attrs["blocksize"], y.shape[0], y.shape[1]
+    h, w = x.shape[2], x.shape[3]
+    s, t = x.strides, y.strides
+    channel = (s[1] * c * b, s[1] * c, s[1]) if node.attrs["mode"] == "DCR" else (s[1] * b, s[1], s[1] * b * b)
+    shape = (n, b, b, c, h, w)
+    source = Placement(x.storage, x.dtype, shape, (s[0], *channel, s[2], s[3]), x.offset)
+    target = Placement(y.storage, y.dtype, shape, (t[0], t[2], t[3], t[1], t[2] * b, t[3] * b), y.offset)
+    copy(plan, source, target)
+
+
+OPERATORS = {
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"), reshape),
+    **dict.fromkeys(("Tile", "SpaceToDepth"), lookup),
+    "Transpose": transpose,
+    "Expand": expand,
+    "Concat": concat,
+    "Split": split,
+    "Gather": gather,
+    "Pad": pad,
+    "Slice": slice_,
+    "DepthToSpace": depth_to_space,
+}
+
+__all__ = ["OPERATORS", "copy", "row_major"]

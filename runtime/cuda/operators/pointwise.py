@@ -1,0 +1,153 @@
+"""Elementwise operators: one strided launch each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from qir.graph import Value
+from qir.ops.requantize import params_of
+from qir.types import Array
+
+from ..arguments import GRID, record, scalar
+from ..fusion import Group
+from ..placement import Placement
+from ..plan import Plan
+
+
+def _grid(attrs: Mapping[str, Any]) -> Array:
+    return record(GRID, zero_point=attrs["zero_point"], lo=attrs["lo"], hi=attrs["hi"])
+
+
+def requantize(plan: Plan, group: Group) -> None:
+    """qir.Requantize that stands alone."""
+    node = group.head
+    x, multiplier, shift = (plan.at(node.input(i)) for i in range(3))
+    y = plan.define(node.output)
+    plan.elements(
+        "requantize_elements", y.shape,
+        lambda: [
+            x.view(y.shape), multiplier.view(y.shape), shift.view(y.shape), y.view(),
+            scalar("i4", node.attrs["x_zero_point"]), _grid(node.attrs),
+        ],
+    )  # fmt: skip
+
+
+def add(plan: Plan, group: Group) -> None:
+    """qir.Add that stands alone."""
+    node, a = group.head, group.head.attrs
+    left, right, y = plan.at(node.input(0)), plan.at(node.input(1)), plan.define(node.output)
+    m_a, m_b, shift = a["a_multiplier"], a["b_multiplier"], a["shift"]
+    constant = (1 << (shift - 1)) - a["a_zero_point"] * m_a - a["b_zero_point"] * m_b
+    plan.elements(
+        "add_elements", y.shape,
+        lambda: [
+            left.view(y.shape), right.view(y.shape), y.view(), scalar("i4", m_a), scalar("i4", m_b),
+            scalar("i8", constant), scalar("i4", shift), _grid(a),
+        ],
+    )  # fmt: skip
+
+
+def multiply(plan: Plan, group: Group) -> None:
+    """qir.Mul."""
+    node, a = group.head, group.head.attrs
+    left, right, y = plan.at(node.input(0)), plan.at(node.input(1)), plan.define(node.output)
+    plan.elements(
+        "multiply_elements", y.shape,
+        lambda: [
+            left.view(y.shape), right.view(y.shape), y.view(),
+            *(scalar("i4", a[k]) for k in ("a_zero_point", "b_zero_point", "multiplier", "shift")), _grid(a),
+        ],
+    )  # fmt: skip
+
+
+def table(plan: Plan, group: Group) -> None:
+    """qir.Table that stands alone; one table, or one a channel."""
+    node = group.head
+    x, t, y = plan.at(node.input(0)), plan.at(node.input(1)), plan.define(node.output)
+    shape, strides = [1] * len(y.shape), [0] * len(y.shape)
+    axis = node.attrs["axis"]
+    if axis is not None:
+        shape[axis], strides[axis] = t.shape[0], t.strides[0]
+    rows = Placement(t.storage, t.dtype, tuple(shape), tuple(strides))
+    plan.elements(
+        "table_elements", y.shape,
+        lambda: [x.view(), rows.view(y.shape), y.view(), scalar("i4", node.input(0).dtype.lo)],
+    )  # fmt: skip
+
+
+def _limit(value: Value | None, default: int) -> int:
+    return default if value is None else int(np.ravel(value.array())[0])
+
+
+def clip(plan: Plan, group: Group) -> None:
+    """Clip on integers."""
+    node = group.head
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    kind = node.output.dtype
+    lo, hi = _limit(node.optional(1), kind.lo), _limit(node.optional(2), kind.hi)
+    plan.elements("clip_elements", y.shape, lambda: [x.view(), y.view(), scalar("i8", lo), scalar("i8", hi)])
+
+
+def relu(plan: Plan, group: Group) -> None:
+    """Relu on plain integers."""
+    node = group.head
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    top = node.output.dtype.hi
+    plan.elements("clip_elements", y.shape, lambda: [x.view(), y.view(), scalar("i8", 0), scalar("i8", top)])
+
+
+def quantize(plan: Plan, group: Group) -> None:
+    """The border's QuantizeLinear (per tensor)."""
+    node = group.head
+    q = params_of(node)
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    grid = record(GRID, zero_point=q.zero_point[0], lo=q.dtype.lo, hi=q.dtype.hi)
+    plan.elements("quantize_elements", y.shape, lambda: [x.view(), y.view(), scalar("f4", q.scale[0]), grid])
+
+
+def dequantize(plan: Plan, group: Group) -> None:
+    """The border's DequantizeLinear, per tensor or per channel."""
+    node = group.head
+    q = params_of(node)
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    shape = [1] * len(y.shape)
+    if q.axis is not None:
+        shape[q.axis] = len(q.scale)
+    data = node.input(1).array()
+    scale = plan.at(node.input(1)).reshaped(shape) if data.size > 1 else plan.at(node.input(1)).reshaped([1] * len(shape))
+    plan.elements(
+        "dequantize_elements", y.shape,
+        lambda: [x.view(), scale.view(y.shape), y.view(), scalar("i8", q.zero_point[0])],
+    )  # fmt: skip
+
+
+def interpolate(plan: Plan, group: Group) -> None:
+    """qir.Interpolate along one axis."""
+    node = group.head
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    axis = node.attrs["axis"] % len(y.shape)
+    line = [1] * len(y.shape)
+    line[axis] = y.shape[axis]
+    vectors = [plan.at(node.input(i)).reshaped(line) for i in range(1, 5)]
+    # x is read at positions of its own on `axis`: its view keeps that stride although the sizes differ
+    stretched = Placement(x.storage, x.dtype, y.shape, x.strides, x.offset)
+    plan.elements(
+        "interpolate_elements", y.shape,
+        lambda: [stretched.view(), y.view(), *(v.view(y.shape) for v in vectors), scalar("i4", 6 - len(y.shape) + axis)],
+    )  # fmt: skip
+
+
+OPERATORS = {
+    "qir.Requantize": requantize,
+    "qir.Add": add,
+    "qir.Mul": multiply,
+    "qir.Table": table,
+    "qir.Interpolate": interpolate,
+    "Clip": clip,
+    "Relu": relu,
+    "QuantizeLinear": quantize,
+    "DequantizeLinear": dequantize,
+}

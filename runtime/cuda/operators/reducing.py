@@ -1,0 +1,180 @@
+"""Windows, reductions, softmax and selections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qir.graph import Node
+from qir.ops.windows import resolve_pads
+from qir.types import Array
+
+from ..arguments import WINDOW, record, scalar
+from ..fusion import Group
+from ..placement import Placement
+from ..plan import Plan, shape_of
+
+SUM, MAX, MIN = 0, 1, 2
+
+
+def _pool(plan: Plan, node: Node, name: str, pad_value: int, attrs: dict[str, Any]) -> None:
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    rank = len(x.shape) - 2
+    pads, strides, dilations = resolve_pads(x.shape[2:], attrs["kernel_shape"], attrs)
+
+    def pair(values: list[int], fill: int) -> tuple[int, int]:
+        return (values[0], values[1]) if rank == 2 else (fill, values[0])
+
+    def lift(p: Placement) -> Placement:
+        if rank == 2:
+            return p
+        n, c, length = p.shape
+        return Placement(p.storage, p.dtype, (n, c, 1, length), (*p.strides[:2], 0, p.strides[2]), p.offset)
+
+    x4, y4 = lift(x), lift(y)
+    k, s, d = pair(list(attrs["kernel_shape"]), 1), pair(strides, 1), pair(dilations, 1)
+    p = pair(pads[:rank], 0)
+    fields = {
+        "height": x4.shape[2], "width": x4.shape[3], "kernel_h": k[0], "kernel_w": k[1], "stride_h": s[0],
+        "stride_w": s[1], "dilation_h": d[0], "dilation_w": d[1], "pad_top": p[0], "pad_left": p[1],
+        "pad_value": pad_value,
+    }  # fmt: skip
+    # the kernel moves over x by itself: its view keeps the input's strides under the output's sizes
+    moving = Placement(x4.storage, x4.dtype, y4.shape, x4.strides, x4.offset)
+    plan.elements(name, y4.shape, lambda: [moving.view(), y4.view(), record(WINDOW, **fields)])
+
+
+def max_pool(plan: Plan, group: Group) -> None:
+    _pool(plan, group.head, "pool<true>", group.head.input(0).dtype.lo, group.head.attrs)
+
+
+def sum_pool(plan: Plan, group: Group) -> None:
+    _pool(plan, group.head, "pool<false>", group.head.attrs["pad_value"], group.head.attrs)
+
+
+def _reduce(plan: Plan, node: Node, axes: list[int], keepdims: bool, which: int) -> None:
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    rank = len(x.shape)
+    axes = sorted({a % rank for a in axes})
+    kept = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
+    outer = Placement(x.storage, x.dtype, kept, tuple(0 if i in axes else s for i, s in enumerate(x.strides)), x.offset)
+    strides, at = [0] * rank, 0
+    for i in range(rank):
+        if i not in axes or keepdims:
+            strides[i] = y.strides[at]
+            at += 1
+    target = Placement(y.storage, y.dtype, kept, tuple(strides), y.offset)
+    inner_shape = tuple(x.shape[i] for i in axes)
+    inner = Placement(x.storage, x.dtype, inner_shape, tuple(x.strides[i] for i in axes))
+    plan.elements(
+        f"reduce<{which}>", kept, lambda: [outer.view(), target.view(), shape_of(inner_shape), inner.view()], width=32
+    )
+
+
+def reduce_sum(plan: Plan, group: Group) -> None:
+    """qir.ReduceSum."""
+    node = group.head
+    _reduce(plan, node, list(node.attrs["axes"]), bool(node.attrs["keepdims"]), SUM)
+
+
+def _axes(node: Node) -> list[int]:
+    given = node.optional(1)
+    axes = [] if given is None else np.ravel(given.array()).tolist()
+    return axes or list(range(node.input(0).type.rank))
+
+
+def reduce_max(plan: Plan, group: Group) -> None:
+    _reduce(plan, group.head, _axes(group.head), bool(group.head.attrs["keepdims"]), MAX)
+
+
+def reduce_min(plan: Plan, group: Group) -> None:
+    _reduce(plan, group.head, _axes(group.head), bool(group.head.attrs["keepdims"]), MIN)
+
+
+def _without(p: Placement, axis: int) -> Placement:
+    return Placement(
+        p.storage, p.dtype, (*p.shape[:axis], *p.shape[axis + 1 :]), (*p.strides[:axis], *p.strides[axis + 1 :]), p.offset
+    )
+
+
+def softmax(plan: Plan, group: Group) -> None:
+    """qir.Softmax: a warp a row."""
+    node = group.head
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    tables = [plan.at(node.input(i)) for i in (1, 2)]
+    axis = node.attrs["axis"] % len(x.shape)
+    rows_x, rows_y = _without(x, axis), _without(y, axis)
+    kind = node.output.dtype
+    plan.elements(
+        "softmax", rows_x.shape,
+        lambda: [
+            rows_x.view(), rows_y.view(), scalar("i4", x.shape[axis]), scalar("i8", x.strides[axis]),
+            scalar("i8", y.strides[axis]), *(scalar("u8", t.storage.pointer) for t in tables),
+            scalar("i4", node.attrs["zero_point"]), scalar("i4", kind.lo), scalar("i4", kind.hi),
+        ],
+        width=32,
+    )  # fmt: skip
+
+
+def _select(
+    plan: Plan, x: Placement, values: Placement | None, indices: Placement | None, axis: int, k: int, largest: bool,
+    last: bool,
+) -> None:  # fmt: skip
+    rows = _without(x, axis)
+
+    def line(p: Placement | None) -> tuple[Array, Array]:
+        if p is None:
+            return record(rows.view().dtype), scalar("i8", 0)
+        return _without(p, axis).view(), scalar("i8", p.strides[axis])
+
+    def build() -> list[Array]:
+        (v, v_step), (i, i_step) = line(values), line(indices)
+        return [
+            rows.view(), v, i, scalar("i4", x.shape[axis]), scalar("i4", k), scalar("i8", x.strides[axis]), v_step,
+            i_step, scalar("i4", largest), scalar("i4", last),
+        ]  # fmt: skip
+
+    plan.elements("top_k", rows.shape, build)
+
+
+def _arg(plan: Plan, group: Group, largest: bool) -> None:
+    node = group.head
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    axis = node.attrs["axis"] % len(x.shape)
+    if not node.attrs["keepdims"]:  # give the output its axis back
+        shape, strides = list(y.shape), list(y.strides)
+        shape.insert(axis, 1)
+        strides.insert(axis, 1)
+        y = Placement(y.storage, y.dtype, tuple(shape), tuple(strides), y.offset)
+    _select(plan, x, None, y, axis, 1, largest, bool(node.attrs["select_last_index"]))
+
+
+def arg_max(plan: Plan, group: Group) -> None:
+    _arg(plan, group, True)
+
+
+def arg_min(plan: Plan, group: Group) -> None:
+    _arg(plan, group, False)
+
+
+def top_k(plan: Plan, group: Group) -> None:
+    node = group.head
+    x = plan.at(node.input(0))
+    outs = [plan.define(v) for v in node.outputs]
+    axis = node.attrs["axis"] % len(x.shape)
+    indices = outs[1] if len(outs) > 1 else None
+    _select(plan, x, outs[0], indices, axis, outs[0].shape[axis], bool(node.attrs["largest"]), False)
+
+
+OPERATORS = {
+    "qir.SumPool": sum_pool,
+    "qir.ReduceSum": reduce_sum,
+    "qir.Softmax": softmax,
+    "MaxPool": max_pool,
+    "ReduceMax": reduce_max,
+    "ReduceMin": reduce_min,
+    "ArgMax": arg_max,
+    "ArgMin": arg_min,
+    "TopK": top_k,
+}

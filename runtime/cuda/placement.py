@@ -1,0 +1,132 @@
+"""Where tensors live: layouts (channels last for images), strided views, and an arena planned by liveness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qir.graph import Graph, Value
+from qir.ops.base import dim_at
+from qir.types import Array
+
+from .arguments import KINDS, RANK, VIEW, record
+
+ALIGNMENT = 256
+"""Bytes: what the arena aligns storages to, and the slack kept after each so that 16-byte reads stay inside."""
+
+CHUNK = 16
+"""Channels of 8-bit images are padded to a multiple of this."""
+
+
+@dataclass(eq=False)
+class Storage:
+    """A stretch of device memory; `pointer` is set when the plan has laid out its arena."""
+
+    size: int
+    pointer: int = 0
+    first: int = -1
+    last: int = -1
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A tensor inside a storage. strides and offset in elements, along the logical axes (N, C, H, W)."""
+
+    storage: Storage
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def contiguous(self) -> bool:
+        """Row-major in logical order, without gaps."""
+        return self.offset == 0 and self.strides == row_major(self.shape)
+
+    @property
+    def pointer(self) -> int:
+        return self.storage.pointer + self.offset * self.dtype.itemsize
+
+    def view(self, shape: Sequence[int] | None = None) -> Array:
+        """Struct `View` of this tensor broadcast to `shape` (default its own), axes aligned at the right."""
+        target = tuple(self.shape if shape is None else shape)
+        strides = [0] * RANK
+        for i in range(1, len(self.shape) + 1):
+            if self.shape[-i] == target[-i]:
+                strides[RANK - i] = self.strides[-i]
+        return record(
+            VIEW, data=self.storage.pointer, offset=self.offset, strides=strides, kind=KINDS[self.dtype.name]
+        )
+
+    def part(self, axis: int, start: int, size: int, step: int = 1) -> Placement:
+        """The slice [start : start + size*step : step] along one axis, in place."""
+        shape, strides = list(self.shape), list(self.strides)
+        offset = self.offset + start * strides[axis]
+        shape[axis], strides[axis] = size, strides[axis] * step
+        return replace(self, shape=tuple(shape), strides=tuple(strides), offset=offset)
+
+    def permuted(self, order: Sequence[int]) -> Placement:
+        return replace(
+            self, shape=tuple(self.shape[i] for i in order), strides=tuple(self.strides[i] for i in order)
+        )
+
+    def reshaped(self, shape: Sequence[int]) -> Placement:
+        """Another shape over the same memory; the tensor must be contiguous."""
+        return replace(self, shape=tuple(shape), strides=row_major(shape))
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    strides, step = [1] * len(shape), 1
+    for i in range(len(shape) - 1, -1, -1):
+        strides[i], step = step, step * shape[i]
+    return tuple(strides)
+
+
+def is_image(value: Value, graph: Graph, shape: Sequence[int]) -> bool:
+    """Whether a value is kept channels last: integer, (N, C, L) next to a convolution or (N, C, H, W)."""
+    if not value.dtype.is_integer or value in graph.inputs:
+        return False
+    if len(shape) == 3:
+        near = [n.op for n, _ in value.uses()] + ([value.producer.op] if value.producer else [])
+        return "qir.Conv" in near
+    return len(shape) == 4
+
+
+def place(value: Value, graph: Graph, batch: int) -> Placement:
+    """A placement in a storage of its own."""
+    shape = tuple(dim_at(d, batch) for d in value.shape)
+    dtype = value.dtype.numpy
+    if is_image(value, graph, shape):
+        channels = shape[1] if dtype.itemsize > 1 else -(-shape[1] // CHUNK) * CHUNK
+        spatial = row_major(shape[2:])
+        pixels = int(np.prod(shape[2:]))
+        strides = (pixels * channels, 1, *(s * channels for s in spatial))
+        size = shape[0] * pixels * channels
+    else:
+        strides, size = row_major(shape), int(np.prod(shape))
+    return Placement(Storage(size * dtype.itemsize), dtype, shape, strides)
+
+
+def lay_out(storages: Sequence[Storage]) -> tuple[dict[Storage, int], int]:
+    """Offsets of storages (with `first`/`last` step set) in one arena, and the arena's size.
+
+    Greedy by size, lowest free offset among the storages alive at the same time.
+    """
+    placed: list[tuple[int, int, Storage]] = []
+    offsets: dict[Storage, int] = {}
+    for storage in sorted(storages, key=lambda s: (-s.size, s.first)):
+        need = -(-(storage.size + CHUNK) // ALIGNMENT) * ALIGNMENT
+        at = 0
+        for start, end, other in sorted(placed, key=lambda p: p[0]):
+            if other.first <= storage.last and storage.first <= other.last:
+                if at + need <= start:
+                    break
+                at = max(at, end)
+        placed.append((at, at + need, storage))
+        offsets[storage] = at
+    return offsets, max((end for _, end, _ in placed), default=0)
+
+
+Placements = Mapping[Value, Placement]

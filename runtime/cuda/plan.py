@@ -1,0 +1,197 @@
+"""A plan: placements, one arena and a list of launches for one graph, one batch size and one choice of outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from qir.errors import BackendError
+from qir.graph import Graph, Node, Value
+from qir.types import Array
+
+from .arguments import RANK, SHAPE, record
+from .fusion import Group, fuse
+from .kernels import Kernel, kernel
+from .placement import Placement, Storage, lay_out, place, row_major
+
+
+class Memory(Protocol):
+    """A block of device memory, freed with the object."""
+
+    pointer: int
+
+
+class Device(Protocol):
+    """What a plan needs of a device; `EmulatedDevice` and `CupyDevice` offer it."""
+
+    name: str
+
+    def allocate(self, size: int) -> Memory: ...
+    def upload(self, pointer: int, array: Array) -> None: ...
+    def download(self, pointer: int, array: Array) -> None: ...
+    def launch(self, kernel: Kernel, grid: Sequence[int], arguments: Sequence[Array]) -> None: ...
+    def synchronize(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch, arguments fixed. `node` is the (last) graph node it serves."""
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    arguments: tuple[Array, ...]
+    node: Node
+
+
+Emit = Callable[[], Sequence[tuple[Kernel, tuple[int, ...], tuple[Array, ...]]]]
+
+
+class Plan:
+    """Compiles on construction; `run` uploads, launches and downloads, and allocates nothing on the device."""
+
+    def __init__(self, graph: Graph, device: Device, batch: int, outputs: Sequence[Value], packed: Packed) -> None:
+        self.graph, self.device, self.batch, self.outputs = graph, device, batch, list(outputs)
+        self.packed = packed
+        self.placements: dict[Value, Placement] = {}
+        self._storages: dict[Storage, None] = {}
+        self._step = 0
+        self._pending: list[tuple[Callable[[], tuple[Kernel, tuple[int, ...], tuple[Array, ...]]], Node]] = []
+        self._node: Node | None = None
+        self._compile()
+
+    # -- compiling ----------------------------------------------------------------------------
+    def _compile(self) -> None:
+        from .operators import OPERATORS
+
+        for value in self.graph.inputs:
+            self.define(value)
+        groups = fuse(self.graph, set(self.outputs))
+        for self._step, group in enumerate(groups, start=1):
+            operator = OPERATORS.get(group.head.op)
+            if operator is None:
+                raise BackendError("has no CUDA kernel", where=str(group.head))
+            self._node = group.nodes[-1]
+            operator(self, group)
+        self._step = len(groups) + 1
+        self.results = {v: self._result(v) for v in self.outputs}
+        for value in self.graph.inputs:
+            self._touch(self.at(value).storage, 0)
+        offsets, size = lay_out(list(self._storages))
+        self.arena_size = size
+        self.arena = self.device.allocate(size)
+        for storage, offset in offsets.items():
+            storage.pointer = self.arena.pointer + offset
+        self.launches = [Launch(*build(), node) for build, node in self._pending]
+        self._pending.clear()
+
+    def _result(self, value: Value) -> Placement:
+        """Where an output is fetched from: row-major, copied there if it lives in another layout."""
+        from .operators.moving import copy
+
+        placement = self.at(value)
+        if placement.contiguous:
+            return placement
+        flat = self.scratch(placement.shape, placement.dtype)
+        copy(self, placement, flat)
+        return flat
+
+    def _touch(self, storage: Storage, step: int | None = None) -> None:
+        at = self._step if step is None else step
+        if storage.pointer:  # a constant
+            return
+        self._storages[storage] = None
+        storage.first = at if storage.first < 0 else min(storage.first, at)
+        storage.last = max(storage.last, at)
+
+    # -- what operators use -------------------------------------------------------------------
+    def define(self, value: Value) -> Placement:
+        """A place for a value that is computed now."""
+        if value not in self.placements:
+            self.placements[value] = place(value, self.graph, self.batch)
+        placement = self.placements[value]
+        self._touch(placement.storage)
+        return placement
+
+    def alias(self, value: Value, placement: Placement) -> None:
+        """The value is a view of what exists already."""
+        self.placements[value] = placement
+        self._touch(placement.storage)
+
+    def at(self, value: Value) -> Placement:
+        """Where a value is; constants are uploaded when first asked for."""
+        if value.data is not None:
+            return self.packed.constant(value.data)
+        placement = self.placements[value]
+        self._touch(placement.storage)
+        return placement
+
+    def scratch(self, shape: Sequence[int], dtype: np.dtype[np.generic]) -> Placement:
+        """A row-major temporary that lives through this step only."""
+        placement = Placement(Storage(int(np.prod(shape)) * dtype.itemsize), dtype, tuple(shape), row_major(shape))
+        self._touch(placement.storage)
+        return placement
+
+    def launch(self, which: Kernel, grid: Sequence[int], build: Callable[[], Sequence[Array]]) -> None:
+        """A launch whose arguments are made once addresses are known."""
+        assert self._node is not None
+        blocks = tuple(grid)
+        self._pending.append((lambda: (which, blocks, tuple(build())), self._node))
+
+    def elements(self, name: str, shape: Sequence[int], build: Callable[[], Sequence[Array]], width: int = 1) -> None:
+        """A grid-stride launch over a shape; `width` threads work on one element."""
+        which = kernel(name)
+        count = int(np.prod(shape))
+        if count == 0:
+            return
+        blocks = min(-(-count * width // which.threads), 65535)
+        self.launch(which, (blocks,), lambda: [shape_of(shape), *build()])
+
+    # -- running ------------------------------------------------------------------------------
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        for value in self.graph.inputs:
+            self.device.upload(self.placements[value].pointer, np.ascontiguousarray(feeds[value.name]))
+        for launch in self.launches:
+            self.device.launch(launch.kernel, launch.grid, launch.arguments)
+        results: dict[str, Array] = {}
+        for value, placement in self.results.items():
+            results[value.name] = np.empty(placement.shape, placement.dtype)
+            self.device.download(placement.pointer, results[value.name])
+        return results
+
+
+def shape_of(shape: Sequence[int]) -> Array:
+    """Struct `Shape`: leading ones, product.  Raises BackendError for more than six axes."""
+    if len(shape) > RANK:
+        raise BackendError(f"a tensor of {len(shape)} axes; the CUDA kernels take {RANK}")
+    return record(SHAPE, count=int(np.prod(shape)), dims=[1] * (RANK - len(shape)) + list(shape))
+
+
+class Packed:
+    """Constants on the device, uploaded once and shared by the plans of a session."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._memory: dict[tuple[Any, ...], tuple[Memory, Placement, Array]] = {}
+
+    def constant(self, array: Array, key: tuple[Any, ...] | None = None) -> Placement:
+        """A constant array, row-major.  `key` tells apart what was made from one array; default: the array itself."""
+        key = key or (id(array), "plain")
+        if key not in self._memory:
+            data = np.ascontiguousarray(array)
+            memory = self.device.allocate(data.nbytes)
+            self.device.upload(memory.pointer, data)
+            storage = Storage(data.nbytes, memory.pointer)
+            placement = Placement(storage, data.dtype, data.shape, row_major(data.shape))
+            self._memory[key] = (memory, placement, array)  # the array too: its id must stay its own
+        return self._memory[key][1]
+
+    @property
+    def size(self) -> int:
+        """Bytes of constants on the device."""
+        return sum(p.storage.size for _, p, _ in self._memory.values())
+
+
+__all__ = ["Device", "Emit", "Group", "Launch", "Packed", "Plan"]
