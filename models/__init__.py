@@ -8,8 +8,8 @@ Bundled and trained: `bundled()` lists them, `bundled_path(name)` is the file, `
 if __name__ != "qir.models":  # the same class must not exist twice
     raise ImportError("import qir.models, not models")
 
-from .bundled import Digits, bundled, bundled_path, digits
-from .digits import DIGITS, digits_inception, digits_mobile, digits_residual
+from .bundle import Digits, bundled, bundled_path, digits
+from .digit_networks import DIGITS, digits_inception, digits_mobile, digits_residual
 from .efficientnet import efficientnet_lite0
 from .inception import inception_v3
 from .mobilenet import mobilenet_v2

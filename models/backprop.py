@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnsupportedError
-from ..graph import Graph, Node, Value
-from ..types import Array
+from qir.errors import UnsupportedError
+from qir.graph import Graph, Node, Value
+from qir.types import Array
 
 Backward = Callable[[Array], "list[Array | None]"]
 Step = tuple[Node, Backward]

@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from ..graph import Graph, Value
+from qir.errors import DataError
+from qir.graph import Graph, Value
+
 from .layers import Net
 
 STAGES = (

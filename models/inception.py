@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..graph import Graph, Value
+from qir.graph import Graph, Value
+
 from .layers import Net, Pair
 
 EPSILON = 1e-3

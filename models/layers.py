@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..graph import Graph, Value
-from ..types import DType, TensorType
+from qir.graph import Graph, Value
+from qir.types import DType, TensorType
+
 from .weights import weights_from
 
 Pair = int | tuple[int, int]

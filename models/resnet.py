@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..graph import Graph, Value
+from qir.graph import Graph, Value
+
 from .layers import Net
 
 WIDTHS = (64, 128, 256, 512)

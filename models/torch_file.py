@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import ModelError, QirError
-from ..types import Array
+from qir.errors import ModelError, QirError
+from qir.types import Array
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGES = {

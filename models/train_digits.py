@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ..graph import Value
-from ..io import save
-from ..types import Array
+from qir.graph import Value
+from qir.io import save
+from qir.types import Array
+
 from .backprop import Tape
-from .bundled import FOLDER, Digits, normalize
-from .digits import DIGITS
+from .bundle import FOLDER, Digits, normalize
+from .digit_networks import DIGITS
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, BATCH = 0.08, 0.9, 5e-4, 64
 
@@ -80,9 +81,7 @@ def train(name: str, pixels: Array, labels: Array, epochs: int, seed: int) -> Ta
         losses: list[float] = []
         for start in range(0, len(order) - BATCH + 1, BATCH):
             chosen = order[start : start + BATCH]
-            loss, d = cross_entropy_gradient(
-                tape.forward(shifted(images[chosen], rng), training=True), labels[chosen]
-            )
+            loss, d = cross_entropy_gradient(tape.forward(shifted(images[chosen], rng), training=True), labels[chosen])
             losses.append(loss)
             rate = np.float32(LEARNING_RATE * 0.5 * (1 + np.cos(np.pi * step / steps)))
             for value, grad in tape.backward(d).items():

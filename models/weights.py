@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, ModelError
-from ..types import Array
+from qir.errors import DataError, ModelError
+from qir.types import Array
+
 from .torch_file import read_torch_file
 
 Source = "int | str | Path | Mapping[str, Array] | Weights"
@@ -25,6 +26,7 @@ class Weights(ABC):
 
     def finish(self) -> None:
         """Called when the network is built; complains about what was not used."""
+        return
 
 
 class RandomWeights(Weights):
@@ -78,7 +80,9 @@ class StateDict(Weights):
         """Raises ModelError where entries are left over: the weights belong to another network."""
         left = [k for k in self._arrays if k not in self._used and not any(part in k for part in self._ignore)]
         if left:
-            raise ModelError(f"{len(left)} entries have no place in this network, such as {left[0]!r}", where=self._name)
+            raise ModelError(
+                f"{len(left)} entries have no place in this network, such as {left[0]!r}", where=self._name
+            )
 
 
 def load_state_dict(path: str | Path) -> dict[str, Array]:

@@ -156,7 +156,9 @@ def compare_graphs(
         raise DataError("no samples to compare on")
     tensors = [_noise(integer, name, moments[name]) for name in names]
     outputs = [
-        OutputMatch(n, output_moments[n].sqnr, sum(equal[n]) / samples if _is_scores(reference, n) else None, largest[n])
+        OutputMatch(
+            n, output_moments[n].sqnr, sum(equal[n]) / samples if _is_scores(reference, n) else None, largest[n]
+        )
         for n in ours
     ]
     return Comparison(sorted(tensors, key=lambda t: t.score), outputs, samples)

@@ -118,16 +118,21 @@ def input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
 
 def _data_options(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--data", metavar="PATH", required=required, type=Path,
-                       help=f"{what}: .npy (one input, samples first), .npz (an array for each input), or a folder of images")  # fmt: skip
+    kinds = ".npy (one input, samples first), .npz (an array for each input), or a folder of images"
+    group.add_argument("--data", metavar="PATH", required=required, type=Path, help=f"{what}: {kinds}")
     group.add_argument("--samples", type=positive, metavar="N", help="use the first N samples (default: all)")
     group.add_argument(
         "--batch", type=positive, default=16, metavar="N", help="samples at a time (default: %(default)s)"
     )
     images = parser.add_argument_group("image folders", "ignored for .npy and .npz; pixel values are 0 to 255")
     images.add_argument("--size", type=pair, metavar="HxW", help="image size (default: the model's input size)")
-    images.add_argument("--crop", type=fraction, default=0.875, metavar="F",
-                        help="central part that is kept: resize to size/F, crop to size (default: %(default)s)")  # fmt: skip
+    images.add_argument(
+        "--crop",
+        type=fraction,
+        default=0.875,
+        metavar="F",
+        help="central part that is kept: resize to size/F, crop to size (default: %(default)s)",
+    )
     images.add_argument(
         "--mean", type=numbers, default=(0.0,), metavar="A[,B,C]", help="subtracted, per channel (default: 0)"
     )
@@ -139,8 +144,14 @@ def _data_options(parser: argparse.ArgumentParser, what: str, required: bool = T
 
 
 def _shape_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input-shape", type=input_shape, action="append", default=[], metavar="NAME:1x3x224x224",
-                        help="fix an input's symbolic sizes; N leaves the batch free; may be repeated")  # fmt: skip
+    parser.add_argument(
+        "--input-shape",
+        type=input_shape,
+        action="append",
+        default=[],
+        metavar="NAME:1x3x224x224",
+        help="fix an input's symbolic sizes; N leaves the batch free; may be repeated",
+    )
 
 
 def _lazy(module: str) -> Callable[[argparse.Namespace], int]:
@@ -150,9 +161,13 @@ def _lazy(module: str) -> Callable[[argparse.Namespace], int]:
 
 def _command(commands: Any, name: str, module: str, summary: str, epilog: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     # SUPPRESS: the sub-command's default must not overwrite what stood before the command
     parser.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
@@ -183,11 +198,20 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--layers", action="store_true", help="every layer and every scale, not only the totals")
     _shape_option(inspect)
     demo = _command(commands, "demo", "demo", "quantize and check a small trained network", DEMO)
-    demo.add_argument("--network", default="digits_residual",
-                      choices=("digits_residual", "digits_mobile", "digits_inception"), help="default: %(default)s")  # fmt: skip
+    demo.add_argument(
+        "--network",
+        default="digits_residual",
+        choices=("digits_residual", "digits_mobile", "digits_inception"),
+        help="default: %(default)s",
+    )
     demo.add_argument("--recipe", default="w8a8", choices=RECIPES, help="default: %(default)s")
-    demo.add_argument("-o", "--output", type=Path, metavar="OUT.onnx",
-                      help="where the result goes (default: NETWORK.RECIPE.onnx here)")  # fmt: skip
+    demo.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT.onnx",
+        help="where the result goes (default: NETWORK.RECIPE.onnx here)",
+    )
     return parser
 
 
@@ -195,19 +219,35 @@ def _quantize(commands: Any) -> None:
     parser = _command(commands, "quantize", "quantize", "turn a float ONNX network into an integer-only one", QUANTIZE)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.onnx")
-    parser.add_argument("--recipe", default="w8a8", metavar="NAME|FILE.toml",
-                        help=f"{', '.join(RECIPES)}, or a TOML file of your own (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--recipe",
+        default="w8a8",
+        metavar="NAME|FILE.toml",
+        help=f"{', '.join(RECIPES)}, or a TOML file of your own (default: %(default)s)",
+    )
     parser.add_argument("--range", dest="method", choices=METHODS, help="how ranges are chosen (default: the recipe's)")
     parser.add_argument(
         "--per-tensor", action="store_true", help="one weight scale for each layer, not for each channel"
     )
-    parser.add_argument("--io", choices=("float", "integer"), default="float",
-                        help="what the result takes and gives (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--opset", type=int, choices=(21, 28), default=21,
-                        help="21 runs in today's runtimes; 28 has signed shifts (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--io",
+        choices=("float", "integer"),
+        default="float",
+        help="what the result takes and gives (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        choices=(21, 28),
+        default=21,
+        help="21 runs in today's runtimes; 28 has signed shifts (default: %(default)s)",
+    )
     parser.add_argument("--strip-softmax", action="store_true", help="drop a final Softmax: the result gives logits")
-    parser.add_argument("--fold-normalization", action="store_true",
-                        help="put (pixel - mean) / std into the first layer: the result takes uint8 pixels")  # fmt: skip
+    parser.add_argument(
+        "--fold-normalization",
+        action="store_true",
+        help="put (pixel - mean) / std into the first layer: the result takes uint8 pixels",
+    )
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="calibrate with N processes (default: 1)")
     parser.add_argument("--ranges", type=Path, metavar="FILE.json", help="save the calibration ranges here")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="save what each pass did here")
@@ -229,8 +269,9 @@ def _compare(commands: Any) -> None:
     parser = _command(commands, "compare", "compare", "compare a float network with its integer version", COMPARE)
     parser.add_argument("float_model", type=Path, metavar="FLOAT.onnx")
     parser.add_argument("integer_model", type=Path, metavar="INTEGER.onnx")
-    parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime",
-                        help="what runs the integer model (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="onnxruntime", help="what runs the integer model (default: %(default)s)"
+    )
     parser.add_argument("--worst", type=positive, metavar="N", help="show the N worst tensors only")
     parser.add_argument("--strip-softmax", action="store_true", help="the integer model was made with --strip-softmax")
     _shape_option(parser)

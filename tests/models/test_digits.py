@@ -43,7 +43,7 @@ def test_gradients(name: str) -> None:
     assert len(grads) == len([v for v in tape.parameters if v not in tape.statistics and "relu6" not in v.name])
     checked = 0
     for value in list(grads)[::7]:
-        at = tuple(int(rng.integers(0, n)) for n in value.shape)
+        at = tuple(int(rng.integers(0, n)) for n in value.array().shape)
         slopes: list[float] = []
         for step in (1e-4, 1e-5):
             losses: list[float] = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..graph import Graph, Value
+from qir.graph import Graph, Value
+
 from .layers import Net
 from .mobilenet import inverted_residual
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
-from ..types import Array
+from qir.errors import DataError
+from qir.types import Array
 
 FOLDER = Path(__file__).resolve().parent
 MEAN, STD = 78.0, 96.0

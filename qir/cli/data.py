@@ -1,0 +1,95 @@
+"""Models and data as the commands take them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qir.errors import DataError
+from qir.graph import Graph
+from qir.io import load
+from qir.passes.data import Batches, batches
+from qir.passes.images import Images
+from qir.types import Array
+
+from . import show
+
+
+def load_model(path: Path, shapes: Sequence[tuple[str, Sequence[int | str]]] = ()) -> Graph:
+    """The graph of a file, its symbolic sizes fixed by --input-shape."""
+    return load(path, input_shapes=dict(shapes))
+
+
+def source(args: argparse.Namespace, *, normalized: bool = True) -> Any:
+    """What --data names: a path, or a folder of images with its options (without --mean and --std on request)."""
+    if not args.data.is_dir():
+        return args.data
+    return Images(
+        args.data, size=args.size, crop=args.crop, layout=args.layout or "auto", order="BGR" if args.bgr else "RGB",
+        mean=args.mean if normalized else 0.0, std=args.std if normalized else 1.0,
+    )  # fmt: skip
+
+
+def feeds(args: argparse.Namespace, graph: Graph, text: str) -> show.Shown[dict[str, Array]]:
+    """--data in batches that fit the graph's inputs, with a progress bar."""
+    return shown(batches(source(args), graph, batch_size=args.batch, samples=args.samples), args.batch, text)
+
+
+def pixel_batches(args: argparse.Namespace, graph: Graph) -> Batches:
+    """--data as pixels for a graph whose normalization is folded: images, uint8 arrays, or normalized arrays undone."""
+    if args.data.is_dir():
+        return batches(source(args, normalized=False), graph, batch_size=args.batch, samples=args.samples)
+    with np.load(args.data, allow_pickle=False) if args.data.suffix == ".npz" else _single(args.data) as arrays:
+        if len(arrays) != 1 or len(graph.inputs) != 1:
+            raise DataError("--fold-normalization is for models with one input", where=str(args.data))
+        array = next(iter(arrays.values()))
+    if array.dtype != np.uint8:
+        axis = 1 if array.ndim == 4 and array.shape[1] in (1, 3, 4) else array.ndim - 1
+        shape = [-1 if i == axis else 1 for i in range(array.ndim)]
+        mean, std = (np.asarray(v, np.float32).reshape(shape) for v in (args.mean, args.std))
+        array = np.clip(np.rint(array * std + mean), 0, 255)
+    return batches(array.astype(np.float32), graph, batch_size=args.batch, samples=args.samples)
+
+
+class _single:
+    """A .npy as a mapping with one entry, in a `with` like np.load's archive."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Mapping[str, Array]:
+        try:
+            return {"x": np.load(self.path, allow_pickle=False)}
+        except FileNotFoundError:
+            raise DataError("no such file or folder", where=str(self.path)) from None
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"cannot be read: {error}", where=str(self.path)) from None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def shown(found: Batches, size: int, text: str) -> show.Shown[dict[str, Array]]:
+    total = None if found.samples is None else -(-found.samples // size)
+    return show.Shown(found, text, total)
+
+
+def collect(results: Iterator[Mapping[str, Array]]) -> dict[str, Array]:
+    """Batches of outputs joined along the first axis."""
+    parts = list(results)
+    return {name: np.concatenate([np.atleast_1d(p[name]) for p in parts]) for name in parts[0]}
+
+
+def writable(path: Path, *inputs: Path) -> Path:
+    """The path of a result.  Raises DataError at once, and not after an hour of work, where it cannot be written."""
+    if path.is_dir():
+        raise DataError("is a folder", where=str(path), hint="give a file name")
+    if not path.parent.is_dir():
+        raise DataError("its folder does not exist", where=str(path), hint=f"mkdir -p {path.parent}")
+    if any(path.exists() and other.exists() and path.samefile(other) for other in inputs):
+        raise DataError("would overwrite its own input", where=str(path))
+    return path
