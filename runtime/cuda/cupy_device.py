@@ -1,0 +1,116 @@
+"""An NVIDIA GPU through CuPy: memory, modules and launches. Imported only when a CUDA session is made."""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qir.errors import BackendError
+from qir.types import Array
+
+from .kernels import INSTANCES, Kernel, sources
+
+OLDEST = 75
+"""Compute capability * 10 of the oldest architecture with s8 mma.sync."""
+
+
+def import_cupy() -> Any:
+    """The cupy module.  Raises BackendError where it, a driver or a GPU is missing."""
+    try:
+        cupy = import_module("cupy")
+    except ImportError as error:
+        raise BackendError("the CUDA runtime needs CuPy", hint="pip install qir[cuda12] or qir[cuda13]") from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise BackendError(f"no NVIDIA GPU can be used: {error}", hint='use backend="cpu"') from error
+    if count == 0:
+        raise BackendError("this machine has no NVIDIA GPU", hint='use backend="cpu"')
+    return cupy
+
+
+class CupyDevice:
+    """GPU number `index`; work goes to the current CuPy stream of the calling thread.
+
+    Raises BackendError for no CuPy, no GPU, a GPU older than sm_75, or too little memory.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self.cupy = import_cupy()
+        count = self.cupy.cuda.runtime.getDeviceCount()
+        if not 0 <= index < count:
+            raise BackendError(f"there is no GPU {index}", hint=f"GPUs are 0 to {count - 1}")
+        self.index = index
+        self._device = self.cupy.cuda.Device(index)
+        capability = int(self._device.compute_capability)
+        if capability < OLDEST:
+            raise BackendError(f"GPU {index} is sm_{capability}", hint=f"sm_{OLDEST} (Turing) or later is needed")
+        properties = self.cupy.cuda.runtime.getDeviceProperties(index)
+        self.name = str(properties["name"].decode())
+        self._functions: dict[Kernel, Any] = {}
+
+    def allocate(self, size: int) -> Any:
+        with self._device:
+            try:
+                return _Memory(self.cupy.cuda.alloc(max(size, 16)))
+            except self.cupy.cuda.memory.OutOfMemoryError as error:
+                raise BackendError(f"GPU {self.index} has no room for {size:,} bytes", hint="use a smaller batch") from error
+
+    def upload(self, pointer: int, array: Array) -> None:
+        data = np.ascontiguousarray(array)
+        stream = self.cupy.cuda.get_current_stream().ptr
+        with self._device:
+            self.cupy.cuda.runtime.memcpyAsync(pointer, data.ctypes.data, data.nbytes, 1, stream)
+            self.cupy.cuda.runtime.streamSynchronize(stream)  # pageable memory: `data` may go after the return
+
+    def download(self, pointer: int, array: Array) -> None:
+        stream = self.cupy.cuda.get_current_stream().ptr
+        with self._device:
+            self.cupy.cuda.runtime.memcpyAsync(array.ctypes.data, pointer, array.nbytes, 2, stream)
+            self.cupy.cuda.runtime.streamSynchronize(stream)
+
+    def launch(self, kernel: Kernel, grid: Sequence[int], arguments: Sequence[Array]) -> None:
+        """One launch on the current stream; each argument is a 0-d array holding one parameter, by value."""
+        with self._device:
+            function = self._functions.get(kernel) or self._load(kernel)
+            parameters = (ctypes.c_void_p * len(arguments))(*(a.ctypes.data for a in arguments))
+            x, y, z = (*grid, *[1] * (3 - len(grid)))
+            self.cupy.cuda.driver.launchKernel(
+                function.ptr, x, y, z, kernel.threads, 1, 1, kernel.shared_bytes,
+                self.cupy.cuda.get_current_stream().ptr, ctypes.addressof(parameters), 0,
+            )  # fmt: skip
+
+    def synchronize(self) -> None:
+        self.cupy.cuda.get_current_stream().synchronize()
+
+    def _load(self, kernel: Kernel) -> Any:
+        """Compile (CuPy caches on disk) all instances of the kernel's source; keep their functions."""
+        family = [k for k in INSTANCES if k.source == kernel.source]
+        texts = sources()
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in texts.items():
+                (Path(folder) / name).write_text(text)
+            module = self.cupy.RawModule(
+                code=texts[kernel.source], options=("-std=c++17", f"-I{folder}"),
+                name_expressions=[k.expression for k in family],
+            )  # fmt: skip
+            for k in family:
+                raw = module.get_function(k.expression)
+                if k.shared_bytes > 48 << 10:
+                    raw.max_dynamic_shared_size_bytes = k.shared_bytes
+                self._functions[k] = raw.kernel
+        return self._functions[kernel]
+
+
+class _Memory:
+    """A CuPy allocation with the address that plans use."""
+
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+        self.pointer = int(memory.ptr)

@@ -1,0 +1,114 @@
+"""NVRTC through ctypes: compiles the kernels for any architecture, without a GPU, a driver or CuPy."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from qir.errors import BackendError
+
+from .kernels import Kernel, sources
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the assembler says of one kernel."""
+
+    registers: int
+    shared_bytes: int
+    spill_stores: int
+    spill_loads: int
+
+
+def find_library() -> str:
+    """Path of libnvrtc: of the PyPI package nvidia-cuda-nvrtc, or the system's.  Raises BackendError if absent."""
+    for package in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
+        try:
+            files = metadata.files(package) or []
+        except metadata.PackageNotFoundError:
+            continue
+        for file in files:
+            if re.fullmatch(r"libnvrtc\.so\.\d+", Path(str(file)).name):
+                return str(file.locate())
+    found = ctypes.util.find_library("nvrtc")
+    if found is None:
+        raise BackendError("NVRTC is not installed", hint="pip install nvidia-cuda-nvrtc")
+    return found
+
+
+class Nvrtc:
+    """One loaded NVRTC."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(find_library())
+        self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
+
+    def version(self) -> tuple[int, int]:
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        return major.value, minor.value
+
+    def compile(self, source: str, kernels: Sequence[Kernel], architecture: str) -> tuple[bytes, dict[str, str], str]:
+        """Compile one file of kernels/ with all the instances given.
+
+        architecture: "75", "90a" ...  Returns (cubin, name expression -> lowered name, the assembler's log).
+        Raises BackendError with the compiler's log.
+        """
+        texts = sources()
+        headers = [n for n in texts if n.endswith(".cuh")]
+        lib, program = self._library, ctypes.c_void_p()
+        bodies = (ctypes.c_char_p * len(headers))(*(texts[n].encode() for n in headers))
+        names = (ctypes.c_char_p * len(headers))(*(n.encode() for n in headers))
+        self._check(
+            lib.nvrtcCreateProgram(
+                ctypes.byref(program), texts[source].encode(), source.encode(), len(headers), bodies, names
+            )
+        )
+        try:
+            for k in kernels:
+                self._check(lib.nvrtcAddNameExpression(program, k.expression.encode()))
+            options = [f"--gpu-architecture=sm_{architecture}", "--std=c++17", "--ptxas-options=-v"]
+            array = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
+            failed = lib.nvrtcCompileProgram(program, len(options), array)
+            log = self._text(program, "ProgramLog")
+            if failed:
+                raise BackendError(f"does not compile for sm_{architecture}: {log[:2000]}", where=source)
+            lowered: dict[str, str] = {}
+            for k in kernels:
+                name = ctypes.c_char_p()
+                self._check(lib.nvrtcGetLoweredName(program, k.expression.encode(), ctypes.byref(name)))
+                lowered[k.expression] = (name.value or b"").decode()
+            size = ctypes.c_size_t()
+            self._check(lib.nvrtcGetCUBINSize(program, ctypes.byref(size)))
+            cubin = ctypes.create_string_buffer(size.value)
+            self._check(lib.nvrtcGetCUBIN(program, cubin))
+            return cubin.raw, lowered, log
+        finally:
+            lib.nvrtcDestroyProgram(ctypes.byref(program))
+
+    def _text(self, program: ctypes.c_void_p, what: str) -> str:
+        size = ctypes.c_size_t()
+        self._check(getattr(self._library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+        buffer = ctypes.create_string_buffer(size.value)
+        self._check(getattr(self._library, f"nvrtcGet{what}")(program, buffer))
+        return buffer.value.decode(errors="replace")
+
+    def _check(self, code: int) -> None:
+        if code:
+            raise BackendError(f"NVRTC: {self._library.nvrtcGetErrorString(code).decode()}")
+
+
+def usage(log: str, lowered: str) -> Usage:
+    """Registers, shared memory and spills of one kernel from the assembler's log."""
+    part = log.partition(f"'{lowered}'")[2].partition("Compiling entry function")[0]
+    spill = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part)
+    registers = re.search(r"Used (\d+) registers", part)
+    shared = re.search(r"(\d+) bytes smem", part)
+    if registers is None or spill is None:
+        raise BackendError("the assembler's report names no registers", where=lowered)
+    return Usage(int(registers[1]), int(shared[1]) if shared else 0, int(spill[1]), int(spill[2]))
