@@ -1,0 +1,184 @@
+"""Resize: nearest as Gather, linear as integer interpolation (qir.Interpolate)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..dyadic import round_half_even
+from ..errors import LoweringError, TypeInferenceError
+from ..types import Array, DType, QuantParams, TensorType
+from .base import REQUIRED, Op, register
+from .convolution import check_int32
+from .movement import arg, axes_of, first, ints, move_all, optional_const
+from .requantize import quant_of
+from .resampling import linear_taps, nearest_index, outside, resized_axes
+
+if TYPE_CHECKING:
+    from ..graph import Node, Value
+    from ..io.functions import Body
+    from ..lowering import Bounds, Lowering
+
+WEIGHT_BITS = 11
+"""Fractional bits of a linear weight; fewer where the input is wide or several axes are interpolated."""
+
+
+@register
+class Resize(Op):
+    """x resampled along `axes` to `sizes`, or by `scales`.
+
+    mode: "nearest" (all nearest modes) or "linear" (separable).  All coordinate transformations of ONNX.
+    Raises UnsupportedError on cubic and on antialias.
+    """
+
+    name = "Resize"
+    inputs = "x roi? scales? sizes?"
+    attrs = {
+        "antialias": 0, "axes": None, "coordinate_transformation_mode": "half_pixel", "cubic_coeff_a": -0.75,
+        "exclude_outside": 0, "extrapolation_value": 0.0, "keep_aspect_ratio_policy": "stretch", "mode": "nearest",
+        "nearest_mode": "round_prefer_floor",
+    }  # fmt: skip
+    shape_inputs = (1, 2, 3)
+
+    def infer(
+        self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
+    ) -> list[TensorType]:
+        x = first(types)
+        rest = [optional_const(types, consts, i, n) for i, n in ((1, "roi"), (2, "scales"), (3, "sizes"))]
+        shape = list(ints(x.shape))
+        for axis in resized_axes(attrs, shape, *rest):
+            shape[axis.index] = axis.out
+        return [TensorType(x.dtype, tuple(shape))]
+
+    def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
+        x = y = np.asarray(inputs[0])
+        beyond = np.zeros((), dtype=bool)
+        for axis in resized_axes(attrs, x.shape, arg(inputs, 1), arg(inputs, 2), arg(inputs, 3)):
+            along = [1] * x.ndim
+            along[axis.index] = -1
+            beyond = beyond | outside(attrs, axis).reshape(along)
+            if attrs["mode"] == "nearest":
+                y = np.take(y, nearest_index(attrs, axis), axis=axis.index)
+            elif axis.size != axis.out or axis.scale != 1 or axis.roi != (0.0, 1.0):
+                low, high, weight = linear_taps(attrs, axis)
+                w = weight.reshape(along).astype(y.dtype)
+                y = np.take(y, low, axis=axis.index) * (1 - w) + np.take(y, high, axis=axis.index) * w
+        if beyond.any():
+            y = np.where(beyond, np.asarray(attrs["extrapolation_value"], y.dtype), y)
+        return (np.asarray(y).astype(x.dtype, copy=False),)
+
+    def to_integer(self, low: Lowering, node: Node) -> None:
+        x = node.input(0)
+        rest = [None if v is None else low.real_constant(v) for v in (node.optional(i) for i in (1, 2, 3))]
+        if any(isinstance(d, str) for d in x.shape[1:]):
+            raise LoweringError("resizes a tensor whose sizes follow the batch", where=str(node))
+        # the batch axis is never resized: a stand-in for its size gives it scale 1
+        shape = [d if isinstance(d, int) else 1 for d in x.shape]
+        if rest[2] is not None and isinstance(x.shape[0], str) and node.attrs["axes"] is None and rest[2].size:
+            raise LoweringError("names the batch in its sizes", where=str(node), hint="run qir.shapes.fold_shapes")
+        axes = [a for a in resized_axes(node.attrs, shape, *rest) if not isinstance(x.shape[a.index], str)]
+        if any(outside(node.attrs, a).any() for a in axes):
+            raise LoweringError("extrapolates beyond its input", where=str(node))
+        if node.attrs["mode"] == "nearest":
+            picks = [(a.index, nearest_index(node.attrs, a), a.size) for a in axes]
+            _gather(low, node, [(i, p) for i, p, size in picks if not np.array_equal(p, np.arange(size))])
+        else:
+            taps = [(a.index, a.size, *linear_taps(node.attrs, a)) for a in axes]
+            _interpolate(low, node, [t for t in taps if t[4].any() or not np.array_equal(t[2], np.arange(t[1]))])
+
+
+def _gather(low: Lowering, node: Node, picks: Sequence[tuple[int, Array]]) -> None:
+    """Nearest neighbours: one Gather with constant indices for each axis that changes."""
+    if not picks:
+        low.set(node.output, low.form(node.input(0)))
+        return
+
+    def move(x: Value, quant: QuantParams | None, bounds: Bounds, names: Sequence[str]) -> list[Value]:
+        g, name = low.graph, names[0]
+        for i, (axis, index) in enumerate(picks):
+            indices = g.add_constant(f"{name}.index{axis}", index.astype(np.int64))
+            last = i == len(picks) - 1
+            x = g.add_node(
+                "Gather", [x, indices], {"axis": axis}, outputs=[name if last else f"{name}.axis{axis}"], quant=quant
+            ).output
+        return [x]
+
+    move_all(low, node, 1, move)
+
+
+def _interpolate(low: Lowering, node: Node, taps: Sequence[tuple[int, int, Array, Array, Array]]) -> None:
+    """Linear: one qir.Interpolate for each axis that changes, then the scale 2^(-bits) each is the requantization's."""
+    from ..lowering import Quantized
+
+    x = low.quantized(node.input(0))
+    q = quant_of(x)
+    if not taps:
+        low.set(node.output, Quantized(x))
+        return
+    if q.per_channel or q.dtype.bits > 16:
+        raise LoweringError(f"interpolates {q.dtype}", where=str(node), hint="insert a QuantizeLinear on its input")
+    bits = min(WEIGHT_BITS, (30 - q.dtype.bits) // len(taps))
+    g, name = low.graph, node.output.name
+    zero = q.zero_point[0]
+    for i, (axis, _, index0, index1, weight) in enumerate(taps):
+        w1 = round_half_even(weight.astype(np.float64) * (1 << bits)).astype(np.int32)
+        zero <<= bits
+        quant = QuantParams((q.scale[0] / (1 << (bits * (i + 1))),), (zero,), DType.INT32)
+        constants = [
+            g.add_constant(f"{name}.{what}{axis}", data)
+            for what, data in (
+                ("index0_", index0), ("index1_", index1), ("weight0_", np.int32(1 << bits) - w1), ("weight1_", w1),
+            )
+        ]  # fmt: skip
+        last = i == len(taps) - 1
+        x = g.add_node(
+            "qir.Interpolate", [x, *constants], {"axis": axis},
+            outputs=[f"{name}.acc" if last else f"{name}.axis{axis}"], quant=quant,
+        ).output  # fmt: skip
+    low.set(node.output, Quantized(x))
+
+
+@register
+class Interpolate(Op):
+    """acc = x[index0] * weight0 + x[index1] * weight1 along `axis`, int32
+
+    x: int4..int32.  index0, index1: int64 (n,), weight0, weight1: int32 (n,), weight0 + weight1 = 2^bits.  The
+    lowering chooses bits so that |acc| < 2^31; the requantization that follows divides by 2^bits.
+    """
+
+    name = "qir.Interpolate"
+    inputs = "x index0 index1 weight0 weight1"
+    attrs = {"axis": REQUIRED}
+
+    def infer(
+        self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
+    ) -> list[TensorType]:
+        x = first(types)
+        (axis,) = axes_of(attrs["axis"], x.rank)
+        lengths = {ints(first(types, i).shape) for i in range(1, 5)}
+        if len(lengths) != 1 or len(next(iter(lengths))) != 1:
+            raise TypeInferenceError("indices and weights are vectors of one length")
+        (n,) = lengths.pop()
+        return [TensorType(DType.INT32, (*x.shape[:axis], n, *x.shape[axis + 1 :]))]
+
+    def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
+        x, axis = np.asarray(inputs[0]).astype(np.int64), attrs["axis"]
+        along = [1] * x.ndim
+        along[axis] = -1
+        parts = [
+            np.take(x, np.asarray(inputs[i]), axis=axis) * np.asarray(inputs[i + 2]).astype(np.int64).reshape(along)
+            for i in (1, 2)
+        ]
+        return (check_int32(parts[0] + parts[1]),)
+
+    def function_body(self, body: Body, node: Node) -> None:
+        axis, rank = node.attrs["axis"], body.rank("x")
+        wide = body.cast("x", DType.INT32)
+        shape = body.int64([-1] + [1] * (rank - 1 - axis % rank))
+        parts = [
+            body.op("Mul", body.op("Gather", wide, f"index{i}", axis=axis), body.op("Reshape", f"weight{i}", shape))
+            for i in (0, 1)
+        ]
+        body.op("Add", *parts, output="y")
