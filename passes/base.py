@@ -9,19 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from ..errors import GraphError, StageError
-from ..graph import Graph, Stage
+from qir.errors import GraphError, StageError
+from qir.graph import Graph, Stage
+from qir.verify import verify
+
 from .report import PassReport, Report, count_operators
 
 log = logging.getLogger("qir.passes")
-
-
-def verify(graph: Graph, stage: Stage) -> None:
-    try:
-        from ..verify import verify as check
-    except ImportError:
-        return
-    check(graph, stage)
 
 
 @dataclass(frozen=True)

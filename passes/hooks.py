@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import GraphError
-from ..graph import Graph
-from ..types import Array
+from qir.errors import GraphError
+from qir.graph import Graph
+from qir.types import Array
+
 from .base import AfterHook, Pass
 from .report import PassReport
 
@@ -39,7 +40,7 @@ def compare_numerically(
     """
 
     def hook(step: Pass, before: Graph, after: Graph, report: PassReport) -> None:
-        from ..runtime import Session  # execution is needed only here
+        from qir.runtime.session import Session  # execution is needed only here
 
         a, b = Session(before, backend).run(dict(feeds)), Session(after, backend).run(dict(feeds))
         for name in a.keys() & b.keys():

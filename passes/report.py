@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..graph import Graph
+from qir.graph import Graph
 
 
 def count_operators(graph: Graph) -> dict[str, int]:
