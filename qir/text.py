@@ -4,11 +4,11 @@
       input %x: float32[N,3,8,8]
       const %w: float32[4,3,3,3] = ...
       const %limit: float32[] = 6.0
-      %y: float32[N,4,8,8] = Conv(%x, %w, -) {pads=[1, 1, 1, 1]} "conv1"
+      %y: float32[N,4,8,8] = Conv(%x, %w) {pads=[1, 1, 1, 1]} "conv1"
       return %y
     }
 
-Names that are not plain words are quoted (`%"a b"`), an absent input is `-`, attributes at their default are left out,
+Names that are not plain words are quoted (`%"a b"`), an absent input before others is `-`, attributes at their default are left out,
 a node's name is left out where it is its first output's.  Constants of more than 8 elements are elided (`...`), and so
 are per-channel scales (`scale=...`); `elided(graph)` collects what the parser (`qir.text_parser`) wants back for them.
 """
@@ -51,7 +51,10 @@ def format_graph(graph: Graph) -> str:
 def format_node(node: Node) -> str:
     """One node on one line."""
     outs = ", ".join(f"{_ref(v)}: {format_type(v.type)}" for v in node.outputs)
-    ins = ", ".join("-" if v is None else _ref(v) for v in node.inputs)
+    given = list(node.inputs)
+    while given and given[-1] is None:
+        given.pop()
+    ins = ", ".join("-" if v is None else _ref(v) for v in given)
     defaults = op_of(node.op).attrs
     attrs = [f"{k}={_attr(v)}" for k, v in sorted(node.attrs.items()) if k not in defaults or not _same(v, defaults[k])]
     text = f"{outs} = {node.op}({ins})"

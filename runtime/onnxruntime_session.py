@@ -14,6 +14,7 @@ from onnx import helper
 from qir.errors import BackendError
 from qir.graph import Graph, Stage, Value
 from qir.io import to_onnx
+from qir.io.functions import ONNX_TYPE
 from qir.types import Array, DType
 
 MAX_BYTES = 2**31 - 2**20
@@ -60,8 +61,8 @@ class OnnxRuntime:
         if compute:
             own = set(self.graph.outputs)
             extra = tuple(dict.fromkeys(v.name for v in compute if v not in own))
-            given = {k: _pack(v, self.graph.value(k).dtype) for k, v in feeds.items()}
-            fetch = [_fetch_name(v) for v in compute]
+            given = {_wire_name(self.graph.value(k)): v for k, v in feeds.items()}
+            fetch = [_wire_name(v) for v in compute]
             try:
                 arrays = self._session(extra).run(fetch, given)
             except Exception as error:  # onnxruntime's exceptions share no base class
@@ -91,27 +92,35 @@ def _open(model: onnx.ModelProto, options: Any) -> Any:
         return ort.InferenceSession(str(path), options, providers=providers)
 
 
-def _fetch_name(value: Value) -> str:
+def _wire_name(value: Value) -> str:
+    """What a value is called in the model that onnxruntime gets."""
     return f"{value.name}/wide" if value.dtype.bits == 4 else value.name
 
 
-def _pack(array: Array, dtype: DType) -> Any:
-    """4-bit inputs as the ml_dtypes arrays that onnxruntime takes."""
-    if dtype.bits != 4:
-        return array
-    import ml_dtypes
-
-    return array.astype(ml_dtypes.int4 if dtype.is_signed else ml_dtypes.uint4)
-
-
 def with_int4_casts(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
-    """4-bit outputs cast to 8 bits under the name `<name>/wide`: NumPy has no such dtype to fetch them in."""
-    for i, output in enumerate(model.graph.output):
-        if output.name in graph and graph.value(output.name).dtype.bits == 4:
-            kind = onnx.TensorProto.INT8 if graph.value(output.name).dtype.is_signed else onnx.TensorProto.UINT8
-            wide = helper.make_tensor_value_info(f"{output.name}/wide", kind, list(graph.value(output.name).shape))
-            model.graph.node.append(helper.make_node("Cast", [output.name], [wide.name], to=kind))
-            model.graph.output[i].CopyFrom(wide)
+    """4-bit inputs and outputs as 8-bit ones called `<name>/wide`, cast inside: NumPy has no 4-bit dtypes to pass."""
+
+    def widened(info: onnx.ValueInfoProto) -> tuple[onnx.ValueInfoProto, DType] | None:
+        kind = graph.value(info.name).dtype if info.name in graph else DType.INT8
+        if kind.bits != 4:
+            return None
+        wide = onnx.TensorProto.INT8 if kind.is_signed else onnx.TensorProto.UINT8
+        return helper.make_tensor_value_info(f"{info.name}/wide", wide, list(graph.value(info.name).shape)), kind
+
+    casts: list[onnx.NodeProto] = []
+    for info in model.graph.input:
+        if (pair := widened(info)) is not None:
+            casts.append(helper.make_node("Cast", [pair[0].name], [info.name], to=ONNX_TYPE[pair[1]]))
+            info.CopyFrom(pair[0])
+    nodes = [*casts, *model.graph.node]
+    for info in model.graph.output:
+        if (pair := widened(info)) is not None:
+            wide = pair[0].type.tensor_type.elem_type
+            nodes.append(helper.make_node("Cast", [info.name], [pair[0].name], to=wide))
+            info.CopyFrom(pair[0])
+    if len(nodes) > len(model.graph.node):
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
     return model
 
 

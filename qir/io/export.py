@@ -14,8 +14,8 @@ from ..errors import UnsupportedError
 from ..graph import Graph, Node, Value
 from ..ops import Op, op_of
 from ..types import TensorType
-from . import metadata
-from .functions import DOMAIN, ONNX_TYPE, Body
+from . import metadata, widen
+from .functions import DOMAIN, ONNX_TYPE, Body, function_stem
 from .protos import attribute_proto, export_attrs, tensor_proto
 
 DEFAULT_OPSET = 21
@@ -65,16 +65,25 @@ class _Functions:
 
     def name_of(self, op: Op, node: Node) -> str:
         """The name of the function that a node calls, its body written if it is a new one."""
-        name = node.op.rpartition(".")[2]
+        name = function_stem(op)
         body = Body(node, formal_names(op.inputs, len(node.inputs)), self.opset)
-        op.function_body(body, node)
-        proto = body.proto(name, formal_names(op.outputs, len(node.outputs)))
+        outputs = formal_names(op.outputs, len(node.outputs))[: len(node.outputs)]
+        if op.is_integer_op or is_newer(op, self.opset):
+            op.function_body(body, node)
+        else:
+            widen.write_body(body, node, outputs)
+        proto = body.proto(name, outputs)
         key = (name, proto.SerializeToString(deterministic=True))
         if key not in self._names:
             n = self._count[name] = self._count.get(name, 0) + 1
             proto.name = self._names[key] = name if n == 1 else f"{name}_{n}"
             self.protos.append(proto)
         return self._names[key]
+
+
+def is_newer(op: Op, opset: int) -> bool:
+    """Whether a float operator entered the standard after `opset`; it is written as a function then."""
+    return getattr(op, "standard_since", 0) > opset
 
 
 def formal_names(schema: str, count: int) -> list[str]:
@@ -99,18 +108,7 @@ class _Exporter:
 
     def surgeon_graph(self, outputs: Sequence[Value], opset: int) -> gs.Graph:
         nodes = [self.node(n, opset) for n in self.graph.nodes]
-        names = {v.name for v in self.graph.values}
-        ends: list[gs.Tensor] = []
-        for value in dict.fromkeys(outputs):
-            if value.data is None and value.producer is not None:
-                ends.append(self.tensor(value))
-                continue
-            # ONNX wants an output to come out of a node: a constant or an input goes through an Identity
-            name = next(n for i in range(len(names) + 1) if (n := f"{value.name}.out{i or ''}") not in names)
-            end = gs.Variable(name, ONNX_TYPE[value.dtype], list(value.shape))
-            nodes.append(gs.Node("Identity", name, inputs=[self.tensor(value)], outputs=[end]))
-            self.attributes.append([])
-            ends.append(end)
+        ends = [self.tensor(v) for v in dict.fromkeys(outputs)]
         domains = [helper.make_opsetid("", opset)]
         if self.functions.protos:
             domains.append(helper.make_opsetid(DOMAIN, 1))

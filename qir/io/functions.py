@@ -7,7 +7,7 @@ different ones of the same operator are numbered: Conv, Conv_2 ...
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -16,6 +16,9 @@ from onnx import helper, numpy_helper
 from ..graph import Node
 from ..types import Array, DType
 
+if TYPE_CHECKING:
+    from ..ops import Op
+
 DOMAIN = "qir"
 
 _KNOWN = set(onnx.TensorProto.DataType.keys())
@@ -23,6 +26,21 @@ _KNOWN = set(onnx.TensorProto.DataType.keys())
 ONNX_TYPE: dict[DType, int] = {d: int(onnx.TensorProto.DataType.Value(d.name)) for d in DType if d.name in _KNOWN}
 ONNX_TYPE[DType.FLOAT32] = int(onnx.TensorProto.FLOAT)
 ONNX_TYPE[DType.FLOAT64] = int(onnx.TensorProto.DOUBLE)
+
+STANDARD_PREFIX = "Standard"
+"""qir.Max is called Max in the file; ONNX's own Max, where it needs a function, is called StandardMax."""
+
+
+def function_stem(op: Op) -> str:
+    """The name of an operator's first function."""
+    return op.name.removeprefix("qir.") if op.is_integer_op else STANDARD_PREFIX + op.name
+
+
+def operator_of(function: str) -> str:
+    """The registry's name for a function of domain `qir`: the inverse of `function_stem`, numbers dropped."""
+    stem, _, number = function.rpartition("_")
+    stem = stem if stem and number.isdigit() else function
+    return stem.removeprefix(STANDARD_PREFIX) if stem.startswith(STANDARD_PREFIX) else f"qir.{stem}"
 
 
 class Body:

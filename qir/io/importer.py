@@ -9,10 +9,10 @@ import onnx
 
 from ..errors import ModelError, QirError, UnsupportedError
 from ..graph import Graph, Value
-from ..ops import REGISTRY, op_of
+from ..ops import op_of
 from ..types import Array, DType, TensorType
 from .adapters import Raw, adapt
-from .functions import DOMAIN
+from .functions import DOMAIN, operator_of
 from .protos import DTYPE_ATTRS
 from .qonnx import DOMAINS as QONNX_DOMAINS
 from .qonnx import lower_quant
@@ -101,6 +101,7 @@ class Importer:
         if raw.domain in QONNX_DOMAINS:
             return lower_quant(self, raw)
         if raw.domain == DOMAIN:
+            raw.attrs = plain_attrs(raw)
             return [raw]
         if raw.domain == "com.microsoft" and raw.op == "Gelu":
             return [Raw("Gelu", raw.name, {}, raw.inputs, raw.outputs)]
@@ -110,7 +111,7 @@ class Importer:
         return adapt(self, raw, self.opset)
 
     def _emit(self, raw: Raw) -> None:
-        op = ir_name(raw)
+        op = operator_of(raw.op) if raw.domain == DOMAIN else raw.op
         operator = op_of(op)
         known = set(operator.attrs)
         attrs = {k: v for k, v in raw.attrs.items() if k in known or not is_default(raw, k, v, self.opset)}
@@ -131,15 +132,6 @@ class Importer:
         """Set the outputs and drop what they do not need."""
         self.graph.set_outputs([self.value(n) for n in outputs])
         self.graph.prune()
-
-
-def ir_name(raw: Raw) -> str:
-    """The registry's name: qir functions lose the number that tells their bodies apart."""
-    if raw.domain != DOMAIN:
-        return raw.op
-    stem, _, number = raw.op.rpartition("_")
-    stem = stem if number.isdigit() and stem else raw.op
-    return f"qir.{stem}" if f"qir.{stem}" in REGISTRY or stem not in REGISTRY else stem
 
 
 def plain_attrs(raw: Raw) -> dict[str, Any]:
