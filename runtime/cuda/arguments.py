@@ -1,4 +1,4 @@
-"""Kernel arguments passed by value: NumPy structured dtypes that mirror the structs of kernels/*.cuh, field by field."""
+"""Kernel arguments passed by value: NumPy structured dtypes that mirror the structs of kernels/, field by field."""
 
 from __future__ import annotations
 

@@ -60,7 +60,9 @@ class CupyDevice:
             try:
                 return _Memory(self.cupy.cuda.alloc(max(size, 16)))
             except self.cupy.cuda.memory.OutOfMemoryError as error:
-                raise BackendError(f"GPU {self.index} has no room for {size:,} bytes", hint="use a smaller batch") from error
+                raise BackendError(
+                    f"GPU {self.index} has no room for {size:,} bytes", hint="use a smaller batch"
+                ) from error
 
     def upload(self, pointer: int, array: Array) -> None:
         data = np.ascontiguousarray(array)

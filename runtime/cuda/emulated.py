@@ -93,13 +93,13 @@ def _symbol(kernel: Kernel) -> str:
 
 def _build() -> ctypes.CDLL:
     """Compile all instances into one library, cached under the user's cache folder by content."""
-    folder = resources.files(__package__) / "emulation"
+    folder = resources.files("qir.runtime.cuda") / "emulation"
     texts = {**sources(), **{f"emulation/{f.name}": f.read_text() for f in folder.iterdir() if f.is_file()}}
     main = ['#include "cuda_emulation.h"', *(f'#include "{s}"' for s in sorted({k.source for k in INSTANCES}))]
     for k in INSTANCES:
         main.append(
             f'extern "C" void {_symbol(k)}(const unsigned* grid, const unsigned* threads, std::size_t shared, '
-            f"unsigned order, void** arguments) {{ emu::launch(&{k.expression}, grid, threads, shared, order, arguments); }}"
+            f"unsigned order, void** a) {{ emu::launch(&{k.expression}, grid, threads, shared, order, a); }}"
         )
     texts["main.cpp"] = "\n".join(main) + "\n"
     digest = hashlib.sha256("\0".join(f"{n}\0{t}" for n, t in sorted(texts.items())).encode()).hexdigest()[:24]
@@ -121,7 +121,20 @@ def _compile(texts: dict[str, str], target: Path) -> None:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
         # the emulation's own ptx.cuh comes first on the path of <...> includes
-        command = [compiler, "-O2", "-std=c++17", "-fPIC", "-shared", "-I", "emulation", "-I", ".", "main.cpp", "-o", "out.so"]
+        command = [
+            compiler,
+            "-O2",
+            "-std=c++17",
+            "-fPIC",
+            "-shared",
+            "-I",
+            "emulation",
+            "-I",
+            ".",
+            "main.cpp",
+            "-o",
+            "out.so",
+        ]
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BackendError(f"compiling the CUDA emulation failed: {done.stderr[:2000]}")

@@ -80,10 +80,11 @@ def _extend(group: Group, kept: Collection[Value], taken: set[Node]) -> None:
             group.nodes.append(node)
             group.add = node
             node = _only_use(group.output, kept)
-    if node is not None and node.op == "qir.Table" and node.attrs["axis"] is None and group.output.dtype.bits == 8:
-        if node.output.dtype.bits <= 16:
-            group.nodes.append(node)
-            group.table = node
+    if node is None or node.op != "qir.Table" or node.attrs["axis"] is not None:
+        return
+    if group.output.dtype.bits == 8 and node.output.dtype.bits <= 16:
+        group.nodes.append(node)
+        group.table = node
 
 
 def _per_channel(node: Node, rank: int, head: str) -> bool:

@@ -50,11 +50,12 @@ CONV_TILES = {s: tuple(conv_tile(s, *t) for t in TILES) for s in (False, True)}
 
 _PLAIN = {
     "elementwise.cu": (
-        "requantize_elements", "add_elements", "multiply_elements", "table_elements", "clip_elements",
+        "requantize_elements", "add_elements", "multiply_elements", "extremum_elements", "table_elements",
+        "clip_elements",
         "quantize_elements", "dequantize_elements", "interpolate_elements",
     ),
     "movement.cu": (
-        *(f"{k}<qir::{t}>" for k in ("copy_elements", "gather_elements", "lookup_elements") for t in ("u8", "u16", "u32", "u64")),
+        *(f"{k}_elements<qir::{t}>" for k in ("copy", "gather", "lookup") for t in ("u8", "u16", "u32", "u64")),
         "fill_elements",
     ),
     "reduce.cu": ("pool<false>", "pool<true>", "reduce<0>", "reduce<1>", "reduce<2>", "softmax", "top_k"),
@@ -72,5 +73,5 @@ def kernel(name: str) -> Kernel:
 
 def sources() -> dict[str, str]:
     """Name -> text of every source and header under kernels/."""
-    folder = resources.files(__package__) / "kernels"
+    folder = resources.files("qir.runtime.cuda") / "kernels"
     return {f.name: f.read_text() for f in folder.iterdir() if f.name.endswith((".cu", ".cuh"))}

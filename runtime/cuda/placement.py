@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qir.graph import Graph, Value
+from qir.graph import Value
 from qir.ops.base import dim_at
 from qir.types import Array
 
@@ -56,9 +56,7 @@ class Placement:
         for i in range(1, len(self.shape) + 1):
             if self.shape[-i] == target[-i]:
                 strides[RANK - i] = self.strides[-i]
-        return record(
-            VIEW, data=self.storage.pointer, offset=self.offset, strides=strides, kind=KINDS[self.dtype.name]
-        )
+        return record(VIEW, data=self.storage.pointer, offset=self.offset, strides=strides, kind=KINDS[self.dtype.name])
 
     def part(self, axis: int, start: int, size: int, step: int = 1) -> Placement:
         """The slice [start : start + size*step : step] along one axis, in place."""
@@ -68,9 +66,7 @@ class Placement:
         return replace(self, shape=tuple(shape), strides=tuple(strides), offset=offset)
 
     def permuted(self, order: Sequence[int]) -> Placement:
-        return replace(
-            self, shape=tuple(self.shape[i] for i in order), strides=tuple(self.strides[i] for i in order)
-        )
+        return replace(self, shape=tuple(self.shape[i] for i in order), strides=tuple(self.strides[i] for i in order))
 
     def reshaped(self, shape: Sequence[int]) -> Placement:
         """Another shape over the same memory; the tensor must be contiguous."""
@@ -84,21 +80,11 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def is_image(value: Value, graph: Graph, shape: Sequence[int]) -> bool:
-    """Whether a value is kept channels last: integer, (N, C, L) next to a convolution or (N, C, H, W)."""
-    if not value.dtype.is_integer or value in graph.inputs:
-        return False
-    if len(shape) == 3:
-        near = [n.op for n, _ in value.uses()] + ([value.producer.op] if value.producer else [])
-        return "qir.Conv" in near
-    return len(shape) == 4
-
-
-def place(value: Value, graph: Graph, batch: int) -> Placement:
-    """A placement in a storage of its own."""
+def place(value: Value, batch: int, image: bool) -> Placement:
+    """A placement in a storage of its own, channels last if it is an image."""
     shape = tuple(dim_at(d, batch) for d in value.shape)
     dtype = value.dtype.numpy
-    if is_image(value, graph, shape):
+    if image:
         channels = shape[1] if dtype.itemsize > 1 else -(-shape[1] // CHUNK) * CHUNK
         spatial = row_major(shape[2:])
         pixels = int(np.prod(shape[2:]))

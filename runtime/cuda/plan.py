@@ -58,6 +58,7 @@ class Plan:
         self.placements: dict[Value, Placement] = {}
         self._storages: dict[Storage, None] = {}
         self._step = 0
+        self._one_dimensional = any(n.op == "qir.Conv" and n.input(1).type.rank == 3 for n in graph.nodes)
         self._pending: list[tuple[Callable[[], tuple[Kernel, tuple[int, ...], tuple[Array, ...]]], Node]] = []
         self._node: Node | None = None
         self._compile()
@@ -107,13 +108,21 @@ class Plan:
         storage.last = max(storage.last, at)
 
     # -- what operators use -------------------------------------------------------------------
-    def define(self, value: Value) -> Placement:
-        """A place for a value that is computed now."""
+    def define(self, value: Value, image: bool | None = None) -> Placement:
+        """A place for a value that is computed now, channels last or not if `image` says so."""
         if value not in self.placements:
-            self.placements[value] = place(value, self.graph, self.batch)
+            image = self._is_image(value) if image is None else image
+            self.placements[value] = place(value, self.batch, image)
         placement = self.placements[value]
         self._touch(placement.storage)
         return placement
+
+    def _is_image(self, value: Value) -> bool:
+        """Whether a value is kept channels last: an integer (N, C, H, W), or (N, C, L) among 1-D convolutions."""
+        rank = value.type.rank
+        if not value.dtype.is_integer or value in self.graph.inputs:
+            return False
+        return rank == 4 or (rank == 3 and self._one_dimensional)
 
     def alias(self, value: Value, placement: Placement) -> None:
         """The value is a view of what exists already."""

@@ -22,7 +22,8 @@ class Cuda:
     def __init__(self, graph: Graph, device: Device | None = None) -> None:
         if graph.stage is not Stage.INTEGER:
             raise BackendError(
-                f"the CUDA runtime executes integer graphs, this one is {graph.stage.name}", hint="run qir.quantize first"
+                f"the CUDA runtime executes integer graphs, this one is {graph.stage.name}",
+                hint="run qir.quantize first",
             )
         if device is None:
             from .cupy_device import CupyDevice
@@ -50,7 +51,5 @@ class Cuda:
         """The plan for a batch size and a choice of outputs, compiled once."""
         key = (batch, tuple(outputs))
         if key not in self.plans:
-            self.plans[key] = Plan(
-                self.graph, self.device, batch, [self.graph.value(n) for n in outputs], self.packed
-            )
+            self.plans[key] = Plan(self.graph, self.device, batch, [self.graph.value(n) for n in outputs], self.packed)
         return self.plans[key]

@@ -54,6 +54,14 @@ __global__ void clip_elements(Shape shape, View x, View y, s64 lo, s64 hi) {
     }
 }
 
+__global__ void extremum_elements(Shape shape, View a, View b, View y, s32 largest) {
+    QIR_FOR_EACH(i, shape.count) {
+        const Index at(shape, i);
+        const s64 p = load(a, at), q = load(b, at);
+        put(y, position(y, at), (p > q) == (largest != 0) ? p : q);
+    }
+}
+
 // The border: float32 to integers, round half to even, saturating; NaN goes to the zero point's low end.
 __global__ void quantize_elements(Shape shape, View x, View y, float scale, Grid grid) {
     QIR_FOR_EACH(i, shape.count) {

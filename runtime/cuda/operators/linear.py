@@ -16,6 +16,7 @@ from ..fusion import Group
 from ..kernels import CONV_TILES, ConvTile, kernel
 from ..placement import CHUNK, Placement
 from ..plan import Plan
+from .moving import copy
 
 STORES = {4: 0, 1: 1, 2: 2}
 """Bytes of an output element -> enum Store of epilogue.cuh."""
@@ -30,10 +31,11 @@ def _table(group: Group, x: DType) -> Array | None:
     return data[np.where(low < 128, low, low - 256) - x.lo] if x.is_signed else data[low]
 
 
-def _epilogue(plan: Plan, group: Group, pixel: Callable[[Placement], tuple[int, int]]) -> Callable[[], Array]:
-    """Builds struct Epilogue once addresses are known. `pixel` gives (stride, offset) between pixels of a tensor."""
+def _epilogue(plan: Plan, group: Group, image: bool) -> Callable[[], Array]:
+    """Builds struct Epilogue once addresses are known; the output is an image, or rows of a matrix."""
     node = group.head
-    out = plan.define(group.output)
+    pixel = _pixel_of_image if image else _pixel_of_rows
+    out = plan.define(group.output, image)
     fields: dict[str, Any] = {}
     held: dict[str, Placement] = {}
     bias = node.optional(2)
@@ -46,8 +48,10 @@ def _epilogue(plan: Plan, group: Group, pixel: Callable[[Placement], tuple[int, 
         for name, data in (("multiplier", multiplier), ("shift", shift)):
             source = group.requantize.input(1 if name == "multiplier" else 2).array()
             whole = np.ascontiguousarray(np.broadcast_to(data, (size,)))
-            held[name] = plan.packed.constant(whole, (id(source), "broadcast", size)) if size != data.size else (
-                plan.packed.constant(source)
+            held[name] = (
+                plan.packed.constant(whole, (id(source), "broadcast", size))
+                if size != data.size
+                else (plan.packed.constant(source))
             )
         fields.update(per_channel=int(size > 1), zero_point=attrs["zero_point"], lo=attrs["lo"], hi=attrs["hi"])
         x_dtype = group.requantize.output.dtype
@@ -55,7 +59,7 @@ def _epilogue(plan: Plan, group: Group, pixel: Callable[[Placement], tuple[int, 
         x_dtype = DType.INT32
     residual = group.residual
     if group.add is not None and residual is not None:
-        held["residual"] = plan.at(residual)
+        held["residual"] = _like_output(plan, plan.at(residual), image)
         fields.update(_addition(group, residual))
         x_dtype = group.add.output.dtype
         fields["residual_stride"], fields["residual_offset"] = pixel(held["residual"])
@@ -70,6 +74,20 @@ def _epilogue(plan: Plan, group: Group, pixel: Callable[[Placement], tuple[int, 
         return record(EPILOGUE, output=out.storage.pointer, **pointers, **fields)
 
     return build
+
+
+def _like_output(plan: Plan, x: Placement, image: bool) -> Placement:
+    """x, or a copy of it in a layout that the epilogue can read."""
+    try:
+        (_pixel_of_image if image else _pixel_of_rows)(x)
+    except BackendError:
+        n, c, *spatial = x.shape
+        flat = plan.scratch((n, *spatial, c) if image else x.shape, x.dtype)
+        rank = len(x.shape)
+        moved = flat.permuted([0, rank - 1, *range(1, rank - 1)]) if image else flat
+        copy(plan, x, moved)
+        return moved
+    return x
 
 
 def _addition(group: Group, residual: Value) -> dict[str, Any]:
@@ -96,7 +114,7 @@ def _pixel_of_image(p: Placement) -> tuple[int, int]:
         if p.shape[i] > 1 and p.strides[i] != expected:
             raise BackendError("an image in a layout that the convolution cannot write")
         expected *= p.shape[i]
-    if p.shape[0] > 1 and p.strides[0] != expected or p.strides[1] != 1:
+    if (p.shape[0] > 1 and p.strides[0] != expected) or p.strides[1] != 1:
         raise BackendError("an image in a layout that the convolution cannot write")
     return step, p.offset
 
@@ -135,7 +153,7 @@ def conv(plan: Plan, group: Group) -> None:
     dilation = _two_dimensional(attrs["dilations"], pair, 1)
     pads = _two_dimensional(attrs["pads"][: w.ndim - 2], pair, 0)
     size = x.shape[2:] if pair else (1, x.shape[2])
-    finish = _epilogue(plan, group, _pixel_of_image)
+    finish = _epilogue(plan, group, image=True)
     out = plan.placements[group.output]
     out_size = out.shape[2:] if pair else (1, out.shape[2])
     geometry = {
@@ -201,14 +219,14 @@ def matmul(plan: Plan, group: Group) -> None:
     if not x.contiguous or wide != depth:
         flat = plan.scratch((*x.shape[:-1], wide), x.dtype)
         target = flat.part(len(x.shape) - 1, 0, depth)
-        source = x
-        size = {1: "u8", 2: "u16"}[x.dtype.itemsize]
-        plan.elements(f"copy_elements<qir::{size}>", x.shape, lambda: [source.view(), target.view()])
+        copy(plan, x, target)
         x = flat
-    finish = _epilogue(plan, group, _pixel_of_rows)
+    finish = _epilogue(plan, group, image=False)
     tile = _tile(rows, columns, node.input(0).dtype.is_signed)
     packed = plan.packed.constant(_pack(w.T[:, None, :], tile), (id(w), "matmul", tile.columns))
-    one = {f: 1 for f in ("batch", "height", "out_height", "kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w")}
+    one = dict.fromkeys(
+        ("batch", "height", "out_height", "kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w"), 1
+    )
     geometry = {
         **one, "width": rows, "out_width": rows, "out_channels": columns, "channels": wide, "pixel_stride": wide,
         "k_padded": packed.shape[1],
@@ -233,7 +251,9 @@ def matmul_activations(plan: Plan, group: Group) -> None:
         raise BackendError("products of vectors are not supported", where=str(node))
     depth = a.shape[-1]
     a_rows = Placement(a.storage, a.dtype, (*a.shape[:-1], 1), (*a.strides[:-1], 0), a.offset)
-    b_cols = Placement(b.storage, b.dtype, (*b.shape[:-2], 1, b.shape[-1]), (*b.strides[:-2], 0, b.strides[-1]), b.offset)
+    b_cols = Placement(
+        b.storage, b.dtype, (*b.shape[:-2], 1, b.shape[-1]), (*b.strides[:-2], 0, b.strides[-1]), b.offset
+    )
     plan.elements(
         "matmul_activations", out.shape,
         lambda: [

@@ -10,7 +10,7 @@ from qir.graph import Node, Value
 from qir.ops import op_of
 from qir.types import Array
 
-from ..arguments import scalar
+from ..arguments import RANK, scalar
 from ..fusion import Group
 from ..placement import Placement, row_major
 from ..plan import Plan, shape_of
@@ -99,7 +99,7 @@ def gather(plan: Plan, group: Group) -> None:
     stretched = Placement(x.storage, x.dtype, y.shape, x.strides, x.offset)
     plan.elements(
         f"gather_elements<qir::{WIDTHS[x.dtype.itemsize]}>", y.shape,
-        lambda: [stretched.view(), y.view(), table.view(y.shape), scalar("i4", 6 - len(y.shape) + axis)],
+        lambda: [stretched.view(), y.view(), table.view(y.shape), scalar("i4", RANK - len(y.shape) + axis)],
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from qir.graph import Value
 from qir.ops.requantize import params_of
 from qir.types import Array
 
-from ..arguments import GRID, record, scalar
+from ..arguments import GRID, RANK, record, scalar
 from ..fusion import Group
 from ..placement import Placement
 from ..plan import Plan
@@ -61,6 +61,25 @@ def multiply(plan: Plan, group: Group) -> None:
             *(scalar("i4", a[k]) for k in ("a_zero_point", "b_zero_point", "multiplier", "shift")), _grid(a),
         ],
     )  # fmt: skip
+
+
+def _extremum(plan: Plan, group: Group, largest: int) -> None:
+    node = group.head
+    left, right, y = plan.at(node.input(0)), plan.at(node.input(1)), plan.define(node.output)
+    plan.elements(
+        "extremum_elements", y.shape,
+        lambda: [left.view(y.shape), right.view(y.shape), y.view(), scalar("i4", largest)],
+    )  # fmt: skip
+
+
+def maximum(plan: Plan, group: Group) -> None:
+    """qir.Max."""
+    _extremum(plan, group, 1)
+
+
+def minimum(plan: Plan, group: Group) -> None:
+    """qir.Min."""
+    _extremum(plan, group, 0)
 
 
 def table(plan: Plan, group: Group) -> None:
@@ -117,7 +136,9 @@ def dequantize(plan: Plan, group: Group) -> None:
     if q.axis is not None:
         shape[q.axis] = len(q.scale)
     data = node.input(1).array()
-    scale = plan.at(node.input(1)).reshaped(shape) if data.size > 1 else plan.at(node.input(1)).reshaped([1] * len(shape))
+    scale = (
+        plan.at(node.input(1)).reshaped(shape) if data.size > 1 else plan.at(node.input(1)).reshaped([1] * len(shape))
+    )
     plan.elements(
         "dequantize_elements", y.shape,
         lambda: [x.view(), scale.view(y.shape), y.view(), scalar("i8", q.zero_point[0])],
@@ -136,7 +157,9 @@ def interpolate(plan: Plan, group: Group) -> None:
     stretched = Placement(x.storage, x.dtype, y.shape, x.strides, x.offset)
     plan.elements(
         "interpolate_elements", y.shape,
-        lambda: [stretched.view(), y.view(), *(v.view(y.shape) for v in vectors), scalar("i4", 6 - len(y.shape) + axis)],
+        lambda: [
+            stretched.view(), y.view(), *(v.view(y.shape) for v in vectors), scalar("i4", RANK - len(y.shape) + axis),
+        ],
     )  # fmt: skip
 
 
@@ -144,6 +167,8 @@ OPERATORS = {
     "qir.Requantize": requantize,
     "qir.Add": add,
     "qir.Mul": multiply,
+    "qir.Max": maximum,
+    "qir.Min": minimum,
     "qir.Table": table,
     "qir.Interpolate": interpolate,
     "Clip": clip,

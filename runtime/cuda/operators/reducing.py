@@ -94,7 +94,11 @@ def reduce_min(plan: Plan, group: Group) -> None:
 
 def _without(p: Placement, axis: int) -> Placement:
     return Placement(
-        p.storage, p.dtype, (*p.shape[:axis], *p.shape[axis + 1 :]), (*p.strides[:axis], *p.strides[axis + 1 :]), p.offset
+        p.storage,
+        p.dtype,
+        (*p.shape[:axis], *p.shape[axis + 1 :]),
+        (*p.strides[:axis], *p.strides[axis + 1 :]),
+        p.offset,
     )
 
 

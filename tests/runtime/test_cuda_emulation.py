@@ -1,0 +1,286 @@
+"""The CUDA kernels, launchers and plans on a host: every operator against the reference, bit for bit.
+
+The .cu sources are compiled by the host's C++ compiler against an emulation of CUDA; threads run in several orders.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qir import DType, Graph, QuantParams, Stage, TensorType, Value
+from qir.dyadic import dyadic
+from qir.runtime.session import Session
+from qir.types import Array
+
+pytestmark = pytest.mark.skipif(
+    not any(shutil.which(c) for c in ("c++", "g++", "clang++")), reason="the CUDA emulation needs a C++ compiler"
+)
+
+Build = Callable[["Case"], None]
+
+
+class Case:
+    """A random integer graph under construction, and its feeds."""
+
+    def __init__(self, seed: int, batch: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.graph = Graph(stage=Stage.INTEGER)
+        self.feeds: dict[str, Array] = {}
+        self.batch = batch
+
+    def ints(self, dtype: DType, shape: tuple[int, ...], span: int | None = None) -> Array:
+        lo, hi = (dtype.lo, dtype.hi) if span is None else (max(dtype.lo, -span), min(dtype.hi, span))
+        return self.rng.integers(lo, hi + 1, shape).astype(dtype.numpy)
+
+    def input(self, dtype: DType, *shape: int, span: int | None = None) -> Value:
+        """A graph input with a symbolic batch."""
+        name = f"x{len(self.feeds)}"
+        self.feeds[name] = self.ints(dtype, (self.batch, *shape), span)
+        return self.graph.add_input(name, TensorType(dtype, ("N", *shape)))
+
+    def constant(self, data: Any, dtype: Any = np.int64) -> Value:
+        return self.graph.add_constant("c", np.asarray(data, dtype))
+
+    def node(self, op: str, *inputs: Value | None, outputs: int = 1, **attrs: Any) -> Value:
+        node = self.graph.add_node(op, inputs, attrs, outputs=outputs)
+        return node.output
+
+    def conv(self, x: Value, filters: int, kernel: tuple[int, ...], **attrs: Any) -> Value:
+        group = attrs.get("group", 1)
+        rank = len(kernel)
+        w = self.graph.add_constant("w", self.ints(DType.INT8, (filters, int(x.shape[1]) // group, *kernel)))
+        bias = self.graph.add_constant("b", self.ints(DType.INT32, (filters,), 10_000))
+        full: dict[str, Any] = {
+            "strides": [1] * rank,
+            "pads": [0] * (2 * rank),
+            "dilations": [1] * rank,
+            "pad_value": [3],
+            **attrs,
+        }
+        return self.node("qir.Conv", x, w, bias, **full)
+
+    def requantize(self, x: Value, dtype: DType = DType.UINT8, channels: int | None = None, rank: int = 4) -> Value:
+        shape = () if channels is None else (channels, *[1] * (rank - 2))
+        ratios = self.rng.uniform(1e-4, 2e-3, shape)
+        pairs = [dyadic(float(r)) for r in np.ravel(ratios)]
+        multiplier = self.constant(np.reshape([m for m, _ in pairs], shape), np.int32)
+        shift = self.constant(np.reshape([s for _, s in pairs], shape), np.int32)
+        return self.node(
+            "qir.Requantize",
+            x,
+            multiplier,
+            shift,
+            zero_point=max(3, dtype.lo),
+            lo=dtype.lo,
+            hi=dtype.hi,
+            dtype=str(dtype),
+        )
+
+    def add(self, a: Value, b: Value, dtype: DType = DType.INT8) -> Value:
+        return self.node(
+            "qir.Add", a, b, a_multiplier=700_000_001, b_multiplier=-400_000_003, shift=30, a_zero_point=3,
+            b_zero_point=-1, zero_point=2, lo=dtype.lo, hi=dtype.hi - 7, dtype=str(dtype),
+        )  # fmt: skip
+
+    def table(self, x: Value, axis: int | None = None, dtype: DType = DType.INT8) -> Value:
+        shape = (256,) if axis is None else (int(x.shape[axis]), 256)
+        return self.node("qir.Table", x, self.graph.add_constant("t", self.ints(dtype, shape)), axis=axis)
+
+
+def conv_odd(c: Case) -> None:
+    """Odd channels, stride, dilation, uneven pads: tensor cores."""
+    x = c.input(DType.UINT8, 21, 9, 11)
+    c.requantize(c.conv(x, 37, (3, 2), strides=[2, 1], dilations=[1, 2], pads=[1, 2, 0, 1]), channels=37)
+
+
+def conv_signed(c: Case) -> None:
+    x = c.input(DType.INT8, 16, 7, 7)
+    c.requantize(c.conv(x, 130, (3, 3), pads=[1, 1, 1, 1], pad_value=[-5]), DType.INT8, channels=130)
+
+
+def conv_depthwise(c: Case) -> None:
+    x = c.input(DType.UINT8, 19, 8, 6)
+    c.requantize(c.conv(x, 19, (3, 3), group=19, pads=[1, 1, 1, 1], strides=[2, 2]), channels=19)
+
+
+def conv_grouped_per_channel_pad(c: Case) -> None:
+    x = c.input(DType.UINT8, 12, 5, 5)
+    c.conv(x, 8, (3, 3), group=4, pads=[1, 1, 1, 1])
+    c.conv(x, 5, (3, 3), pads=[1, 0, 0, 1], pad_value=list(range(12)))
+
+
+def conv_one_dimensional(c: Case) -> None:
+    x = c.input(DType.UINT8, 20, 33)
+    c.requantize(c.conv(x, 9, (5,), strides=[2], pads=[2, 2], dilations=[2]), channels=9, rank=3)
+
+
+def residual_block(c: Case) -> None:
+    """Fused: convolution, requantize, add, table; the other operand int16, then int8, then int32."""
+    x = c.input(DType.UINT8, 24, 6, 6)
+    y = c.requantize(c.conv(x, 24, (3, 3), pads=[1, 1, 1, 1]), DType.INT8, channels=24)
+    wide = c.requantize(c.conv(x, 24, (1, 1)), DType.INT16)
+    y = c.table(c.add(y, wide))
+    z = c.requantize(c.conv(y, 24, (1, 1)), DType.INT8, channels=24)
+    y = c.add(z, y, DType.INT16)
+    acc = c.conv(c.table(c.requantize(y, DType.INT8)), 24, (1, 1))
+    c.add(c.requantize(c.conv(x, 24, (1, 1)), DType.INT16), acc, DType.INT8)
+
+
+def matrix_products(c: Case) -> None:
+    x = c.input(DType.UINT8, 5, 27)
+    w = c.graph.add_constant("w", c.ints(DType.INT8, (27, 70)))
+    bias = c.graph.add_constant("b", c.ints(DType.INT32, (70,), 9999))
+    y = c.node("qir.MatMul", x, w, bias, weight_zero_point=0)
+    c.requantize(y, DType.INT8)
+    other = c.input(DType.INT8, 27, 13)
+    c.node("qir.MatMulActivations", x, other, a_zero_point=7, b_zero_point=-3)
+
+
+def elementwise(c: Case) -> None:
+    x = c.input(DType.UINT8, 5, 4, 3)
+    gate = c.input(DType.UINT8, 5, 1, 1)
+    y = c.node(
+        "qir.Mul", x, gate, multiplier=1_500_000_000, shift=38, a_zero_point=3, b_zero_point=9, zero_point=100, lo=0,
+        hi=255, dtype="uint8",
+    )  # fmt: skip
+    c.table(y, axis=1, dtype=DType.INT16)
+    c.add(y, gate, DType.INT16)
+    c.node("Clip", x, c.constant(17, np.uint8), c.constant(99, np.uint8))
+    c.node("qir.Max", x, y)
+    c.node("qir.Min", x, y)
+
+
+def windows(c: Case) -> None:
+    x = c.input(DType.INT8, 6, 9, 7)
+    c.node("MaxPool", x, kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1])
+    c.node("qir.SumPool", x, kernel_shape=[3, 3], strides=[2, 1], pads=[1, 1, 0, 1], dilations=[1, 2], pad_value=-4)
+    c.node("qir.ReduceSum", x, axes=[2, 3], keepdims=1)
+    c.node("qir.ReduceSum", x, axes=[1], keepdims=0)
+    c.node("ReduceMax", x, c.constant([2, 3]), keepdims=0)
+
+
+def movement(c: Case) -> None:
+    x = c.input(DType.UINT8, 8, 4, 6)
+    c.node("Reshape", x, c.constant([0, 4, -1]))
+    c.node("Transpose", x, perm=[0, 2, 3, 1])
+    c.node("Slice", x, c.constant([1, -1]), c.constant([7, -9]), c.constant([1, 3]), c.constant([2, -2]))
+    c.node("Split", x, c.constant([3, 5]), axis=1, outputs=2)
+    c.node("Concat", x, c.table(x, dtype=DType.UINT8), axis=1)
+    c.node("Pad", x, c.constant([0, 0, 1, 2, 0, 1, 0, 1]), c.constant(9, np.uint8))
+    c.node("Pad", x, c.constant([0, 0, 1, 2, 0, 0, 2, 1]), None, mode="reflect")
+    c.node("Gather", x, c.constant([3, 0, -1, 3, 2]), axis=2)
+    c.node("Gather", x, c.constant([[3, 0], [1, -1]]), axis=1)
+    c.node("Gather", x, c.constant(2), axis=3)
+    c.node("DepthToSpace", x, blocksize=2, mode="DCR")
+    c.node("DepthToSpace", x, blocksize=2, mode="CRD")
+    c.node("SpaceToDepth", x, blocksize=2)
+    c.node("Tile", x, c.constant([1, 2, 1, 2]))
+    c.node("Unsqueeze", x, c.constant([2]))
+    c.node("Expand", c.node("ReduceMax", x, c.constant([2]), keepdims=1), c.constant([1, 1, 5, 1]))
+    c.node("Flatten", x, axis=2)
+
+
+def channel_shuffle(c: Case) -> None:
+    x = c.conv(c.input(DType.UINT8, 16, 4, 4), 16, (1, 1))
+    y = c.requantize(x, channels=16)
+    y = c.node("Reshape", y, c.constant([0, 4, 4, 4, 4]))
+    y = c.node("Reshape", c.node("Transpose", y, perm=[0, 2, 1, 3, 4]), c.constant([0, 16, 4, 4]))
+    c.requantize(c.conv(y, 20, (3, 3), pads=[1, 1, 1, 1]), channels=20)
+
+
+def interpolation(c: Case) -> None:
+    x = c.input(DType.UINT8, 3, 5, 1)
+    rows = [c.constant(v, np.int32) for v in ([0, 0, 2, 4], [1, 0, 3, 4], [2048, 1000, 5, 0], [0, 1048, 2043, 2048])]
+    y = c.node("qir.Interpolate", x, *rows, axis=2)
+    one = [c.constant(v, np.int32) for v in ([0], [0], [2048], [0])]
+    c.node("qir.Interpolate", y, *one, axis=3)
+
+
+def ranking(c: Case) -> None:
+    x = c.input(DType.INT8, 5, 7, span=3)
+    c.node("ArgMax", x, axis=1, keepdims=1)
+    c.node("ArgMax", x, axis=2, keepdims=0, select_last_index=1)
+    c.node("ArgMin", x, axis=-1, keepdims=0)
+    c.node("TopK", x, c.constant([4]), axis=2, outputs=2)
+
+
+def softmax(c: Case) -> None:
+    x = c.input(DType.UINT8, 4, 45)
+    k = np.arange(256)
+    exponentials = np.rint(2.0**16 * np.exp(-0.05 * k)).astype(np.int64)
+    reciprocals = np.rint(2.0**39 / (256 + k + 0.5)).astype(np.int64)
+    for axis, kind, zero in ((2, "uint8", 0), (1, "int8", -128)):
+        c.node(
+            "qir.Softmax", x, c.constant(exponentials), c.constant(reciprocals), axis=axis, zero_point=zero, dtype=kind
+        )
+
+
+BUILDERS: tuple[Build, ...] = (
+    conv_odd, conv_signed, conv_depthwise, conv_grouped_per_channel_pad, conv_one_dimensional, residual_block,
+    matrix_products, elementwise, windows, movement, channel_shuffle, interpolation, ranking, softmax,
+)  # fmt: skip
+
+
+def compare(case: Case, order: int) -> None:
+    """Every value of the graph, then only the outputs (fused), against the reference."""
+    from qir.runtime.cuda.emulated import EmulatedDevice
+
+    values = [v for n in case.graph.nodes for v in n.outputs]
+    case.graph.set_outputs([v for v in values if not v.uses()])
+    expected = Session(case.graph, "reference").run(case.feeds, outputs=[v.name for v in values])
+    session = Session(case.graph, "cuda", device=EmulatedDevice(order))
+    for names in ([v.name for v in values], None):
+        for name, got in session.run(case.feeds, outputs=names).items():
+            want = expected[name]
+            assert got.dtype == want.dtype and got.shape == want.shape, name
+            np.testing.assert_array_equal(got, want, err_msg=name)
+
+
+@pytest.mark.parametrize("order", [0, 1, 5])
+@pytest.mark.parametrize("build", BUILDERS, ids=lambda b: b.__name__)
+def test_operator_matches_the_reference(build: Build, order: int) -> None:
+    case = Case(seed=11 + order, batch=1 + order % 3)
+    build(case)
+    compare(case, order)
+
+
+def test_border() -> None:
+    """float32 in and out, ties, saturation, infinities."""
+    case = Case(1, 2)
+    x = case.graph.add_input("x", TensorType(DType.FLOAT32, ("N", 3, 4, 4)))
+    case.feeds["x"] = np.tile(np.asarray([0.5, 1.5, -0.5, 2.5, 1e9, -1e9, np.inf, -np.inf], np.float32), 12).reshape(
+        2, 3, 4, 4
+    )
+    scale = case.constant(1.0, np.float32)
+    q = case.graph.add_node(
+        "QuantizeLinear", [x, scale, case.constant(7, np.uint8)], quant=QuantParams.make(1.0, 7, DType.UINT8)
+    ).output
+    acc = case.conv(q, 5, (1, 1))
+    case.node("DequantizeLinear", acc, case.constant(np.linspace(0.1, 0.5, 5), np.float32), axis=1)
+    case.node("DequantizeLinear", q, scale, case.constant(7, np.uint8))
+    compare(case, 0)
+
+
+def test_unknown_operator_is_an_error() -> None:
+    from qir.errors import BackendError
+    from qir.runtime.cuda.emulated import EmulatedDevice
+
+    case = Case(0, 1)
+    case.graph.set_outputs([case.node("Floor", case.graph.add_input("f", TensorType(DType.FLOAT32, ("N", 2))))])
+    with pytest.raises(BackendError, match="has no CUDA kernel"):
+        Session(case.graph, "cuda", device=EmulatedDevice()).run({"f": np.zeros((1, 2), np.float32)})
+
+
+def test_without_cupy_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from qir.errors import BackendError
+
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(BackendError, match="CuPy"):
+        Session(Graph(stage=Stage.INTEGER), "cuda")
