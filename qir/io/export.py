@@ -68,7 +68,7 @@ class _Functions:
         name = function_stem(op)
         body = Body(node, formal_names(op.inputs, len(node.inputs)), self.opset)
         outputs = formal_names(op.outputs, len(node.outputs))[: len(node.outputs)]
-        if op.is_integer_op or is_newer(op, self.opset):
+        if op.needs_function(node, self.opset):
             op.function_body(body, node)
         else:
             widen.write_body(body, node, outputs)
@@ -79,11 +79,6 @@ class _Functions:
             proto.name = self._names[key] = name if n == 1 else f"{name}_{n}"
             self.protos.append(proto)
         return self._names[key]
-
-
-def is_newer(op: Op, opset: int) -> bool:
-    """Whether a float operator entered the standard after `opset`; it is written as a function then."""
-    return getattr(op, "standard_since", 0) > opset
 
 
 def formal_names(schema: str, count: int) -> list[str]:
@@ -126,7 +121,7 @@ class _Exporter:
 
     def node(self, node: Node, opset: int) -> gs.Node:
         op = op_of(node.op)
-        local = op.needs_function(node, opset)
+        local = op.needs_function(node, opset) or widen.needs_body(node)
         attrs = export_attrs(node.attrs, standard=not op.is_integer_op)
         op_type = self.functions.name_of(op, node) if local else node.op
         self.attributes.append([attribute_proto(k, v) for k, v in attrs.items()])

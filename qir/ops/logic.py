@@ -156,10 +156,12 @@ class Where(Op):
         low.set(node.output, Deferred(build))
 
     def needs_function(self, node: Node, opset: int) -> bool:
-        kind = node.output.dtype
-        return kind.is_integer and (kind.bits == 16 or kind.bits < 8)
+        return node.output.dtype.is_integer and node.output.dtype not in (
+            DType.UINT8,
+            DType.INT64,
+        )  # what runtimes have
 
     def function_body(self, body: Body, node: Node) -> None:
-        a, b = body.cast("x", DType.INT32), body.cast("other", DType.INT32)
+        a, b = body.cast("x", DType.INT64), body.cast("other", DType.INT64)
         picked = body.op("Where", "condition", a, b)
         body.op("Cast", picked, output="y", to=body.onnx_type(node.output.dtype))

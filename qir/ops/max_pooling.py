@@ -11,7 +11,6 @@ from ..errors import TypeInferenceError, UnsupportedError
 from ..types import Array, DType, QuantParams, TensorType
 from .base import REQUIRED, Op, register
 from .movement import first, ints, move_all
-from .sixteen import needs_wider
 from .windows import pool_geometry, windows
 
 if TYPE_CHECKING:
@@ -57,14 +56,18 @@ class MaxPool(Op):
     def to_integer(self, low: Lowering, node: Node) -> None:
         if len(node.outputs) > 1:
             raise UnsupportedError("indices of the maxima are not supported", where=str(node))
+        # explicit pads: runtimes disagree on auto_pad with dilations
+        g = pool_geometry(ints(node.input(0).shape[2:]), node.attrs["kernel_shape"], node.attrs)
+        pads = [a for a, _ in g.asked] + [b for _, b in g.asked]
+        attrs = {**node.attrs, "auto_pad": "NOTSET", "pads": pads}
 
         def move(x: Value, quant: QuantParams | None, bounds: Bounds, names: Sequence[str]) -> list[Value]:
-            return [low.graph.add_node("MaxPool", [x], node.attrs, outputs=names, quant=quant).output]
+            return [low.graph.add_node("MaxPool", [x], attrs, outputs=names, quant=quant).output]
 
         move_all(low, node, 1, move)
 
     def needs_function(self, node: Node, opset: int) -> bool:
-        return needs_wider(node)
+        return node.input(0).dtype.is_integer and node.input(0).dtype.bits != 8  # runtimes have 8-bit kernels only
 
     def function_body(self, body: Body, node: Node) -> None:
         """Pad with the minimum, then strided slices: the maximum along one axis after the other, in int32."""

@@ -11,11 +11,9 @@ from ..errors import TypeInferenceError
 from ..types import Array, QuantParams, TensorType
 from .base import Op, register
 from .movement import arg, axes_of, const, first, ints, move_all, optional_const, parameter
-from .sixteen import needs_wider, through_int32
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
-    from ..io.functions import Body
     from ..lowering import Bounds, Lowering
 
 MODES = {"constant": "constant", "reflect": "reflect", "edge": "edge", "wrap": "wrap"}
@@ -94,9 +92,3 @@ class Pad(Op):
             return [low.graph.add_node("Pad", inputs, node.attrs, outputs=names, quant=quant).output]
 
         move_all(low, node, 1, move)
-
-    def needs_function(self, node: Node, opset: int) -> bool:
-        return needs_wider(node)
-
-    def function_body(self, body: Body, node: Node) -> None:
-        through_int32(body, node, (0, 2))

@@ -13,11 +13,9 @@ from .base import Op, register
 from .movement import axes_of, const, first, parameter
 from .reductions import reduced_shape
 from .requantize import quant_of
-from .sixteen import needs_wider, through_int32
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
-    from ..io.functions import Body
     from ..lowering import Lowering
 
 
@@ -58,12 +56,6 @@ class _ArgExtremum(Op):
 
         made = low.graph.add_node(node.op, [ordered(low, node)], node.attrs, outputs=[node.output.name])
         low.set(node.output, Plain(made.output))
-
-    def needs_function(self, node: Node, opset: int) -> bool:
-        return needs_wider(node)
-
-    def function_body(self, body: Body, node: Node) -> None:
-        through_int32(body, node, (0,), ())
 
 
 @register
@@ -119,9 +111,3 @@ class TopK(Op):
         low.set(node.outputs[0], Quantized(made.outputs[0]))
         if len(names) > 1:
             low.set(node.outputs[1], Plain(made.outputs[1]))
-
-    def needs_function(self, node: Node, opset: int) -> bool:
-        return needs_wider(node)
-
-    def function_body(self, body: Body, node: Node) -> None:
-        through_int32(body, node, (0,))

@@ -14,7 +14,6 @@ from .convolution import check_int32
 from .movement import arg, axes_of, first, ints, move_all, optional_const
 from .requantize import quant_of
 from .shaping import plain
-from .sixteen import needs_wider, through_int32
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
@@ -78,12 +77,6 @@ class _Extremum(_Reduce):
             return [low.graph.add_node(node.op, [x, where], attrs, outputs=names, quant=quant).output]
 
         move_all(low, node, 1, move)
-
-    def needs_function(self, node: Node, opset: int) -> bool:
-        return needs_wider(node)
-
-    def function_body(self, body: Body, node: Node) -> None:
-        through_int32(body, node, (0,))
 
 
 @register

@@ -14,7 +14,6 @@ from .movement import Movement, const, first, ints
 
 if TYPE_CHECKING:
     from ..graph import Node
-    from ..io.functions import Body
 
 
 def permutation(attrs: Mapping[str, Any], rank: int) -> list[int]:
@@ -71,16 +70,6 @@ class _Blocks(Movement):
         x = np.asarray(inputs[0])
         six, perm, shape = self.plan(attrs, x.shape)
         return (x.reshape(six).transpose(perm).reshape(shape),)
-
-    def needs_function(self, node: Node, opset: int) -> bool:
-        return node.input(0).dtype.is_integer and node.input(0).dtype.bits > 8  # runtimes have 8-bit kernels only
-
-    def function_body(self, body: Body, node: Node) -> None:
-        x = node.input(0)
-        six, perm, shape = self.plan(node.attrs, [1, *ints(x.shape[1:])])
-        six[0] = shape[0] = 0  # the batch, whatever it is
-        moved = body.op("Transpose", body.op("Reshape", "x", body.int64(six)), perm=perm)
-        body.op("Reshape", moved, body.int64(shape), output="y")
 
 
 @register

@@ -1,0 +1,109 @@
+"""Softmax without division, ArgMax, ArgMin, TopK."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qir import DType, Graph, QuantParams, Stage, TensorType
+from qir.errors import LoweringError
+from qir.io import to_onnx
+from qir.ops import op_of
+from qir.ops.softmax import exp_table, output_quant, reciprocal_table
+
+UINT8, INT8 = output_quant(DType.UINT8), output_quant(DType.INT8)
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("axis", [-1, 1, 2])
+def test_float(op: str, axis: int, agree_with_onnxruntime: Any) -> None:
+    x = np.random.default_rng(1).normal(size=(2, 5, 7, 3)).astype(np.float32) * 4
+    agree_with_onnxruntime(op, [x], {"axis": axis})
+
+
+@pytest.mark.parametrize("out", [UINT8, INT8], ids=["uint8", "int8"])
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_integer_softmax(axis: int, out: QuantParams, integer_case: Any) -> None:
+    x = np.random.default_rng(2).normal(size=(3, 10, 6)) * 4
+    graph = integer_case("Softmax", [x], {"axis": axis}, [QuantParams.make(0.1, -20, DType.INT8)], [out], batch=True)
+    assert [n.op for n in graph.nodes] == ["QuantizeLinear", "qir.Softmax"]
+
+
+def test_softmax_on_another_grid_and_from_16_bits(integer_case: Any) -> None:
+    x = np.random.default_rng(3).normal(size=(3, 10)) * 4
+    grid = QuantParams.make(1 / 255, 0, DType.UINT8)
+    graph = integer_case("Softmax", [x], {}, [QuantParams.make(0.1, 100, DType.UINT8)], [grid], steps=2)
+    assert [n.op for n in graph.nodes][-1] == "qir.Requantize"
+    integer_case("Softmax", [x], {}, [QuantParams.make(0.0005, 100, DType.INT16)], [UINT8], steps=8)
+
+
+@pytest.mark.parametrize("n", [2, 10, 1000, 30000])
+@pytest.mark.parametrize("scale", [0.002, 0.1, 3.0])
+def test_at_most_one_step_from_float_and_rarely(n: int, scale: float) -> None:
+    """ARITHMETIC 9: at most one step apart, in under 0.2 % of outputs."""
+    rng = np.random.default_rng(4)
+    x = rng.integers(0, 256, size=(max(20000 // n, 4), n)).astype(np.uint8)
+    attrs = {"axis": -1, "zero_point": 0, "dtype": "uint8"}
+    (got,) = op_of("qir.Softmax").reference(attrs, x, exp_table(scale), reciprocal_table())
+    real = op_of("Softmax").reference({"axis": -1}, x.astype(np.float64) * scale)[0]
+    difference = np.abs(got.astype(int) - UINT8.quantize(real).astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.002
+
+
+def test_both_profiles_have_a_body_without_division() -> None:
+    for opset in (21, 28):
+        g = Graph(stage=Stage.INTEGER)
+        x = g.add_input("x", TensorType(DType.UINT8, ("N", 10)))
+        tables = [g.add_constant("e", exp_table(0.1)), g.add_constant("r", reciprocal_table())]
+        node = g.add_node("qir.Softmax", [x, *tables], {"axis": -1, "zero_point": 0, "dtype": "uint8"}, outputs=["y"])
+        g.set_outputs([node.output])
+        ops = [n.op_type for f in to_onnx(g, opset).functions for n in f.node]
+        assert "Div" not in ops and "BitShift" in ops
+
+
+def test_the_body_in_onnx_reference() -> None:
+    import onnx.reference
+
+    g = Graph(stage=Stage.INTEGER)
+    x = g.add_input("x", TensorType(DType.INT8, (4, 33)))
+    tables = [g.add_constant("e", exp_table(0.07)), g.add_constant("r", reciprocal_table())]
+    attrs = {"axis": 1, "zero_point": -128, "dtype": "int8"}
+    g.set_outputs([g.add_node("qir.Softmax", [x, *tables], attrs, outputs=["y"]).output])
+    data = np.random.default_rng(5).integers(-128, 128, size=(4, 33)).astype(np.int8)
+    want = op_of("qir.Softmax").reference(attrs, data, exp_table(0.07), reciprocal_table())[0]
+    for opset in (21, 28):
+        got = onnx.reference.ReferenceEvaluator(to_onnx(g, opset)).run(None, {"x": data})[0]
+        np.testing.assert_array_equal(got, want)
+
+
+def test_log_softmax_says_what_to_do(integer_case: Any) -> None:
+    with pytest.raises(LoweringError, match="strip it"):
+        integer_case("LogSoftmax", [np.zeros((1, 3))], {}, [UINT8], [UINT8])
+
+
+GRIDS = {
+    "uint8": QuantParams.make(0.05, 120, DType.UINT8), "int8": QuantParams.make(0.05, -3, DType.INT8),
+    "int16": QuantParams.make(0.0004, 11, DType.INT16), "uint16": QuantParams.make(0.0004, 30000, DType.UINT16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attrs", [{"axis": 1}, {"axis": -1, "keepdims": 0}, {"axis": 1, "select_last_index": 1}])
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+def test_arg_extremum(op: str, attrs: dict[str, Any], agree_with_onnxruntime: Any, integer_case: Any) -> None:
+    rng = np.random.default_rng(6)
+    x = rng.integers(-3, 4, size=(2, 9, 4)).astype(np.float32)  # with ties
+    agree_with_onnxruntime(op, [x], attrs)
+    for grid in GRIDS.values():
+        integer_case(op, [x], attrs, [grid], [None], batch=True)
+
+
+@pytest.mark.parametrize("attrs", [{"axis": 1}, {"axis": -1, "largest": 0}])
+def test_top_k(attrs: dict[str, Any], agree_with_onnxruntime: Any, integer_case: Any) -> None:
+    rng = np.random.default_rng(7)
+    x = rng.integers(-3, 4, size=(2, 9, 9)).astype(np.float32)  # with ties
+    agree_with_onnxruntime("TopK", [x, np.asarray([4])], attrs, outputs=2)
+    for grid in GRIDS.values():
+        integer_case("TopK", [x, np.asarray([4])], attrs, [grid], [grid, None], batch=True)
