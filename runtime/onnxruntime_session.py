@@ -108,15 +108,18 @@ def with_int4_casts(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
         return helper.make_tensor_value_info(f"{info.name}/wide", wide, list(graph.value(info.name).shape)), kind
 
     casts: list[onnx.NodeProto] = []
+    taken: set[str] = set()
     for info in model.graph.input:
         if (pair := widened(info)) is not None:
             casts.append(helper.make_node("Cast", [pair[0].name], [info.name], to=ONNX_TYPE[pair[1]]))
             info.CopyFrom(pair[0])
+            taken.add(pair[0].name)
     nodes = [*casts, *model.graph.node]
     for info in model.graph.output:
         if (pair := widened(info)) is not None:
             wide = pair[0].type.tensor_type.elem_type
-            nodes.append(helper.make_node("Cast", [info.name], [pair[0].name], to=wide))
+            if pair[0].name not in taken:  # an input that is an output is there already
+                nodes.append(helper.make_node("Cast", [info.name], [pair[0].name], to=wide))
             info.CopyFrom(pair[0])
     if len(nodes) > len(model.graph.node):
         del model.graph.node[:]

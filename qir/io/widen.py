@@ -2,6 +2,7 @@
 
 ONNX allows Clip on int16 and Reshape on int4, onnxruntime 1.31 computes neither.  Such a node is exported as a local
 function of domain `qir` under its own name, whose body casts, computes and casts back; loading gives the node back.
+Operators with a form of their own for such dtypes (`Op.needs_function`) are not the business of this module.
 DepthToSpace and SpaceToDepth, for which only 8-bit kernels exist, are written as Reshape, Transpose, Reshape.
 """
 
