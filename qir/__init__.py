@@ -8,13 +8,15 @@ from .types import DType, QuantParams, TensorType
 
 if TYPE_CHECKING:
     from .io import load, save
+    from .passes.pipeline import quantize
 
 __version__ = "0.1.0"
 __all__ = [
-    "DType", "Graph", "Node", "QuantParams", "Stage", "TensorType", "Value", "__version__", "load", "save",
+    "DType", "Graph", "Node", "QuantParams", "Stage", "TensorType", "Value", "__version__", "load", "quantize",
+    "save",
 ]  # fmt: skip
 
-_LAZY = {"load": "qir.io", "save": "qir.io"}
+_LAZY = {"load": "qir.io", "quantize": "qir.passes.pipeline", "save": "qir.io"}
 """Names whose modules are imported when they are first asked for: onnx alone takes longer than all of qir."""
 
 

@@ -1,0 +1,118 @@
+"""`quantize`: a float model to an integer-only graph in one call; `run_recipe` keeps what lies between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qir.errors import DataError, StageError
+from qir.graph import Graph, Stage
+from qir.types import Array
+
+from .base import PassManager
+from .calibration import Feeds, Progress, collect, ranges_from
+from .correct_bias import analytic_means, empirical_means
+from .data import batches
+from .data_free import BATCH_NORM_TABLE, data_free_ranges
+from .lower_to_dyadic import LowerToDyadic
+from .ranges import Interval, Ranges
+from .recipes import Recipe, recipe_of
+from .report import PassReport, Report
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """All that a recipe made: the prepared float graph, the ranges, the QDQ graph, the integer graph, the report."""
+
+    prepared: Graph
+    ranges: Ranges
+    qdq: Graph
+    graph: Graph
+    report: Report
+
+
+def quantize(
+    model: Graph | str | Path | Any,
+    data: Any = None,
+    recipe: str | Path | Recipe = "w8a8",
+    *,
+    ranges: Ranges | str | Path | None = None,
+    samples: int | None = None,
+    batch_size: int | None = None,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    input_shapes: Mapping[str, Sequence[int | str]] | None = None,
+    input_ranges: Mapping[str, Interval] | None = None,
+    **overrides: Any,
+) -> tuple[Graph, Report]:
+    """(integer graph, report) of a float model, or of one quantized by others (QDQ), which is only lowered.
+
+    model: a Graph, or what `qir.load` takes.  data: what `passes.data.batches` takes; a recipe with method "bn" needs
+    none.  recipe: a name, a .toml file or a Recipe; further keyword arguments change its options.
+    ranges: earlier ranges, instead of calibration.  input_ranges: what inputs hold, for recipes without data.
+    executor, progress, samples: see `calibrate`.
+    Raises DataError (no data for a recipe that needs them), StageError (an integer graph), and what loading, the
+    passes and the data raise.
+    """
+    if not isinstance(model, Graph):
+        from qir.io import load
+
+        model = load(model, input_shapes=input_shapes)
+    if model.stage is Stage.QDQ:
+        return PassManager([LowerToDyadic()]).run(model)
+    chosen = recipe_of(recipe).but(**overrides)
+    known = Ranges.load(ranges) if isinstance(ranges, str | Path) else ranges
+    feeds = None if data is None else batches(data, model, batch_size=batch_size, samples=samples)
+    done = run_recipe(
+        chosen, model, feeds, ranges=known, executor=executor, progress=progress, input_ranges=input_ranges
+    )
+    return done.graph, done.report
+
+
+def run_recipe(
+    recipe: Recipe,
+    graph: Graph,
+    feeds: Iterable[Feeds] | None,
+    *,
+    ranges: Ranges | None = None,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    input_ranges: Mapping[str, Interval] | None = None,
+) -> Quantized:
+    """A recipe on a float graph; `feeds` are batches (mappings from input name to array), None where it needs none."""
+    if graph.stage is Stage.INTEGER:
+        raise StageError("is an integer graph already", where=f"graph {graph.name!r}")
+    if feeds is None and ranges is None and recipe.needs_data:
+        raise DataError(
+            f"recipe {recipe.name!r} needs calibration data", hint="give data or ranges, or use the recipe data_free"
+        )
+    prepared, report = recipe.prepare.run(graph)
+    calibration = PassReport("calibrate")
+    start = time.perf_counter()
+    means: Mapping[str, Array] | None = None
+    if feeds is not None and (recipe.needs_data or recipe.correct_bias == "empirical"):
+        seen = collect(prepared, feeds, executor=executor, progress=progress)
+        calibration.note(f"{seen.samples} samples, {len(seen)} tensors, method {recipe.method}")
+        if recipe.correct_bias == "empirical":
+            means = empirical_means(seen)
+        if ranges is None and recipe.needs_data:
+            ranges = ranges_from(seen, recipe.method, bits=recipe.bits, options=recipe.range_options)
+    if ranges is None:
+        ranges = data_free_ranges(prepared, input_ranges=input_ranges)
+        calibration.note("no data: ranges from batch-norm statistics")
+        if not prepared.tables.get(BATCH_NORM_TABLE):
+            calibration.note("the network had no batch normalization: its ranges are estimates from the weights alone")
+    if means is None and recipe.correct_bias != "none":
+        if prepared.tables.get(BATCH_NORM_TABLE):
+            means = analytic_means(prepared, input_ranges)
+        else:
+            calibration.note("biases are not corrected: neither data nor batch-norm statistics")
+    calibration.seconds = time.perf_counter() - start
+    *placing, lowering = recipe.quantize(ranges, prepared, means).passes
+    qdq, second = PassManager(placing).run(prepared)
+    integer, third = PassManager([lowering]).run(qdq)
+    return Quantized(prepared, ranges, qdq, integer, report + Report([calibration]) + second + third)

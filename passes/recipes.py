@@ -1,0 +1,200 @@
+"""Recipes: named pipelines from a float graph to an integer one, as plain data.
+
+A recipe is a frozen dataclass of options; `prepare` is its float side, `quantize(ranges)` its integer side. Recipes
+load from TOML files, where `base` names one of these and the other keys change its options:
+
+    base = "w4a8"
+    method = "percentile"
+    percentile = 99.9
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from qir.errors import ParseError, QuantizationError
+from qir.graph import Graph
+from qir.types import Array
+
+from .absorb_bias import AbsorbBias
+from .base import Pass, PassManager
+from .correct_bias import CorrectBias
+from .equalize import Equalize
+from .fold_batchnorm import FoldBatchNorm
+from .insert_qdq import InsertQdq
+from .lower_to_dyadic import LowerToDyadic
+from .range_methods import METHODS, RangeOptions
+from .ranges import Ranges
+from .simplify import Simplify
+from .strip_softmax import StripSoftmax
+
+CORRECTIONS = ("empirical", "analytic", "none")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Options of a whole pipeline; those of `InsertQdq` are named and explained there.
+
+    method:          how activation ranges are set: a name of `range_methods.METHODS`, or "bn" (without data).
+    percentile, c:   what the methods "percentile" and "std" need.
+    equalize:        cross-layer equalization before calibration  [White Paper 3.2].
+    absorb_bias:     move high biases into the next layer, after equalization.
+    correct_bias:    "empirical" (from the calibration data), "analytic" (from batch-norm statistics) or "none".
+    strip_softmax:   drop a final Softmax, so that the graph returns logits.
+    """
+
+    name: str = "w8a8"
+    method: str = "mse"
+    percentile: float = 99.99
+    c: float = 6.0
+    weight_bits: int = 8
+    activation_bits: int = 8
+    per_channel: bool = True
+    weight_range: str = "minmax"
+    symmetric: bool = False
+    residual: str = "int16"
+    output: str = "int16"
+    input: str = "int8"
+    pool: str = "int8"
+    first_last_bits: int = 8
+    headroom: float = 2.0
+    equalize: bool = False
+    absorb_bias: bool = False
+    correct_bias: str = "empirical"
+    strip_softmax: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in (*METHODS, "bn"):
+            raise QuantizationError(f"no range method {self.method!r}", hint=f"one of {', '.join((*METHODS, 'bn'))}")
+        if self.correct_bias not in CORRECTIONS:
+            raise QuantizationError(f"correct_bias is {self.correct_bias!r}", hint=f"one of {', '.join(CORRECTIONS)}")
+        if not 50 < self.percentile <= 100:
+            raise QuantizationError(f"percentile {self.percentile} is not in (50, 100]")
+        if not self.c > 0:
+            raise QuantizationError(f"c {self.c} is not positive")
+        self.insert(Ranges({}))  # checks the rest
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration has to see samples."""
+        return self.method != "bn"
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Widths of the narrow grids, for which ranges are wanted."""
+        return (8,) if self.activation_bits == 8 else (self.activation_bits, 8)
+
+    @property
+    def range_options(self) -> RangeOptions:
+        return RangeOptions(self.percentile, self.c, self.symmetric)
+
+    @property
+    def prepare(self) -> PassManager:
+        """The float side: simplify, fold batch normalization, equalize, absorb biases."""
+        steps: list[Pass] = [StripSoftmax()] if self.strip_softmax else []
+        steps += [Simplify(), FoldBatchNorm()]
+        if self.equalize:
+            steps.append(Equalize())
+        if self.absorb_bias:
+            steps.append(AbsorbBias())
+        return PassManager(steps)
+
+    def insert(self, ranges: Ranges) -> InsertQdq:
+        """The pass that places the quantizers."""
+        own = {f.name for f in fields(InsertQdq)}
+        options: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name in own}
+        return InsertQdq(ranges, **options)
+
+    def quantize(
+        self, ranges: Ranges, reference: Graph | None = None, means: Mapping[str, Array] | None = None
+    ) -> PassManager:
+        """The integer side. Biases are corrected where the float graph and the input means are given."""
+        steps: list[Pass] = [self.insert(ranges)]
+        if reference is not None and means:
+            steps.append(CorrectBias(reference, means))
+        return PassManager([*steps, LowerToDyadic()])
+
+    def but(self, **options: Any) -> Recipe:
+        """The recipe with other options.  Raises ParseError naming an unknown one."""
+        known = {f.name: f for f in fields(self)}
+        for key, value in options.items():
+            if key not in known:
+                near = get_close_matches(key, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+                raise ParseError(f"no option {key!r}", where=f"recipe {self.name!r}", hint=hint)
+            kind = type(getattr(self, key))
+            if not isinstance(value, (int, float) if kind is float else kind) or (
+                isinstance(value, bool) != (kind is bool)
+            ):
+                raise ParseError(f"{key} = {value!r} is no {kind.__name__}", where=f"recipe {self.name!r}")
+        return replace(self, **options)
+
+    @staticmethod
+    def load(path: str | Path) -> Recipe:
+        """A recipe from a TOML file.  Raises ParseError (not readable, unknown keys), QuantizationError (values)."""
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+        try:
+            raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ParseError(f"cannot be read: {error}", where=str(path)) from None
+        base = raw.pop("base", "w8a8")
+        raw.setdefault("name", Path(path).stem)
+        if not isinstance(base, str) or base not in RECIPES:
+            raise ParseError(f"no recipe {base!r} to start from", where=str(path), hint=f"one of {', '.join(RECIPES)}")
+        return RECIPES[base].but(**raw)
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("w8a8"),
+        Recipe("w8a8_per_tensor", per_channel=False, equalize=True, absorb_bias=True),
+        Recipe("w4a8", weight_bits=4, weight_range="mse"),
+        Recipe("w4a4", weight_bits=4, activation_bits=4, weight_range="mse"),
+        Recipe("data_free", method="bn", equalize=True, absorb_bias=True, correct_bias="analytic"),
+    )
+}
+
+
+def recipe_of(recipe: str | Path | Recipe) -> Recipe:
+    """A recipe by name, from a TOML file, or as it is.  Raises ParseError."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if str(recipe) in RECIPES:
+        return RECIPES[str(recipe)]
+    if Path(recipe).suffix == ".toml":
+        return Recipe.load(recipe)
+    raise ParseError(f"no recipe {str(recipe)!r}", hint=f"one of {', '.join(RECIPES)}, or a .toml file")
+
+
+def w8a8(**options: Any) -> Recipe:
+    """8-bit weights per channel, 8-bit activations."""
+    return RECIPES["w8a8"].but(**options)
+
+
+def w8a8_per_tensor(**options: Any) -> Recipe:
+    """8 bits, one scale for each weight tensor; equalized first."""
+    return RECIPES["w8a8_per_tensor"].but(**options)
+
+
+def w4a8(**options: Any) -> Recipe:
+    """4-bit weights (first and last layer 8), 8-bit activations."""
+    return RECIPES["w4a8"].but(**options)
+
+
+def w4a4(**options: Any) -> Recipe:
+    """4-bit weights and inputs of linear layers (first and last layer 8)."""
+    return RECIPES["w4a4"].but(**options)
+
+
+def data_free(**options: Any) -> Recipe:
+    """8 bits without data: ranges and bias correction from batch-norm statistics."""
+    return RECIPES["data_free"].but(**options)
