@@ -64,12 +64,12 @@ class Example:
     """A random instance of a left-hand side, for the test of all rules.
 
     values: variable -> array (None: an absent optional input); names annotated Value become graph inputs.
-    attrs:  operator -> attributes of its nodes.  batch: the first axis of the inputs is the symbolic batch.
+    attrs:  operator -> attributes of its nodes.  batch: variables whose first axis is the symbolic batch.
     """
 
     values: Mapping[str, Any]
     attrs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
-    batch: bool = True
+    batch: tuple[str, ...] = ("x", "y")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qir import passes
+import qir.passes.fold_batchnorm
+import qir.passes.simplify  # noqa: F401  (the rules register themselves)
 from qir.graph import Graph, Stage, Value
 from qir.passes.report import PassReport
 from qir.passes.rewriter import rewrite
@@ -17,6 +18,7 @@ from qir.passes.rules import RULES, Compiled, Example, compile_rule
 from qir.passes.terms import Apply, Variable
 from qir.runtime import Session
 from qir.types import DType, TensorType
+from qir.verify import verify
 
 INSTANCES = 12
 
@@ -36,7 +38,7 @@ def instance(compiled: Compiled, pattern: Apply, example: Example) -> Graph:
             else:
                 array = np.asarray(data)
                 shape: tuple[Any, ...] = array.shape
-                if example.batch and array.ndim:
+                if name in example.batch and array.ndim:
                     shape = ("N", *shape[1:])
                 made[name] = graph.add_input(name, TensorType(DType.of(array), shape))
         return made[name]
@@ -55,7 +57,8 @@ def instance(compiled: Compiled, pattern: Apply, example: Example) -> Graph:
     result = build(pattern)
     assert result is not None
     graph.rename(result, "result")
-    graph.set_outputs([result])
+    after = graph.add_node("Neg", [result], outputs=["negated"])
+    graph.set_outputs([after.output])  # not the result itself: an input may become it
     return graph
 
 
@@ -68,7 +71,7 @@ CASES = [(name, i) for name in sorted(RULES) for i in range(len(compile_rule(RUL
 
 @pytest.mark.parametrize(("name", "spelling"), CASES, ids=[f"{n}-{i}" for n, i in CASES])
 def test_both_sides_agree(name: str, spelling: int) -> None:
-    """lhs == rhs within the claim; the result has the type and the name that the left-hand side's had."""
+    """lhs == rhs within the claim; the graph stays valid."""
     compiled = compile_rule(RULES[name])
     for k in range(INSTANCES):
         seed = zlib.crc32(f"{name}/{spelling}/{k}".encode())
@@ -76,12 +79,12 @@ def test_both_sides_agree(name: str, spelling: int) -> None:
         example = compiled.rule.example(np.random.default_rng(seed))
         graph = instance(compiled, compiled.patterns[spelling], example)
         feeds = feeds_of(graph, example.values)
-        expected = Session(graph).run(feeds)["result"]
+        expected = Session(graph).run(feeds)["negated"]
         after = graph.clone()
         report = PassReport("test")
         assert rewrite(after, [compiled.rule], report) >= 1, report.text()
-        assert after.value("result").type == graph.value("result").type
-        got = Session(after).run(feeds)["result"]
+        verify(after)
+        got = Session(after).run(feeds)["negated"]
         error = compiled.rule.claim.error(expected, got)
         assert error is None, f"{name}: {error} (seed {seed})"
 
@@ -91,4 +94,3 @@ def test_rules_are_documented() -> None:
     assert len(RULES) > 30
     for cls in RULES.values():
         assert cls.__doc__ and "=" in cls.__doc__, cls.__name__
-    assert passes

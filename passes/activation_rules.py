@@ -1,0 +1,460 @@
+"""Activations spelled out in elementary operators, back into one operator each.
+
+Divisions and subtractions of constants are products and sums by the time these rules look (see affine_rules).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from qir.graph import Value
+from qir.types import Array
+
+from .matcher import equals_number
+from .rules import Example, Match, Rule, Within, rule
+from .terms import (
+    Add,
+    Clip,
+    Erf,
+    Gelu,
+    HardSigmoid,
+    HardSwish,
+    LeakyRelu,
+    Max,
+    Min,
+    Mul,
+    Neg,
+    Pow,
+    PRelu,
+    Relu,
+    Sigmoid,
+    Swish,
+    Tanh,
+)  # fmt: skip
+
+LARGE = 3e38
+"""Exporters write "no limit" as the largest float32."""
+
+
+def signal(rng: np.random.Generator, scale: float = 3.0) -> Example:
+    """x alone."""
+    return Example({"x": rng.normal(scale=scale, size=(2, 3, 40)).astype(np.float32)})
+
+
+class OfX(Rule):
+    """Base of the rules in x alone."""
+
+    claim = Within(ulps=16)
+    near = False
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        return signal(rng)
+
+
+@rule
+class FuseSwish(OfX):
+    """x sigmoid(x) = swish(x)"""
+
+    @staticmethod
+    def lhs(x: Any) -> Any:
+        return Mul(x, Sigmoid(x))
+
+    @staticmethod
+    def rhs(x: Value) -> Any:
+        return Swish(x, alpha=1.0)
+
+
+@rule
+class FuseScaledSwish(OfX):
+    """x sigmoid(a x) = swish(x; a)"""
+
+    @staticmethod
+    def lhs(x: Any, a: Any) -> Any:
+        return Mul(x, Sigmoid(Mul(x, a)))
+
+    @staticmethod
+    def rhs(x: Value, a: float) -> Any:
+        return Swish(x, alpha=a)
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        return Example({**signal(rng).values, "a": np.float32(rng.uniform(0.5, 2))})
+
+
+@rule
+class FuseHardSigmoid(OfX):
+    """clip(x + 3, 0, 6) / 6 = hardsigmoid(x; 1/6, 1/2)"""
+
+    @staticmethod
+    def lhs(x: Any) -> Any:
+        return Mul(Clip(Add(x, 3.0), 0.0, 6.0), 1 / 6)
+
+    @staticmethod
+    def lhs_scaled_first(x: Any) -> Any:
+        return Clip(Mul(Add(x, 3.0), 1 / 6), 0.0, 1.0)
+
+    @staticmethod
+    def lhs_affine(x: Any) -> Any:
+        return Clip(Add(Mul(x, 1 / 6), 0.5), 0.0, 1.0)
+
+    @staticmethod
+    def rhs(x: Value) -> Any:
+        return HardSigmoid(x, alpha=1 / 6, beta=0.5)
+
+
+@rule
+class FuseHardSwish(OfX):
+    """x hardsigmoid(x; 1/6, 1/2) = x clip(x + 3, 0, 6) / 6 = hardswish(x)             [MobileNetV3]"""
+
+    @staticmethod
+    def lhs(x: Any) -> Any:
+        return Mul(Mul(x, Clip(Add(x, 3.0), 0.0, 6.0)), 1 / 6)
+
+    @staticmethod
+    def lhs_scaled_x(x: Any) -> Any:
+        return Mul(Mul(x, 1 / 6), Clip(Add(x, 3.0), 0.0, 6.0))
+
+    @staticmethod
+    def rhs(x: Value) -> Any:
+        return HardSwish(x)
+
+
+@rule
+class GateToHardSwish(OfX):
+    """x hardsigmoid(x; 1/6, 1/2) = hardswish(x)"""
+
+    claim = Within(ulps=64)
+
+    @staticmethod
+    def lhs(x: Any) -> Any:
+        return Mul(x, HardSigmoid(x))
+
+    @staticmethod
+    def guard(alpha: float, beta: float) -> str | None:
+        same = math.isclose(alpha, 1 / 6, rel_tol=2e-6) and math.isclose(beta, 0.5, rel_tol=1e-6)
+        return None if same else f"alpha {alpha} and beta {beta} are not 1/6 and 1/2"
+
+    @staticmethod
+    def rhs(x: Value) -> Any:
+        return HardSwish(x)
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        return Example(signal(rng).values, {"HardSigmoid": {"alpha": float(np.float32(1 / 6)), "beta": 0.5}})
+
+
+SQRT_HALF = math.sqrt(0.5)
+
+
+@rule
+class FuseGelu(OfX):
+    """x/2 (1 + erf(x / sqrt 2)) = gelu(x)"""
+
+    @staticmethod
+    def lhs(x: Any) -> Any:
+        return Mul(Mul(x, Add(Erf(Mul(x, SQRT_HALF)), 1.0)), 0.5)
+
+    @staticmethod
+    def lhs_halved_x(x: Any) -> Any:
+        return Mul(Mul(x, 0.5), Add(Erf(Mul(x, SQRT_HALF)), 1.0))
+
+    @staticmethod
+    def lhs_halved_gate(x: Any) -> Any:
+        return Mul(x, Mul(Add(Erf(Mul(x, SQRT_HALF)), 1.0), 0.5))
+
+    @staticmethod
+    def lhs_halved_erf(x: Any) -> Any:
+        return Mul(x, Add(Mul(Erf(Mul(x, SQRT_HALF)), 0.5), 0.5))
+
+    @staticmethod
+    def rhs(x: Value) -> Any:
+        return Gelu(x, approximate="none")
+
+
+def _cubed(x: Any, cube: Any) -> Any:
+    return Tanh(Mul(Add(x, Mul(cube, 0.044715)), math.sqrt(2 / math.pi)))
+
+
+@rule
+class FuseTanhGelu(OfX):
+    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) = gelu(x; tanh)"""
+
+    claim = Within(ulps=64)
+
+    @staticmethod
+    def lhs(x: Any) -> Any:
+        return Mul(Mul(x, Add(_cubed(x, Pow(x, 3.0)), 1.0)), 0.5)
+
+    @staticmethod
+    def lhs_halved_x(x: Any) -> Any:
+        return Mul(Mul(x, 0.5), Add(_cubed(x, Pow(x, 3.0)), 1.0))
+
+    @staticmethod
+    def lhs_halved_gate(x: Any) -> Any:
+        return Mul(x, Mul(Add(_cubed(x, Pow(x, 3.0)), 1.0), 0.5))
+
+    @staticmethod
+    def lhs_products(x: Any) -> Any:
+        return Mul(Mul(x, Add(_cubed(x, Mul(Mul(x, x), x)), 1.0)), 0.5)
+
+    @staticmethod
+    def lhs_products_halved_x(x: Any) -> Any:
+        return Mul(Mul(x, 0.5), Add(_cubed(x, Mul(Mul(x, x), x)), 1.0))
+
+    @staticmethod
+    def rhs(x: Value) -> Any:
+        return Gelu(x, approximate="tanh")
+
+
+@rule
+class MinMaxToClip(OfX):
+    """min(max(x, lo), hi) = clip(x, lo, hi), lo <= hi"""
+
+    shared_weights = True
+
+    @staticmethod
+    def lhs(x: Any, lo: Any, hi: Any) -> Any:
+        return Min(Max(x, lo), hi)
+
+    @staticmethod
+    def lhs_max_last(x: Any, lo: Any, hi: Any) -> Any:
+        return Max(Min(x, hi), lo)
+
+    @staticmethod
+    def guard(x: Value, lo: float, hi: float) -> str | None:
+        return None if lo <= hi and not x.is_constant else "the limits cross"
+
+    @staticmethod
+    def rhs(x: Value, lo: float, hi: float) -> Any:
+        return Clip(x, np.float64(lo), np.float64(hi))
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        lo, hi = sorted(rng.normal(scale=2, size=2).astype(np.float32))
+        return Example({**signal(rng).values, "lo": lo, "hi": np.full((1,), hi)})
+
+
+@rule
+class MaxToRelu(OfX):
+    """max(x, 0) = relu(x)"""
+
+    shared_weights = True
+
+    @staticmethod
+    def lhs(x: Any) -> Any:
+        return Max(x, 0.0)
+
+    @staticmethod
+    def lhs_clip(x: Any) -> Any:
+        return Clip(x, 0.0, None)
+
+    @staticmethod
+    def guard(x: Value) -> str | None:
+        return None if x.dtype.is_float else "x is no float"
+
+    @staticmethod
+    def rhs(x: Value) -> Any:
+        return Relu(x)
+
+
+@rule
+class UnlimitedClip(OfX):
+    """clip(x, 0, 3.4e38) = relu(x)"""
+
+    shared_weights = True
+
+    @staticmethod
+    def lhs(x: Any, hi: Any) -> Any:
+        return Clip(x, 0.0, hi)
+
+    @staticmethod
+    def guard(x: Value, hi: float) -> str | None:
+        return None if hi >= LARGE and x.dtype.is_float else "there is an upper limit"
+
+    @staticmethod
+    def rhs(x: Value, hi: float) -> Any:
+        return Relu(x)
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        return Example({**signal(rng).values, "hi": np.finfo(np.float32).max})
+
+
+@rule
+class ClipOfRelu(OfX):
+    """min(relu(x), hi) = clip(relu(x), lo, hi) = clip(x, max(lo, 0), hi)"""
+
+    shared_weights = True
+
+    @staticmethod
+    def lhs(x: Any, lo: Any, hi: Any) -> Any:
+        return Clip(Relu(x), lo, hi)
+
+    @staticmethod
+    def lhs_min(x: Any, hi: Any) -> Any:
+        return Min(Relu(x), hi)
+
+    @staticmethod
+    def guard(lo: float | None, hi: float) -> str | None:
+        return None if hi >= max(lo or 0.0, 0.0) else "the limits cross"
+
+    @staticmethod
+    def rhs(x: Value, lo: float | None, hi: float) -> Any:
+        return Clip(x, np.float64(max(lo or 0.0, 0.0)), np.float64(hi))
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        hi = np.float32(rng.uniform(0.5, 6))
+        return Example({**signal(rng).values, "lo": np.float32(rng.uniform(-1, 0.5)), "hi": hi})
+
+
+@rule
+class ReluOfClip(OfX):
+    """relu(clip(x, lo, hi)) = clip(x, max(lo, 0), hi), hi >= 0"""
+
+    shared_weights = True
+
+    @staticmethod
+    def lhs(x: Any, lo: Any, hi: Any) -> Any:
+        return Relu(Clip(x, lo, hi))
+
+    @staticmethod
+    def guard(hi: float) -> str | None:
+        return None if hi >= 0 else "the upper limit is negative"
+
+    @staticmethod
+    def rhs(x: Value, lo: float | None, hi: float) -> Any:
+        return Clip(x, np.float64(max(lo or 0.0, 0.0)), np.float64(hi))
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        lo, hi = np.float32(rng.normal()), np.float32(rng.uniform(0.8, 6))
+        return Example({**signal(rng).values, "lo": min(lo, hi), "hi": hi})
+
+
+@rule
+class ReluTwice(OfX):
+    """relu(relu(x)) = relu(x)"""
+
+    @staticmethod
+    def lhs(x: Any) -> Any:
+        return Relu(Relu(x))
+
+    @staticmethod
+    def rhs(x: Value) -> Any:
+        return Relu(x)
+
+
+@rule
+class MaxToLeakyRelu(OfX):
+    """max(x, a x) = leakyrelu(x; a), 0 <= a < 1"""
+
+    shared_weights = True
+
+    @staticmethod
+    def lhs(x: Any, a: Any) -> Any:
+        return Max(x, Mul(x, a))
+
+    @staticmethod
+    def guard(a: float) -> str | None:
+        return None if 0 <= a < 1 else f"the slope {a} is not in [0, 1)"
+
+    @staticmethod
+    def rhs(x: Value, a: float) -> Any:
+        return LeakyRelu(x, alpha=a)
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        return Example({**signal(rng).values, "a": np.float32(rng.uniform(0.01, 0.9))})
+
+
+@rule
+class ReluPairToPRelu(OfX):
+    """relu(x) + a relu(-x) = prelu(x; -a)                                                (Keras' spelling)"""
+
+    shared_weights = True
+
+    @staticmethod
+    def lhs(x: Any, a: Any) -> Any:
+        return Add(Relu(x), Mul(Relu(Neg(x)), a))
+
+    @staticmethod
+    def rhs(x: Value, a: Array) -> Any:
+        return PRelu(x, -a)
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        return Example({**signal(rng).values, "a": rng.normal(size=(3, 1)).astype(np.float32)})
+
+
+@rule
+class UniformPRelu(OfX):
+    """prelu(x; a) = leakyrelu(x; a) where all slopes are one number"""
+
+    shared_weights = True
+
+    @staticmethod
+    def lhs(x: Any, a: Any) -> Any:
+        return PRelu(x, a)
+
+    @staticmethod
+    def rhs(x: Value, a: float) -> Any:
+        return LeakyRelu(x, alpha=a)
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        return Example({**signal(rng).values, "a": np.full((3, 1), rng.normal(), np.float32)})
+
+
+@rule
+class MulByOne(OfX):
+    """x * 1 = x"""
+
+    shared_weights = True
+
+    @staticmethod
+    def lhs(x: Any) -> Any:
+        return Mul(x, 1.0)
+
+    @staticmethod
+    def guard(x: Value, match: Match) -> str | None:
+        return None if not x.is_constant and x.type == match.root.output.type else "the product broadcasts x"
+
+    @staticmethod
+    def rhs(x: Value) -> Any:
+        return x
+
+
+@rule
+class AddOfZero(OfX):
+    """x + 0 = x"""
+
+    shared_weights = True
+
+    @staticmethod
+    def lhs(x: Any, zero: Any) -> Any:
+        return Add(x, zero)
+
+    @staticmethod
+    def guard(x: Value, zero: Array, match: Match) -> str | None:
+        same = not x.is_constant and x.type == match.root.output.type
+        return None if same and equals_number(zero, 0.0) else "something is added"
+
+    @staticmethod
+    def rhs(x: Value, zero: Array) -> Any:
+        return x
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        return Example({**signal(rng).values, "zero": np.zeros((3, 1), np.float32)})
+
+
+ACTIVATION_RULES: tuple[type[Rule], ...] = (
+    MulByOne, AddOfZero, FuseHardSwish, FuseHardSigmoid, GateToHardSwish, FuseGelu, FuseTanhGelu, FuseSwish,
+    FuseScaledSwish, ReluPairToPRelu, MaxToLeakyRelu, MinMaxToClip, MaxToRelu, UnlimitedClip, ClipOfRelu, ReluOfClip,
+    ReluTwice, UniformPRelu,
+)  # fmt: skip
