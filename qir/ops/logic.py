@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..errors import LoweringError
 from ..types import Array, DType, QuantParams, TensorType
 from .base import Op, register
 from .concatenation import common_grid
@@ -35,17 +34,18 @@ class _Elementwise(Op):
         return (np.asarray(type(self).function(*inputs), dtype=bool),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import Plain, Quantized
+        from ..lowering import FREE, Plain, Quantized
 
-        forms = [low.form(v) for v in node.inputs if v is not None]
+        operands = [v for v in node.inputs if v is not None]
+        forms = [low.form(v) for v in operands]
         if not any(isinstance(f, Quantized) for f in forms):
             plain(low, node)
             return
-        if common_grid(forms) is None:
-            raise LoweringError(
-                "compares tensors on different grids", where=str(node), hint="give both operands the same quantization"
-            )
-        values = [low.quantized(v) for v in node.inputs if v is not None]
+        grid = common_grid(forms)
+        if grid is None:
+            grid = next(f for f in forms if isinstance(f, Quantized)).quant
+            low.note("compares tensors of different grids, after rounding them to the first one's")
+        values = [f.emit(low, grid, FREE, v.name) for f, v in zip(forms, operands, strict=True)]
         low.set(node.output, Plain(low.graph.add_node(node.op, values, node.attrs, outputs=[node.output.name]).output))
 
 

@@ -104,6 +104,8 @@ def test_equal_on_one_grid_is_exact(integer_case: Any) -> None:
     a, b = np.asarray([[0.1, 0.2, 0.3]]), np.asarray([[0.1, 0.25, 0.3]])
     integer_case("Equal", [a, b], {}, [A, A], [None])
     integer_case("Less", [a, b], {}, [W, W], [None])
+    integer_case("Greater", [a, b + 0.5], {}, [A, B], [None])
+    integer_case("Greater", [np.asarray([[-1.0, 0.5, 3.0]]), np.float32(0.1)], {}, [A], [None])
 
 
 @pytest.mark.parametrize("out", [A, B, W], ids=["uint8", "int8", "int16"])
