@@ -20,7 +20,6 @@ from qir.errors import QuantizationError
 from qir.types import DType
 
 from .grids import affine_arrays
-from .histogram import Histogram
 from .observers import TensorStatistics
 
 Floats = NDArray[np.float64]
@@ -98,7 +97,7 @@ def kl(t: TensorStatistics, bits: int, options: RangeOptions) -> tuple[float, fl
     def loss(lo: Floats, hi: Floats) -> Floats:
         return np.asarray([_divergence(values, weights, a, b, bits) for a, b in zip(lo, hi, strict=True)])
 
-    return _search(t, options, loss, candidates=48, refine=False)
+    return _search(t, options, loss, ends=False)
 
 
 METHODS: dict[str, Method] = {
@@ -121,32 +120,36 @@ def _search(
     t: TensorStatistics,
     options: RangeOptions,
     loss: Callable[[Floats, Floats], Floats],
-    candidates: int = 64,
-    refine: bool = True,
+    candidates: int = 48,
+    ends: bool = True,
 ) -> tuple[float, float]:
-    """Shrink both ends together, then (refine) each alone around the best, and keep the least loss.
+    """Shrink both ends in proportion, and to a common limit; then finely; then (ends) each alone; keep the least loss.
 
-    The widest range is the first candidate, so a tie keeps it.
+    Each round starts with the best so far, the first with the extremes, and a tie keeps the earlier candidate.
     """
-    lo, hi = min(t.lo, 0.0), max(t.hi, 0.0)
-    if lo == hi:
-        return lo, hi
-    ratios = np.linspace(1.0, 0.2, candidates)
-    a, b = lo * ratios, hi * ratios
+    full = min(t.lo, 0.0), max(t.hi, 0.0)
+    if full[0] == full[1]:
+        return full
     if options.symmetric:
-        top = max(-lo, hi)
-        a, b = -top * ratios, top * ratios
+        full = -max(-full[0], full[1]), max(-full[0], full[1])
+    coarse, fine = np.geomspace(1.0, 0.01, candidates), np.linspace(1.15, 0.85, candidates // 2)
+    limit = max(-full[0], full[1]) * coarse[1:]
+    a = np.concatenate([full[0] * coarse, np.maximum(full[0], -limit)])
+    b = np.concatenate([full[1] * coarse, np.minimum(full[1], limit)])
     best = int(np.argmin(loss(a, b)))
     lo, hi = float(a[best]), float(b[best])
-    if refine and not options.symmetric and lo < 0 < hi:
-        around = np.clip(np.linspace(1.3, 0.3, candidates // 2), 0, None)
-        full = min(t.lo, 0.0), max(t.hi, 0.0)
-        for end in (0, 1):
-            a = np.maximum(lo * around, full[0]) if end == 0 else np.full(len(around), lo)
-            b = np.minimum(hi * around, full[1]) if end == 1 else np.full(len(around), hi)
-            a, b = np.append(lo, a), np.append(hi, b)
-            best = int(np.argmin(loss(a, b)))
-            lo, hi = float(a[best]), float(b[best])
+    rounds = [(fine, 0, 1)]
+    if ends and not options.symmetric and lo < 0 < hi:
+        wide = np.linspace(1.4, 0.3, candidates // 2)
+        rounds += [(wide, 0), (wide, 1)]
+    for ratios, *which in rounds:
+        a, b = (np.full(len(ratios) + 1, end) for end in (lo, hi))
+        if 0 in which:
+            a[1:] = np.maximum(lo * ratios, full[0])
+        if 1 in which:
+            b[1:] = np.minimum(hi * ratios, full[1])
+        best = int(np.argmin(loss(a, b)))
+        lo, hi = float(a[best]), float(b[best])
     return lo, hi
 
 
@@ -192,8 +195,3 @@ def _log_softmax(v: Floats) -> Floats:
 
 def _softmax(v: Floats) -> Floats:
     return np.exp(_log_softmax(v))
-
-
-def zero_share(h: Histogram) -> float:
-    """Share of exact zeros among the values sampled."""
-    return h.zeros / max(h.total, 1)

@@ -104,7 +104,7 @@ class Ranges(Mapping[str, Interval]):
             return Ranges(tensors, str(raw["method"]), int(raw["samples"]))
         except QuantizationError as error:
             raise ParseError(str(error), where=where) from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ParseError(
                 f"is not a ranges file ({type(error).__name__}: {error})",
                 where=where,
