@@ -71,7 +71,7 @@ def format_type(kind: TensorType) -> str:
     q = kind.quant
     if q is None:
         return text
-    scales = [repr(s) for s in q.scale]
+    scales = [repr(float(s)) for s in q.scale]
     zeros = [str(z) for z in q.zero_point]
     if q.axis is None:
         return f"{text} @scale={scales[0]} zp={zeros[0]}"

@@ -17,6 +17,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..errors import ModelError, QirError, UnsupportedError
 from ..graph import Graph, Stage
+from ..shapes import fold_shapes
 from ..types import Array, Dim, DType, TensorType
 from . import metadata
 from .adapters import Raw
@@ -67,6 +68,8 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, input_shapes: Shapes | 
             importer.add(raw)
     importer.finish([o.name for o in proto.graph.output])
     graph.stage = _stage(graph, stage, has_quant)
+    if graph.stage is not Stage.INTEGER:
+        fold_shapes(graph)
     for name, params in quant.items():
         if name in graph and graph.value(name).dtype is params.dtype:
             value = graph.value(name)
