@@ -116,6 +116,7 @@ class _Inserter:
             v.name: unit_interval(activation_dtype(NARROW, options.symmetric))
             for n in graph.nodes if n.op == "Softmax" for v in n.outputs
         }  # fmt: skip
+        self.joined = {v.name for n in graph.nodes if n.op == "Concat" for v in n.outputs}
         self.dequantized: dict[tuple[Value, int | None, QuantParams], Value] = {}
 
     # -- activations --------------------------------------------------------------------------
@@ -177,9 +178,12 @@ class _Inserter:
 
     def _grid(self, key: Key, value: Value, bits: int) -> QuantParams:
         members = [name for name, _ in self.solution.members(key)]
+        joined = [name for name in members if name in self.joined and name in self.options.ranges]
         if bits == NARROW and all(name in self.fixed for name in members):
             return self.fixed[members[0]]
         reach = self.solution.reach(key)
+        if joined and bits <= NARROW:
+            members = joined  # what was observed of the concatenation is its operands' joint distribution
         intervals = [self.interval(name, bits) for name in members if name in self.options.ranges or name in self.fixed]
         intervals += [reach] if reach is not None else []
         if not intervals:

@@ -241,6 +241,8 @@ def observed(graph: Graph) -> list[str]:
     for node in graph.nodes:
         if node.op in LINEAR:
             names.update({v.name: None for v in node.inputs if v is not None and is_activation(v)})
+        if node.op == "Concat" and is_activation(node.output):
+            names[node.output.name] = None
     return list(names)
 
 
