@@ -53,7 +53,8 @@ def quantize(
 
     model: a Graph, or what `qir.load` takes.  data: what `passes.data.batches` takes; a recipe with method "bn" needs
     none.  recipe: a name, a .toml file or a Recipe; further keyword arguments change its options.
-    ranges: earlier ranges, instead of calibration.  input_ranges: what inputs hold, for recipes without data.
+    ranges: earlier ranges, instead of calibration.  input_ranges: what inputs hold, where that is known (always for
+    recipes without data); it stands instead of what the data show.
     executor, progress, samples: see `calibrate`.
     Raises DataError (no data for a recipe that needs them), StageError (an integer graph), and what loading, the
     passes and the data raise.
@@ -112,6 +113,8 @@ def run_recipe(
         else:
             calibration.note("biases are not corrected: neither data nor batch-norm statistics")
     calibration.seconds = time.perf_counter() - start
+    if input_ranges:
+        ranges = ranges.updated(input_ranges)
     *placing, lowering = recipe.quantize(ranges, prepared, means).passes
     qdq, second = PassManager(placing).run(prepared)
     integer, third = PassManager([lowering]).run(qdq)

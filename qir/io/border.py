@@ -15,8 +15,10 @@ KEY = "qir.io"
 """Metadata of a graph without border: JSON {input or output: {dtype, scale, zero_point}}."""
 
 
-def strip_border(graph: Graph) -> Graph:
+def strip_border(graph: Graph, *, outputs: bool = True) -> Graph:
     """A copy that takes and returns integers: no QuantizeLinear at its inputs, no DequantizeLinear at its outputs.
+
+    outputs: False keeps the float outputs (a graph that takes pixels and gives real scores).
 
     Inputs and outputs keep their names; their quantization is their annotation, and in the metadata for others.
     Raises StageError before the INTEGER stage, LoweringError where an input is quantized in two ways.
@@ -29,7 +31,7 @@ def strip_border(graph: Graph) -> Graph:
     for value in new.inputs:
         if value.dtype.is_float:
             border[value.name] = _strip_input(new, value)
-    for value in new.outputs:
+    for value in new.outputs if outputs else ():
         if value.dtype.is_float:
             name = value.name
             border[name] = _strip_output(new, value)
