@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import time
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
-from qir.errors import DataError
-from qir.graph import Graph
-from qir.io import save
-from qir.passes.data import batches
+from qir.errors import DataError, QuantizationError
+from qir.graph import Graph, Stage
+from qir.io import save, strip_border
+from qir.passes import LowerToDyadic, PassManager
+from qir.passes.data import Batches, batches
+from qir.passes.fold_normalization import PIXELS, FoldNormalization
+from qir.passes.pipeline import run_recipe
+from qir.passes.ranges import Ranges
+from qir.passes.recipes import Recipe, recipe_of
+from qir.passes.report import Report
+from qir.types import DType
 
 from . import data, show
 
@@ -21,27 +28,93 @@ def main(args: argparse.Namespace) -> int:
     for path in (args.ranges, args.report):
         if path:
             data.writable(path, args.model)
+    recipe = chosen(args)
     start = time.perf_counter()
     graph = data.load_model(args.model, args.input_shape)
-    with ExitStack() as stack:
-        executor = stack.enter_context(ProcessPoolExecutor(args.jobs)) if args.jobs > 1 else None
-        integer, report, ranges = quantized(args, graph, executor)
+    if graph.stage is Stage.QDQ:
+        show.say("quantized already: only lowered to integers, with the scales it has")
+        integer, report = PassManager([LowerToDyadic()]).run(graph)
+        ranges = None
+    else:
+        integer, report, ranges = quantized(args, recipe, graph)
     save(integer, output, opset=args.opset, io=args.io)
-    if args.ranges:
+    if args.ranges and ranges is not None:
         ranges.save(args.ranges)
     if args.report:
         args.report.write_text(report.to_json() + "\n", encoding="utf-8")
-    if args.verbose:
-        show.say(str(report))
-    notes = [note for one in report.passes for note in one.notes]
-    for note in notes[:8]:
-        show.say(f"note: {note}")
-    if len(notes) > 8:
-        show.say(f"note: {len(notes) - 8} more notes in --report FILE.json")
+    tell(args, report)
     before, after = args.model.stat().st_size, output.stat().st_size
     show.say(
         f"wrote {output}: integers only, {show.size(after)} (was {show.size(before)}), "
         f"{time.perf_counter() - start:.1f} s"
     )
-    show.say(f"next: qir compare {args.model} {output} --data ...")
     return 0
+
+
+def chosen(args: argparse.Namespace) -> Recipe:
+    """The recipe with the options given beside it.  Raises DataError where it needs data and there are none."""
+    recipe = recipe_of(args.recipe)
+    options: dict[str, Any] = {}
+    if args.method:
+        options["method"] = args.method
+    if args.per_tensor:
+        options["per_channel"] = False
+    if args.strip_softmax:
+        options["strip_softmax"] = True
+    recipe = recipe.but(**options)
+    if recipe.needs_data and args.data is None:
+        raise DataError(f"recipe {recipe.name!r} needs --data", hint="or use --recipe data_free")
+    return recipe
+
+
+def quantized(args: argparse.Namespace, recipe: Recipe, graph: Graph) -> tuple[Graph, Report, Ranges]:
+    """The float graph through the recipe."""
+    first = Report([])
+    input_ranges: dict[str, tuple[float, float]] = {}
+    if args.fold_normalization:
+        graph, first = FoldNormalization(args.mean, args.std).apply(graph)
+        input_ranges[graph.inputs[0].name] = PIXELS
+    feeds = calibration(args, graph)
+    with ExitStack() as stack:
+        executor = stack.enter_context(ProcessPoolExecutor(args.jobs)) if args.jobs > 1 and feeds else None
+        done = run_recipe(
+            recipe, graph, None if feeds is None else data.shown(feeds, args.batch, "calibrating"),
+            executor=executor, input_ranges=input_ranges or None,
+        )  # fmt: skip
+    integer = done.graph
+    if args.fold_normalization:
+        integer = takes_pixels(integer)
+    return integer, first + done.report, done.ranges
+
+
+def calibration(args: argparse.Namespace, graph: Graph) -> Batches | None:
+    """--data for a graph whose normalization is, or is not, inside."""
+    if args.data is None:
+        return None
+    if args.fold_normalization:
+        return data.pixel_batches(args, graph)
+    return batches(data.source(args), graph, batch_size=args.batch, samples=args.samples)
+
+
+def takes_pixels(graph: Graph) -> Graph:
+    """With uint8 inputs.  Raises QuantizationError where the recipe's grid is not the pixels' own."""
+    taken = strip_border(graph, outputs=False)
+    quant = taken.inputs[0].quant
+    if quant is None or (quant.dtype, quant.scale, quant.zero_point) != (DType.UINT8, (1.0,), (0,)):
+        raise QuantizationError(
+            f"the input's grid is {quant}, not that of pixels",
+            hint="--fold-normalization wants a recipe with symmetric = false and input = 'int8'",
+        )
+    return taken
+
+
+def tell(args: argparse.Namespace, report: Report) -> None:
+    """The passes' notes, a few of them; all with --verbose."""
+    if args.verbose:
+        show.say(str(report))
+        return
+    notes = [note for one in report.passes for note in one.notes]
+    for note in notes[:8]:
+        show.say(f"note: {note}")
+    if len(notes) > 8:
+        show.say(f"note: {len(notes) - 8} more: --verbose shows them, --report FILE.json keeps them")
