@@ -162,7 +162,7 @@ class Builder:
             return data.astype(kind.numpy)
         return data
 
-    def _node(self, term: Apply) -> Node | Any:
+    def _node(self, term: Apply) -> Value:
         match = self.found.match
         twin = next((n for n in match.nodes if n.op == term.op), None)
         attrs = {**(twin.attrs if twin is not None else {}), **term.attrs}
