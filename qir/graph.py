@@ -227,6 +227,7 @@ class Graph:
         names = names or [stem if i == 0 else f"{stem}_{i}" for i in range(count)]
         node = Node(self, op, self._fresh_node_name(stem), operator.complete(attrs or {}, op))
         self._set_inputs(node, tuple(inputs))
+        operator.settle(node)
         try:
             result = list(types) if types is not None else operator.infer_types(node)[:count]
             if len(result) < count:

@@ -63,6 +63,9 @@ class Op(ABC):
                 raise UnsupportedError(f"attribute {key!r} is missing", where=where)
         return full
 
+    def settle(self, node: Node) -> None:  # noqa: B027  # optional
+        """Write into a new node's attributes what its inputs' types imply and NumPy arrays do not show (4 bits)."""
+
     @abstractmethod
     def infer(
         self,

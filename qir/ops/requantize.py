@@ -51,6 +51,12 @@ class QuantizeLinear(Op):
     inputs = "x y_scale y_zero_point?"
     attrs = {"axis": 1, "saturate": 1, "output_dtype": None, "block_size": 0}
 
+    def settle(self, node: Node) -> None:
+        """A 4-bit zero point lies in an 8-bit array: `output_dtype` says so to `reference`."""
+        zero = node.optional(2)
+        if zero is not None and zero.dtype.bits == 4 and not node.attrs["output_dtype"]:
+            node.attrs["output_dtype"] = str(zero.dtype)
+
     def infer(
         self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
     ) -> list[TensorType]:

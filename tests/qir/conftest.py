@@ -129,3 +129,29 @@ def integer_case() -> Callable[..., Graph]:
         return integer
 
     return check
+
+
+@pytest.fixture(scope="session")
+def quantize_dequantize() -> Callable[..., Any]:
+    """(graph, value, QuantParams) -> the value behind a QuantizeLinear and a DequantizeLinear."""
+    return qdq
+
+
+@pytest.fixture(scope="session")
+def check_lowering() -> Callable[..., Graph]:
+    """Lowers a QDQ graph; reference == onnxruntime on every tensor; outputs within `steps` of the QDQ graph's."""
+
+    def check(g: Graph, feeds: Mapping[str, Array], grids: Sequence[QuantParams], steps: float = 1) -> Graph:
+        integer = lower(g)
+        names = [v.name for v in integer.values if v.data is None and v.producer is not None]
+        a = Session(integer, "reference").run(feeds, outputs=names)
+        b = Session(integer, "onnxruntime", threads=1).run(feeds, outputs=names)
+        for name in names:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+        real = Session(g, "reference").run(feeds)
+        for value, want, q in zip(integer.outputs, g.outputs, grids, strict=True):
+            difference = np.abs(q.dequantize(a[value.name]) - real[want.name]).max(initial=0) / q.scale[0]
+            assert difference <= steps + 1e-3, f"{value.name}: {difference} steps off"
+        return integer
+
+    return check

@@ -12,6 +12,7 @@ from qir import DType, QuantParams
 A = QuantParams.make(0.05, 120, DType.UINT8)
 B = QuantParams.make(0.043, -3, DType.INT8)
 W = QuantParams.make(0.0004, 11, DType.INT16)
+F = QuantParams.make(0.5, -1, DType.INT4)
 
 
 def i64(*values: int) -> Any:
@@ -55,7 +56,7 @@ def test_float(case: Any, agree_with_onnxruntime: Any) -> None:
     agree_with_onnxruntime(op, [x, *rest], attrs, outputs=outputs, tol=0)
 
 
-@pytest.mark.parametrize("grid", [A, B, W], ids=["uint8", "int8", "int16"])
+@pytest.mark.parametrize("grid", [A, B, W, F], ids=["uint8", "int8", "int16", "int4"])
 @pytest.mark.parametrize("case", MOVES, ids=lambda c: f"{c[0]}-{list(c[1])}")
 def test_integers_move_as_floats_do(case: Any, grid: QuantParams, integer_case: Any) -> None:
     op, shape, rest, attrs, outputs = case

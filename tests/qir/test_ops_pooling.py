@@ -14,7 +14,7 @@ A = QuantParams.make(0.05, 120, DType.UINT8)
 B = QuantParams.make(0.021, -3, DType.INT8)
 W = QuantParams.make(0.0004, 11, DType.INT16)
 OUT = QuantParams.make(0.03, 130, DType.UINT8)
-GRIDS = {"uint8": A, "int8": B, "int16": W}
+GRIDS = {"uint8": A, "int8": B, "int16": W, "uint4": QuantParams.make(0.4, 7, DType.UINT4)}
 
 
 def random_pool(seed: int, average: bool) -> tuple[tuple[int, ...], dict[str, Any]]:
