@@ -262,4 +262,4 @@ def test_zero_channels_and_bad_weights() -> None:
         with pytest.raises(QuantizationError):
             weight_grid(w, bad[1], 0, bad[0])
     with pytest.raises(QuantizationError, match="finite"):
-        weight_grid(w * np.inf, 8, 0)
+        weight_grid(np.full((2, 3), np.inf, np.float32), 8, 0)
