@@ -225,7 +225,7 @@ class Graph:
         count = wanted if isinstance(wanted, int) else len(names)
         stem = name or (names[0] if names else op.rsplit(".", 1)[-1].lower())
         names = names or [stem if i == 0 else f"{stem}_{i}" for i in range(count)]
-        node = Node(self, op, self._fresh_node_name(stem), operator.complete(attrs or {}, op))
+        node = Node(self, op, self._fresh_node_name(stem), operator.complete(attrs or {}, f"{op} node {stem!r}"))
         self._set_inputs(node, tuple(inputs))
         operator.settle(node)
         try:
