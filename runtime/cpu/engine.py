@@ -1,0 +1,114 @@
+"""The interpreter: executes a plan's native steps without Python, on any number of threads.
+
+Every thread runs the same program.  A step is cut into chunks that threads claim with an atomic counter; a step is
+over when all its chunks are done, so a thread that comes late or never costs nothing but its help.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types
+
+from .fields import (
+    AT_REGISTERS, BLOCK_COLUMNS, BLOCK_ROWS, CHUNKS, COLUMN_CHUNKS, COLUMNS, COPY, COUNTER_BYTES, DEPTHWISE, DEQUANTIZE, GATHER, GEMM, LD,
+    OP, POOL, QUANTIZE, REGISTER_BYTES, ROW_CHUNKS, ROWS, TAIL_COUNT, TAIL_FIRST,
+)
+from .heads import depthwise_region, gemm_chunk, pool_region
+from .movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
+from .tail import run_tail
+from .vector import as_pointer, atomic_load, fetch_add, pause
+
+SPINS = 2000
+
+sched_yield: Any = types.ExternalFunction("sched_yield", types.int32())
+
+
+@njit(nogil=True)
+def region_chunk(step: Any, chunk: int, tails: Any, pointers: Any, scratch: int) -> None:
+    """Rows and columns of a chunk, block by block: head, then tail."""
+    rows, columns, per_row = step[ROWS], step[COLUMNS], step[COLUMN_CHUNKS]
+    row_chunk, column_chunk = chunk // per_row, chunk % per_row
+    r_first, r_last = rows * row_chunk // step[ROW_CHUNKS], rows * (row_chunk + 1) // step[ROW_CHUNKS]
+    # column chunks begin at multiples of 16: vector constants are laid out in such groups
+    units = (columns + 15) // 16
+    c_first = units * column_chunk // per_row * 16
+    c_last = min(units * (column_chunk + 1) // per_row * 16, columns)
+    op = step[OP]
+    for r0 in range(r_first, r_last, step[BLOCK_ROWS]):
+        rn = min(step[BLOCK_ROWS], r_last - r0)
+        for c0 in range(c_first, c_last, step[BLOCK_COLUMNS]):
+            cn = min(step[BLOCK_COLUMNS], c_last - c0)
+            if op == DEPTHWISE:
+                depthwise_region(step, pointers, scratch, r0, rn, c0, cn)
+            elif op == POOL:
+                pool_region(step, pointers, scratch, r0, rn, c0, cn)
+            run_tail(
+                tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, scratch + AT_REGISTERS, REGISTER_BYTES,
+                step[LD], r0, rn, c0, cn,
+            )  # fmt: skip
+
+
+@njit(nogil=True)
+def run_chunk(
+    step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int
+) -> None:
+    op = step[OP]
+    if op == GEMM:
+        gemm_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
+    elif op == QUANTIZE:
+        quantize_chunk(step, chunk, pointers)
+    elif op == DEQUANTIZE:
+        dequantize_chunk(step, chunk, pointers)
+    elif op == COPY:
+        copy_chunk(step, chunk, pointers)
+    elif op == GATHER:
+        gather_chunk(step, chunk, pointers)
+    else:
+        region_chunk(step, chunk, tails, pointers, scratch)
+
+
+def _build(digest: int) -> Any:
+    # `digest` is part of numba's cache key through the closure: a change in any kernel file recompiles
+    @njit(nogil=True, cache=True)
+    def execute(
+        program: Any, tails: Any, pointers: Any, counters: int, scratch: int, panel_bytes: int, first: int, last: int
+    ) -> int:
+        key = carray(as_pointer(scratch), 2, np.int64)
+        key[0] = -1
+        for index in range(first, last):
+            step = program[index]
+            chunks = step[CHUNKS]
+            counter = counters + index * COUNTER_BYTES
+            while True:
+                chunk = fetch_add(counter, 1)
+                if chunk >= chunks:
+                    break
+                run_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
+                fetch_add(counter + 64, 1)
+            spins = 0
+            while atomic_load(counter + 64) < chunks:
+                pause(0)
+                spins += 1
+                if spins > SPINS:
+                    sched_yield()
+                    spins = 0
+        return digest
+
+    return execute
+
+
+def _digest() -> int:
+    """A number that changes with the source of any kernel."""
+    text = b"".join(
+        (Path(__file__).parent / name).read_bytes()
+        for name in ("engine.py", "fields.py", "heads.py", "movement.py", "tail.py", "vector.py")
+    )
+    return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "little")
+
+
+execute: Any = _build(_digest())
+"""execute(program, tails, pointers, counters, scratch, panel_bytes, first, last): int64 arrays and addresses."""

@@ -1,0 +1,273 @@
+"""Heads: what fills register 0 for one region of a layer (GEMM over a widened patch, windows, loads)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from .fields import (
+    AT_PANEL, AT_REGISTERS, AT_ROWS, AT_TAPS, BLOCK_COLUMNS, BLOCK_ROWS, CHANNELS, COLUMN_CHUNKS, DILATION_H, DILATION_W, GROUPS, I8,
+    IMAGES, IN_H, IN_W, KERNEL_H, KERNEL_W, LD, MAX_TAPS, OUT_H, OUT_W, PACKED4, PAD_LEFT, PAD_ROW, PAD_TOP, PANEL_COUNT, PANELS,
+    PATCH_W, POOL_MAX, REGISTER_BYTES, ROW_CHUNKS, SEGMENT_COUNT, SEGMENTS, STRIDE_H, STRIDE_W, TAIL_COUNT, TAIL_FIRST,
+    WEIGHTS, X, X_DTYPE, X_STRIDE,
+)
+from .tail import address, run_tail
+from .vector import (
+    ELEMENT,
+    LANES,
+    MAX_ROWS,
+    VECTORS,
+    as_pointer,
+    depthwise_signed,
+    depthwise_unsigned,
+    make_tile,
+)
+
+_t12, _t22, _t32, _t42, _t52, _t62 = (make_tile(r, VECTORS) for r in range(1, MAX_ROWS + 1))
+_t11, _t21, _t31, _t41, _t51, _t61 = (make_tile(r, 1) for r in range(1, MAX_ROWS + 1))
+
+
+@njit(nogil=True)
+def tile(
+    rows: int, vectors: int, a: int, offsets: int, segments: int, count: int, groups: int, b: int, out: int, stride: int
+) -> None:
+    """The tile kernel for `rows` rows (1..6) and one or two vectors."""
+    if vectors == 2:
+        if rows == 6:
+            _t62(a, offsets, segments, count, groups, b, out, stride)
+        elif rows == 5:
+            _t52(a, offsets, segments, count, groups, b, out, stride)
+        elif rows == 4:
+            _t42(a, offsets, segments, count, groups, b, out, stride)
+        elif rows == 3:
+            _t32(a, offsets, segments, count, groups, b, out, stride)
+        elif rows == 2:
+            _t22(a, offsets, segments, count, groups, b, out, stride)
+        else:
+            _t12(a, offsets, segments, count, groups, b, out, stride)
+    elif rows == 6:
+        _t61(a, offsets, segments, count, groups, b, out, stride)
+    elif rows == 5:
+        _t51(a, offsets, segments, count, groups, b, out, stride)
+    elif rows == 4:
+        _t41(a, offsets, segments, count, groups, b, out, stride)
+    elif rows == 3:
+        _t31(a, offsets, segments, count, groups, b, out, stride)
+    elif rows == 2:
+        _t21(a, offsets, segments, count, groups, b, out, stride)
+    else:
+        _t11(a, offsets, segments, count, groups, b, out, stride)
+
+
+@njit(nogil=True)
+def widen_patch(dst: int, src: int, count: int, signed: bool) -> None:
+    """8-bit activations as the tile wants them: int16, or uint8 offset by 128 where they are signed."""
+    if ELEMENT == 1:
+        b = carray(as_pointer(dst), count, np.uint8)
+        s = carray(as_pointer(src), count, np.uint8)
+        flip = np.uint8(128 if signed else 0)
+        for i in range(count):
+            b[i] = s[i] ^ flip
+    elif signed:
+        d = carray(as_pointer(dst), count, np.int16)
+        x = carray(as_pointer(src), count, np.int8)
+        for i in range(count):
+            d[i] = x[i]
+    else:
+        e = carray(as_pointer(dst), count, np.int16)
+        y = carray(as_pointer(src), count, np.uint8)
+        for i in range(count):
+            e[i] = y[i]
+
+
+@njit(nogil=True)
+def unpack4(dst: int, src: int, count: int) -> None:
+    """count bytes of two signed nibbles (low first) as 2 * count int8."""
+    p = carray(as_pointer(src), count, np.uint8)
+    d = carray(as_pointer(dst), 2 * count, np.int8)
+    for i in range(count):
+        byte = np.int8(p[i])
+        d[2 * i] = np.int8(byte << 4) >> 4
+        d[2 * i + 1] = byte >> 4
+
+
+@njit(nogil=True)
+def build_patch(step: Any, pointers: Any, patch: int, image: int, oh0: int, ohn: int) -> None:
+    """The input rows under output rows oh0.. of one image, padded and widened: (rows, PATCH_W, CHANNELS)."""
+    channels, in_h, in_w, width = step[CHANNELS], step[IN_H], step[IN_W], step[PATCH_W]
+    x, stride, signed = address(pointers, step[X]), step[X_STRIDE], step[X_DTYPE] == I8
+    pad = address(pointers, step[PAD_ROW])
+    # a kernel of one row (column) looks at every stride-th row only: the patch holds just those
+    row_step = step[STRIDE_H] if step[KERNEL_H] == 1 else 1
+    col_step = step[STRIDE_W] if step[KERNEL_W] == 1 else 1
+    rows = ohn if step[KERNEL_H] == 1 else (ohn - 1) * step[STRIDE_H] + (step[KERNEL_H] - 1) * step[DILATION_H] + 1
+    top = oh0 * step[STRIDE_H] - step[PAD_TOP]
+    left = step[PAD_LEFT]
+    pixel = channels * ELEMENT
+    if stride == channels and row_step == 1 and col_step == 1 and left == 0 and width == in_w:
+        if top >= 0 and top + rows <= in_h:
+            widen_patch(patch, x + (image * in_h + top) * in_w * stride, rows * width * channels, signed)
+            return
+    for r in range(rows):
+        ih = top + r * row_step
+        line = patch + r * width * pixel
+        first, last = 0, width
+        if ih < 0 or ih >= in_h:
+            first = last = width
+        else:
+            first = min(max((left + col_step - 1) // col_step, 0), width)
+            last = min((in_w - 1 + left) // col_step + 1, width)
+            last = max(first, last)
+            source = x + ((image * in_h + ih) * in_w + first * col_step - left) * stride
+            if col_step == 1 and stride == channels:
+                widen_patch(line + first * pixel, source, (last - first) * channels, signed)
+            else:
+                for c in range(first, last):
+                    widen_patch(line + c * pixel, source + (c - first) * col_step * stride, channels, signed)
+        for c in range(first):
+            widen_patch(line + c * pixel, pad, channels, signed)
+        for c in range(last, width):
+            widen_patch(line + c * pixel, pad, channels, signed)
+
+
+@njit(nogil=True)
+def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
+    """Some output rows of one image, some output channels."""
+    column_chunks = step[COLUMN_CHUNKS]
+    row_chunk, column_chunk = chunk // column_chunks, chunk % column_chunks
+    blocks = step[ROW_CHUNKS] // step[IMAGES]
+    image, block = row_chunk // blocks, row_chunk % blocks
+    out_h, out_w = step[OUT_H], step[OUT_W]
+    oh0 = out_h * block // blocks
+    ohn = out_h * (block + 1) // blocks - oh0
+    patch = scratch + AT_PANEL + panel_bytes
+    key = carray(as_pointer(scratch), 2, np.int64)
+    offsets_at = scratch + AT_ROWS
+    rows = ohn * out_w
+    if key[0] != index or key[1] != row_chunk:
+        build_patch(step, pointers, patch, image, oh0, ohn)
+        key[0], key[1] = index, row_chunk
+        offsets = carray(as_pointer(offsets_at), rows, np.int64)
+        pixel = step[CHANNELS] * ELEMENT
+        down = 1 if step[KERNEL_H] == 1 else step[STRIDE_H]
+        right = 1 if step[KERNEL_W] == 1 else step[STRIDE_W]
+        for i in range(ohn):
+            for j in range(out_w):
+                offsets[i * out_w + j] = (i * down * step[PATCH_W] + j * right) * pixel
+    count = step[PANEL_COUNT]
+    first = count * column_chunk // column_chunks
+    last = count * (column_chunk + 1) // column_chunks
+    panels = carray(as_pointer(address(pointers, step[PANELS])), (count, 5), np.int64)
+    weights = address(pointers, step[WEIGHTS])
+    segments = address(pointers, step[SEGMENTS])
+    registers = scratch + AT_REGISTERS
+    ld, block_rows, block_columns = step[LD], step[BLOCK_ROWS], step[BLOCK_COLUMNS]
+    row0 = (image * out_h + oh0) * out_w
+    row_blocks = (rows + block_rows - 1) // block_rows
+    p = first
+    while p < last:
+        c0 = panels[p, 1]
+        q = p
+        while q < last and panels[q, 1] + panels[q, 2] - c0 <= block_columns:
+            q += 1
+        cn = panels[q - 1, 1] + panels[q - 1, 2] - c0
+        base = weights + panels[p, 0]
+        if step[PACKED4]:
+            unpack4(scratch + AT_PANEL, weights + panels[p, 0] // 2, (panels[q - 1, 0] + panels[q - 1, 4] - panels[p, 0]) // 2)
+            base = scratch + AT_PANEL
+        for rb in range(row_blocks):
+            r0 = rows * rb // row_blocks
+            rn = rows * (rb + 1) // row_blocks - r0
+            tiles = (rn + MAX_ROWS - 1) // MAX_ROWS
+            for n in range(p, q):
+                b = base + panels[n, 0] - panels[p, 0]
+                group_segments = segments + panels[n, 3]
+                vectors = 1 if panels[n, 2] <= LANES else VECTORS
+                for i in range(tiles):
+                    m0 = rn * i // tiles
+                    mn = rn * (i + 1) // tiles - m0
+                    tile(
+                        mn, vectors, patch, offsets_at + 8 * (r0 + m0), group_segments, step[SEGMENT_COUNT],
+                        step[GROUPS], b, registers + ((panels[n, 1] - c0) + m0 * ld) * 4, ld * 4,
+                    )  # fmt: skip
+            run_tail(
+                tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, registers, REGISTER_BYTES, ld, row0 + r0, rn, c0, cn
+            )
+        p = q
+
+
+@njit(nogil=True)
+def _tap_addresses(step: Any, pointers: Any, taps: Any, row: int) -> int:
+    """Addresses of the pixels under the window of output pixel `row`; pixels outside point at the pad row."""
+    out_h, out_w = step[OUT_H], step[OUT_W]
+    in_h, in_w, stride = step[IN_H], step[IN_W], step[X_STRIDE]
+    image = row // (out_h * out_w)
+    oh, ow = (row // out_w) % out_h, row % out_w
+    top, left = oh * step[STRIDE_H] - step[PAD_TOP], ow * step[STRIDE_W] - step[PAD_LEFT]
+    x = address(pointers, step[X]) + image * in_h * in_w * stride
+    pad = address(pointers, step[PAD_ROW])
+    n = 0
+    for i in range(step[KERNEL_H]):
+        ih = top + i * step[DILATION_H]
+        for j in range(step[KERNEL_W]):
+            iw = left + j * step[DILATION_W]
+            inside = 0 <= ih and ih < in_h and 0 <= iw and iw < in_w
+            taps[n] = x + (ih * in_w + iw) * stride if inside else pad
+            n += 1
+    return n
+
+
+@njit(nogil=True)
+def depthwise_region(step: Any, pointers: Any, scratch: int, r0: int, rn: int, c0: int, cn: int) -> None:
+    """sum over taps of x[c] * w[tap, c]; WEIGHTS: int32 (taps, CHANNELS rounded up to 16)."""
+    taps_at = scratch + AT_TAPS
+    taps = carray(as_pointer(taps_at), MAX_TAPS, np.int64)
+    stride = (step[CHANNELS] + 15) // 16 * 16 * 4
+    weights = address(pointers, step[WEIGHTS]) + 4 * c0
+    columns = (cn + 7) // 8 * 8
+    for r in range(rn):
+        count = _tap_addresses(step, pointers, taps, r0 + r)
+        for t in range(count):
+            taps[t] += c0
+        out = scratch + AT_REGISTERS + r * step[LD] * 4
+        if step[X_DTYPE] == I8:
+            depthwise_signed(taps_at, count, weights, stride, out, columns)
+        else:
+            depthwise_unsigned(taps_at, count, weights, stride, out, columns)
+
+
+@njit(nogil=True)
+def _accumulate(out: Any, x: Any, count: int, take_max: bool) -> None:
+    if take_max:
+        for c in range(count):
+            out[c] = max(out[c], np.int32(x[c]))
+    else:
+        for c in range(count):
+            out[c] = out[c] + np.int32(x[c])
+
+
+@njit(nogil=True)
+def pool_region(step: Any, pointers: Any, scratch: int, r0: int, rn: int, c0: int, cn: int) -> None:
+    """Window sums or maxima of any integer dtype; the pad row holds the padding value."""
+    taps = carray(as_pointer(scratch + AT_TAPS), MAX_TAPS, np.int64)
+    code, take_max = step[X_DTYPE], step[POOL_MAX] != 0
+    for r in range(rn):
+        count = _tap_addresses(step, pointers, taps, r0 + r)
+        out = carray(as_pointer(scratch + AT_REGISTERS + r * step[LD] * 4), cn, np.int32)
+        for c in range(cn):
+            out[c] = np.int32(-(1 << 31)) if take_max else np.int32(0)
+        for t in range(count):
+            at = taps[t]
+            if code == 0:
+                _accumulate(out, carray(as_pointer(at + c0), cn, np.uint8), cn, take_max)
+            elif code == 1:
+                _accumulate(out, carray(as_pointer(at + c0), cn, np.int8), cn, take_max)
+            elif code == 2:
+                _accumulate(out, carray(as_pointer(at + 2 * c0), cn, np.uint16), cn, take_max)
+            elif code == 3:
+                _accumulate(out, carray(as_pointer(at + 2 * c0), cn, np.int16), cn, take_max)
+            else:
+                _accumulate(out, carray(as_pointer(at + 4 * c0), cn, np.int32), cn, take_max)
+

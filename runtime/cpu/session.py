@@ -1,0 +1,120 @@
+"""The CPU backend: compiles a graph for the batch sizes that it meets, and runs the plans."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from qir.errors import BackendError
+from qir.graph import Graph, Value
+from qir.types import Array
+
+from .compiled import Compiled, Timing, batch_of
+from .profile import Profile, summarize
+
+log = logging.getLogger(__name__)
+
+MAX_PLANS = 8
+"""Compiled plans kept by a session; the oldest goes first."""
+
+
+def has_numba() -> bool:
+    try:
+        import numba  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError:
+        return False
+    return True
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+class Cpu:
+    """Executes integer graphs with the reference's bits; graphs of other stages run on the reference operators.
+
+    threads: 0 means all cores of the process.  native: False leaves out the compiled kernels (NumPy only), which is
+    also what happens where numba is missing.  progress: called with a message when kernels are compiled for the
+    first time on a machine.
+    """
+
+    def __init__(
+        self, graph: Graph, *, threads: int = 0, native: bool | None = None, progress: Callable[[str], None] | None = None
+    ) -> None:
+        self.graph = graph
+        self.native = has_numba() if native is None else native
+        if self.native and not has_numba():
+            raise BackendError("the compiled kernels need numba", hint="pip install qir[cpu]")
+        self.threads = threads or cores()
+        self._lock = threading.Lock()
+        self._packed: dict[str, Any] = {}
+        self._plans: dict[tuple[int, frozenset[str]], Compiled] = {}
+        self._team = self._make_team(progress)
+
+    def _make_team(self, progress: Callable[[str], None] | None) -> Any:
+        if not self.native:
+            log.warning("numba is not installed: running on NumPy, many times slower")
+            return _NoTeam()
+        started = time.perf_counter()
+        from .team import Team
+        from .warmup import warm_up
+
+        warm_up(progress or log.info)
+        log.debug("kernels ready after %.2f s", time.perf_counter() - started)
+        return Team(self.threads)
+
+    # -- plans --------------------------------------------------------------------------------
+    def plan(self, batch: int = 1, keep: Sequence[Value] = ()) -> Compiled:
+        """The compiled plan for a batch size, with `keep` held in memory to the end."""
+        key = (batch, frozenset(v.name for v in keep))
+        if key not in self._plans:
+            while len(self._plans) >= MAX_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = Compiled(self.graph, batch, keep, self._team, self._packed, self.native)
+        return self._plans[key]
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Arrays by name.  `outputs` may name intermediates: fusion then stops where one must exist."""
+        wanted = list(self.graph.outputs) if outputs is None else [self.graph.value(n) for n in outputs]
+        results: dict[Value, Array] = {}
+        for value in wanted:
+            if value.data is not None:
+                results[value] = value.data
+            elif value.producer is None:
+                results[value] = feeds[value.name]
+        own = set(self.graph.outputs)
+        keep = [v for v in dict.fromkeys(wanted) if v not in results and v not in own]
+        with self._lock:
+            if any(v not in results for v in wanted):
+                results = {**self.plan(batch_of(self.graph, feeds), keep).run(feeds), **results}
+        return {v.name: results[v] for v in wanted}
+
+    def profile(self, feeds: Mapping[str, Array], runs: int = 5) -> Profile:
+        """Time, MACs and bytes of each step: the median of `runs` runs, one step at a time."""
+        with self._lock:
+            plan = self.plan(batch_of(self.graph, feeds))
+            plan.run(feeds)
+            samples: list[list[Timing]] = []
+            for _ in range(runs):
+                timings: list[Timing] = []
+                plan.run(feeds, timings)
+                samples.append(timings)
+        return summarize(samples)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes held by plans and packed weights (the graph's own constants not counted)."""
+        weights = sum(p.bytes for p in self._packed.values())
+        return weights + sum(p.memory_bytes for p in self._plans.values())
+
+
+class _NoTeam:
+    threads = 1
+
+    def run(self, plan: Any, first: int, last: int) -> None:
+        raise AssertionError("a plan without native steps")

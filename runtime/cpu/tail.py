@@ -1,0 +1,215 @@
+"""Pointwise micro-operations on one region (rows x columns) of a fused layer, in int32 registers that stay in cache.
+
+A layer's head (a GEMM, a window, a load) leaves int32 in register 0; its tail is a list of records that load further
+operands, requantize, add, look up and store.  Record fields are named by the constants below; `ref` is an operand's
+address as `slot << 48 | offset`.
+"""
+
+# Rounding follows qir/dyadic.py: (x + 2^(shift-1)) >> shift, arithmetic.
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from .fields import (
+    ADD, CLAMP, GENERIC, I8, I16, I32, LOAD, MUL, OFFSET_MASK, REQUANTIZE, STORE, T_DST, T_KIND, T_OTHER, T_SRC, TABLE, U8, U16,
+)
+from .vector import add_lanes, as_pointer, requantize_lanes
+
+@njit(nogil=True, inline="always")
+def address(pointers: Any, ref: int) -> int:
+    """The address behind a ref."""
+    return pointers[ref >> 48] + (ref & OFFSET_MASK)
+
+
+@njit(nogil=True)
+def widen(dst: int, src: int, count: int, code: int) -> None:
+    """count elements of a dtype as int32."""
+    d = carray(as_pointer(dst), count, np.int32)
+    if code == U8:
+        a = carray(as_pointer(src), count, np.uint8)
+        for i in range(count):
+            d[i] = a[i]
+    elif code == I8:
+        b = carray(as_pointer(src), count, np.int8)
+        for i in range(count):
+            d[i] = b[i]
+    elif code == U16:
+        e = carray(as_pointer(src), count, np.uint16)
+        for i in range(count):
+            d[i] = e[i]
+    elif code == I16:
+        f = carray(as_pointer(src), count, np.int16)
+        for i in range(count):
+            d[i] = f[i]
+    else:
+        g = carray(as_pointer(src), count, np.int32)
+        for i in range(count):
+            d[i] = g[i]
+
+
+@njit(nogil=True)
+def narrow(dst: int, src: int, count: int, code: int) -> None:
+    """count int32 that fit the dtype, as it."""
+    s = carray(as_pointer(src), count, np.int32)
+    if code == U8 or code == I8:
+        a = carray(as_pointer(dst), count, np.uint8)
+        for i in range(count):
+            a[i] = np.uint8(s[i] & 255)
+    elif code == U16 or code == I16:
+        b = carray(as_pointer(dst), count, np.uint16)
+        for i in range(count):
+            b[i] = np.uint16(s[i] & 65535)
+    else:
+        c = carray(as_pointer(dst), count, np.int32)
+        for i in range(count):
+            c[i] = s[i]
+
+
+@njit(nogil=True, inline="always")
+def element_size(code: int) -> int:
+    return 1 if code < U16 else (2 if code < I32 else 4)
+
+
+@njit(nogil=True)
+def _load(t: Any, pointers: Any, dst: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
+    """fields: OTHER ref, 4 row stride in bytes, 5 dtype, 6 row divisor, 7 row modulus (0: none), 8 one column."""
+    base, stride, code, divisor, modulus = address(pointers, t[T_OTHER]), t[4], t[5], t[6], t[7]
+    size = element_size(code)
+    for r in range(rn):
+        row = (r0 + r) // divisor
+        if modulus:
+            row = row % modulus
+        line = dst + r * ld * 4
+        if t[8]:
+            widen(line, base + row * stride, 1, code)
+            d = carray(as_pointer(line), cn, np.int32)
+            for i in range(1, cn):
+                d[i] = d[0]
+        else:
+            widen(line, base + row * stride + c0 * size, cn, code)
+
+
+@njit(nogil=True)
+def _store(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
+    base, stride, code = address(pointers, t[T_OTHER]), t[4], t[5]
+    size = element_size(code)
+    for r in range(rn):
+        narrow(base + (r0 + r) * stride + c0 * size, src + r * ld * 4, cn, code)
+
+
+@njit(nogil=True)
+def _requantize(t: Any, pointers: Any, dst: int, src: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
+    """fields: OTHER multiplier, 4 constant, 5 shift (refs), 6 zero point, 7 lo, 8 hi, 9 mode, 10 columns of the
+    multiplier tensor, 11 its rows: row r uses (r % rows)."""
+    m, c, s = address(pointers, t[T_OTHER]), address(pointers, t[4]), address(pointers, t[5])
+    if t[9] != GENERIC:
+        columns = (cn + 7) // 8 * 8
+        requantize_lanes(src, dst, rn, ld * 4, columns, m + 4 * c0, c + 8 * c0, s + 4 * c0, t[6], t[7], t[8])
+        return
+    width, period, zero_point, lo, hi = t[10], t[11], t[6], t[7], t[8]
+    for r in range(rn):
+        at = ((r0 + r) % period) * width + c0
+        x = carray(as_pointer(src + r * ld * 4), cn, np.int32)
+        y = carray(as_pointer(dst + r * ld * 4), cn, np.int32)
+        ms = carray(as_pointer(m + 4 * at), cn, np.int32)
+        cs = carray(as_pointer(c + 8 * at), cn, np.int64)
+        ss = carray(as_pointer(s + 4 * at), cn, np.int32)
+        for i in range(cn):
+            v = ((np.int64(x[i]) * np.int64(ms[i]) + cs[i]) >> np.int64(ss[i])) + zero_point
+            y[i] = np.int32(min(max(v, lo), hi))
+
+
+@njit(nogil=True)
+def _add(t: Any, dst: int, a: int, b: int, count: int) -> None:
+    """fields: 4 m_a, 5 m_b, 6 constant, 7 shift, 8 zero point, 9 lo, 10 hi, 11 mode; count a multiple of 8."""
+    if t[11] != GENERIC:
+        add_lanes(a, b, dst, count, t[4], t[5], t[6], t[7], t[8], t[9], t[10])
+        return
+    x = carray(as_pointer(a), count, np.int32)
+    z = carray(as_pointer(b), count, np.int32)
+    y = carray(as_pointer(dst), count, np.int32)
+    m_a, m_b, c, shift, zero_point, lo, hi = t[4], t[5], t[6], t[7], t[8], t[9], t[10]
+    for i in range(count):
+        v = ((np.int64(x[i]) * m_a + np.int64(z[i]) * m_b + c) >> shift) + zero_point
+        y[i] = np.int32(min(max(v, lo), hi))
+
+
+@njit(nogil=True)
+def _mul(t: Any, dst: int, a: int, b: int, count: int) -> None:
+    """fields: 4 multiplier, 5 shift, 6 z_a, 7 z_b, 8 zero point, 9 lo, 10 hi."""
+    x = carray(as_pointer(a), count, np.int32)
+    z = carray(as_pointer(b), count, np.int32)
+    y = carray(as_pointer(dst), count, np.int32)
+    m, shift, z_a, z_b, zero_point, lo, hi = t[4], t[5], t[6], t[7], t[8], t[9], t[10]
+    half = np.int64(1) << (shift - 1)
+    for i in range(count):
+        product = (np.int64(x[i]) - z_a) * (np.int64(z[i]) - z_b)
+        v = ((product * m + half) >> shift) + zero_point
+        y[i] = np.int32(min(max(v, lo), hi))
+
+
+@njit(nogil=True)
+def _table(t: Any, pointers: Any, dst: int, src: int, ld: int, rn: int, c0: int, cn: int) -> None:
+    """fields: OTHER table of int32, 4 least input, 5 entries a channel (0: one table for all), 6 entries."""
+    table, least, per_channel, size = address(pointers, t[T_OTHER]), t[4], t[5], t[6]
+    for r in range(rn):
+        x = carray(as_pointer(src + r * ld * 4), cn, np.int32)
+        y = carray(as_pointer(dst + r * ld * 4), cn, np.int32)
+        if per_channel:
+            for i in range(cn):
+                row = carray(as_pointer(table + 4 * size * (c0 + i)), size, np.int32)
+                y[i] = row[np.uint64(np.int64(x[i]) - least)]
+        else:
+            entries = carray(as_pointer(table), size, np.int32)
+            for i in range(cn):
+                y[i] = entries[np.uint64(np.int64(x[i]) - least)]
+
+
+@njit(nogil=True)
+def _clamp(dst: int, src: int, count: int, lo: int, hi: int) -> None:
+    x = carray(as_pointer(src), count, np.int32)
+    y = carray(as_pointer(dst), count, np.int32)
+    for i in range(count):
+        y[i] = np.int32(min(max(np.int64(x[i]), lo), hi))
+
+
+@njit(nogil=True)
+def _bias(t: Any, pointers: Any, dst: int, src: int, ld: int, rn: int, c0: int, cn: int) -> None:
+    b = carray(as_pointer(address(pointers, t[T_OTHER]) + 4 * c0), cn, np.int32)
+    for r in range(rn):
+        x = carray(as_pointer(src + r * ld * 4), cn, np.int32)
+        y = carray(as_pointer(dst + r * ld * 4), cn, np.int32)
+        for i in range(cn):
+            y[i] = x[i] + b[i]
+
+
+@njit(nogil=True)
+def run_tail(
+    tails: Any, first: int, count: int, pointers: Any, registers: int, register_bytes: int, ld: int,
+    r0: int, rn: int, c0: int, cn: int,
+) -> None:  # fmt: skip
+    """The records [first, first + count) on rows r0.. and columns c0..; ld: int32 elements between rows."""
+    block = ((rn - 1) * ld + cn + 7) // 8 * 8
+    for k in range(first, first + count):
+        t = tails[k]
+        kind = t[T_KIND]
+        dst, src = registers + t[T_DST] * register_bytes, registers + t[T_SRC] * register_bytes
+        if kind == LOAD:
+            _load(t, pointers, dst, ld, r0, rn, c0, cn)
+        elif kind == STORE:
+            _store(t, pointers, src, ld, r0, rn, c0, cn)
+        elif kind == REQUANTIZE:
+            _requantize(t, pointers, dst, src, ld, r0, rn, c0, cn)
+        elif kind == ADD:
+            _add(t, dst, src, registers + t[T_OTHER] * register_bytes, block)
+        elif kind == MUL:
+            _mul(t, dst, src, registers + t[T_OTHER] * register_bytes, block)
+        elif kind == TABLE:
+            _table(t, pointers, dst, src, ld, rn, c0, cn)
+        elif kind == CLAMP:
+            _clamp(dst, src, block, t[4], t[5])
+        else:
+            _bias(t, pointers, dst, src, ld, rn, c0, cn)

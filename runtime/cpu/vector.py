@@ -1,0 +1,332 @@
+"""LLVM pieces that Python cannot spell: the integer dot-product tile, 64-bit requantization lanes, atomics.
+
+Each is a numba intrinsic that writes vector IR; everything around them is ordinary numba code.  The tile is the
+classic outer-product register kernel: MR rows by NV vectors of int32 accumulators, one broadcast of a group of
+G activations against NV vectors of weights in every step.
+
+    kind      step                                            group G   vector lanes
+    vnni512   vpdpbusd, u8 x s8                                  4          16
+    vnni256   vpdpbusd, u8 x s8                                  4           8
+    avx2      vpmaddwd, s16 x s16 (exact: no saturating step)    2           8
+    generic   widening multiply-add that LLVM legalises          2           8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+
+
+def host_kind() -> str:
+    """The best dot-product step that this CPU has."""
+    features: dict[str, bool] = dict(llvm.get_host_cpu_features())
+    if features.get("avx512vnni") and features.get("avx512vl"):
+        return "vnni512"
+    if features.get("avxvnni"):
+        return "vnni256"
+    return "avx2" if features.get("avx2") else "generic"
+
+
+KIND = host_kind()
+LANES = 16 if KIND == "vnni512" else 8
+GROUP = 4 if KIND.startswith("vnni") else 2
+ELEMENT = 1 if GROUP == 4 else 2
+"""Bytes of an activation in the widened patch that the tile reads."""
+MAX_ROWS = 6
+VECTORS = 2
+PANEL = LANES * VECTORS
+"""Output channels of one weight panel."""
+
+
+def _pointer(builder: Any, address: Any, type: Any) -> Any:
+    return builder.inttoptr(address, ir.PointerType(type))
+
+
+def _load(builder: Any, address: Any, type: Any, align: int = 1) -> Any:
+    value = builder.load(_pointer(builder, address, type))
+    value.align = align
+    return value
+
+
+def _store(builder: Any, value: Any, address: Any, align: int = 1) -> None:
+    builder.store(value, _pointer(builder, address, value.type)).align = align
+
+
+def _external(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    found = builder.module.globals.get(name)
+    return found or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
+    vector = ir.VectorType(scalar.type, lanes)
+    empty = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(empty, scalar, I32(0))
+    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+
+def _dot(builder: Any, acc: Any, x: Any, w: Any) -> Any:
+    """acc (lanes of int32) + groups of x times groups of w; x, w: bit patterns in lanes of int32."""
+    vector = ir.VectorType(I32, LANES)
+    if GROUP == 4:
+        name = "llvm.x86.avx512.vpdpbusd." + ("512" if LANES == 16 else "256")
+        return builder.call(_external(builder, name, vector, [vector, vector, vector]), [acc, x, w])
+    wide = ir.VectorType(I16, 2 * LANES)
+    x16, w16 = builder.bitcast(x, wide), builder.bitcast(w, wide)
+    if KIND == "avx2":
+        product = builder.call(_external(builder, "llvm.x86.avx2.pmadd.wd", vector, [wide, wide]), [x16, w16])
+        return builder.add(acc, product)
+    for parity in (0, 1):
+        pick = ir.Constant(ir.VectorType(I32, LANES), list(range(parity, 2 * LANES, 2)))
+        halves = [builder.sext(builder.shuffle_vector(v, v, pick), vector) for v in (x16, w16)]
+        acc = builder.add(acc, builder.mul(*halves))
+    return acc
+
+
+def _tile(builder: Any, rows: int, vectors: int, args: Any) -> None:
+    """The body of one tile kernel; args as in `make_tile`."""
+    a, row_offsets, segments, segment_count, groups, b, out, out_stride = args
+    vector = ir.VectorType(I32, LANES)
+    width = LANES * GROUP  # bytes of weights in one vector step
+    bases = [builder.add(a, _load(builder, builder.add(row_offsets, I64(8 * r)), I64, 8)) for r in range(rows)]
+    entry, function = builder.block, builder.function
+    outer, inner, next_segment, done = (function.append_basic_block(n) for n in ("segment", "k", "next", "done"))
+    builder.branch(outer)
+
+    builder.position_at_end(outer)
+    s, b_segment = builder.phi(I64), builder.phi(I64)
+    outer_acc = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
+    shift = _load(builder, builder.add(segments, builder.mul(s, I64(8))), I64, 8)
+    pointers = [builder.add(base, shift) for base in bases]
+    builder.branch(inner)
+
+    builder.position_at_end(inner)
+    k, b_k = builder.phi(I64), builder.phi(I64)
+    acc = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
+    weights: list[Any] = []
+    for j in range(vectors):
+        raw = _load(builder, builder.add(b_k, I64(width * j)), ir.VectorType(I8, width))
+        if GROUP == 2:
+            raw = builder.sext(raw, ir.VectorType(I16, width))
+        weights.append(builder.bitcast(raw, vector))
+    new: list[list[Any]] = []
+    offset = builder.mul(k, I64(GROUP * ELEMENT))
+    for r in range(rows):
+        x = _splat(builder, _load(builder, builder.add(pointers[r], offset), I32), LANES)
+        new.append([_dot(builder, acc[r][j], x, weights[j]) for j in range(vectors)])
+    k_next, b_next = builder.add(k, I64(1)), builder.add(b_k, I64(width * vectors))
+    builder.cbranch(builder.icmp_signed("<", k_next, groups), inner, next_segment)
+
+    builder.position_at_end(next_segment)
+    s_next = builder.add(s, I64(1))
+    builder.cbranch(builder.icmp_signed("<", s_next, segment_count), outer, done)
+
+    zero = ir.Constant(vector, None)
+    for phi, first, later in ((s, I64(0), s_next), (b_segment, b, b_next)):
+        phi.add_incoming(first, entry)
+        phi.add_incoming(later, next_segment)
+    for phi, first, later in ((k, I64(0), k_next), (b_k, b_segment, b_next)):
+        phi.add_incoming(first, outer)
+        phi.add_incoming(later, inner)
+    for r in range(rows):
+        for j in range(vectors):
+            outer_acc[r][j].add_incoming(zero, entry)
+            outer_acc[r][j].add_incoming(new[r][j], next_segment)
+            acc[r][j].add_incoming(outer_acc[r][j], outer)
+            acc[r][j].add_incoming(new[r][j], inner)
+    builder.position_at_end(done)
+    for r in range(rows):
+        line = builder.add(out, builder.mul(out_stride, I64(r)))
+        for j in range(vectors):
+            _store(builder, new[r][j], builder.add(line, I64(4 * LANES * j)), 4)
+
+
+def _intrinsic(count: int, emit: Callable[[Any, Any], Any], result: Any = types.void) -> Any:
+    """An intrinsic of `count` int64 arguments whose body is `emit(builder, args)`."""
+
+    def typer(_context: Any, *_args: Any) -> Any:
+        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            value = emit(builder, args)
+            return context.get_dummy_value() if value is None else value
+
+        return result(*[types.int64] * count), codegen
+
+    names = ", ".join(f"a{i}" for i in range(count))
+    scope: dict[str, Any] = {"typer": typer}
+    # numba reads the parameter list of an intrinsic, so it must be spelled out
+    exec(f"def call(context, {names}):\n    return typer(context, {names})", scope)
+    return intrinsic(scope["call"])
+
+
+def make_tile(rows: int, vectors: int) -> Any:
+    """tile(a, row_offsets, segments, segment_count, groups, b, out, out_stride): all addresses or byte counts.
+
+    out[r, n] = sum over segments s and k < groups * G of a[row_offsets[r] + segments[s] + k] * b[s, k, n], int32,
+    for `rows` rows and LANES * vectors columns; b is (segment, group, column, G) int8.
+    """
+    return _intrinsic(8, lambda builder, args: _tile(builder, rows, vectors, args))
+
+
+def _lanes64(builder: Any, v: Any) -> tuple[Any, Any]:
+    """The even and the odd int32 lanes of <8 x i32>, sign-extended in <4 x i64>."""
+    wide = ir.VectorType(I64, 4)
+    thirty_two = ir.Constant(wide, [32] * 4)
+    both = builder.bitcast(v, wide)
+    return builder.ashr(builder.shl(both, thirty_two), thirty_two), builder.ashr(both, thirty_two)
+
+
+def _clamp(builder: Any, v: Any, lo: Any, hi: Any) -> Any:
+    v = builder.select(builder.icmp_signed("<", v, lo), lo, v)
+    return builder.select(builder.icmp_signed(">", v, hi), hi, v)
+
+
+def _high(builder: Any, even: Any, odd: Any) -> Any:
+    """The high halves of even and odd int64 lanes, interleaved to <8 x i32>."""
+    wide = ir.VectorType(I64, 4)
+    high = builder.and_(odd, ir.Constant(wide, [-(1 << 32)] * 4))
+    low = builder.lshr(even, ir.Constant(wide, [32] * 4))
+    return builder.bitcast(builder.or_(low, high), ir.VectorType(I32, 8))
+
+
+def _low(builder: Any, even: Any, odd: Any) -> Any:
+    """The low halves of even and odd int64 lanes, interleaved to <8 x i32>."""
+    wide = ir.VectorType(I64, 4)
+    low = builder.and_(even, ir.Constant(wide, [(1 << 32) - 1] * 4))
+    high = builder.shl(odd, ir.Constant(wide, [32] * 4))
+    return builder.bitcast(builder.or_(low, high), ir.VectorType(I32, 8))
+
+
+def _finish(builder: Any, y: Any, zero_point: Any, lo: Any, hi: Any) -> Any:
+    def splat(v: Any) -> Any:
+        return _splat(builder, builder.trunc(v, I32), 8)
+
+    return _clamp(builder, builder.add(y, splat(zero_point)), splat(lo), splat(hi))
+
+
+def _requantize(builder: Any, args: Any) -> None:
+    src, dst, rows, stride, columns, multiplier, constant, shift, zero_point, lo, hi = args
+    v32 = ir.VectorType(I32, 8)
+    with cgutils.for_range(builder, rows) as row:
+        line = builder.mul(row.index, stride)
+        with cgutils.for_range_slice(builder, I64(0), columns, I64(8)) as (c, _):
+            at = builder.add(line, builder.mul(c, I64(4)))
+            lane = builder.mul(c, I64(4))
+            x_even, x_odd = _lanes64(builder, _load(builder, builder.add(src, at), v32, 4))
+            m_even, m_odd = _lanes64(builder, _load(builder, builder.add(multiplier, lane), v32, 4))
+            pair = builder.add(constant, builder.mul(c, I64(8)))
+            c_even = _load(builder, pair, ir.VectorType(I64, 4), 8)
+            c_odd = _load(builder, builder.add(pair, I64(32)), ir.VectorType(I64, 4), 8)
+            even = builder.add(builder.mul(x_even, m_even), c_even)
+            odd = builder.add(builder.mul(x_odd, m_odd), c_odd)
+            y = builder.ashr(_high(builder, even, odd), _load(builder, builder.add(shift, lane), v32, 4))
+            _store(builder, _finish(builder, y, zero_point, lo, hi), builder.add(dst, at), 4)
+
+
+requantize_lanes = _intrinsic(11, _requantize)
+"""requantize_lanes(src, dst, rows, stride, columns, multiplier, constant, shift, zero_point, lo, hi)
+
+int32 blocks of `rows` by `columns` (a multiple of 8), `stride` bytes a row; every shift is 32 or more and is given
+less 32; constant holds bias * multiplier + 2^(shift-1), for each 8 channels the even ones, then the odd ones.
+"""
+
+
+def _sum(builder: Any, args: Any) -> None:
+    a, b, dst, count, m_a, m_b, constant, shift, zero_point, lo, hi = args
+    v32 = ir.VectorType(I32, 8)
+    wide_shift = _splat(builder, shift, 4)
+    small = builder.icmp_signed("<=", shift, I64(32))
+    narrow = _splat(builder, builder.trunc(builder.sub(shift, I64(32)), I32), 8)
+    m_a, m_b, constant = (_splat(builder, v, 4) for v in (m_a, m_b, constant))
+    # multipliers fit int32: telling LLVM so makes one vpmuldq of each product
+    (m_a, _), (m_b, _) = (_lanes64(builder, builder.bitcast(m, v32)) for m in (m_a, m_b))
+    with cgutils.for_range_slice(builder, I64(0), count, I64(8)) as (i, _):
+        at = builder.mul(i, I64(4))
+        a_even, a_odd = _lanes64(builder, _load(builder, builder.add(a, at), v32, 4))
+        b_even, b_odd = _lanes64(builder, _load(builder, builder.add(b, at), v32, 4))
+        even = builder.add(builder.add(builder.mul(a_even, m_a), builder.mul(b_even, m_b)), constant)
+        odd = builder.add(builder.add(builder.mul(a_odd, m_a), builder.mul(b_odd, m_b)), constant)
+        by_low = _low(builder, builder.lshr(even, wide_shift), builder.lshr(odd, wide_shift))
+        by_high = builder.ashr(_high(builder, even, odd), narrow)
+        y = builder.select(small, by_low, by_high)
+        _store(builder, _finish(builder, y, zero_point, lo, hi), builder.add(dst, at), 4)
+
+
+add_lanes = _intrinsic(11, _sum)
+"""add_lanes(a, b, dst, count, m_a, m_b, constant, shift, zero_point, lo, hi): qir.Add on int32 blocks.
+
+count: a multiple of 8.  Where shift <= 32 the shifted sum must fit int32 (operands of 16 bits and a shift of 17 do).
+"""
+
+
+def _depthwise(builder: Any, args: Any, signed: bool) -> None:
+    taps, tap_count, weights, weight_stride, dst, columns = args
+    v8, v32 = ir.VectorType(I8, 8), ir.VectorType(I32, 8)
+    function = builder.function
+    with cgutils.for_range_slice(builder, I64(0), columns, I64(8)) as (c, _):
+        start = builder.block
+        loop, end = function.append_basic_block("tap"), function.append_basic_block("taps_done")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        t, acc = builder.phi(I64), builder.phi(v32)
+        pointer = _load(builder, builder.add(taps, builder.mul(t, I64(8))), I64, 8)
+        raw = _load(builder, builder.add(pointer, c), v8)
+        x = builder.sext(raw, v32) if signed else builder.zext(raw, v32)
+        w_at = builder.add(builder.add(weights, builder.mul(t, weight_stride)), builder.mul(c, I64(4)))
+        new = builder.add(acc, builder.mul(x, _load(builder, w_at, v32, 4)))
+        t_next = builder.add(t, I64(1))
+        builder.cbranch(builder.icmp_signed("<", t_next, tap_count), loop, end)
+        t.add_incoming(I64(0), start)
+        t.add_incoming(t_next, loop)
+        acc.add_incoming(ir.Constant(v32, None), start)
+        acc.add_incoming(new, loop)
+        builder.position_at_end(end)
+        _store(builder, new, builder.add(dst, builder.mul(c, I64(4))), 4)
+
+
+depthwise_unsigned = _intrinsic(6, lambda builder, args: _depthwise(builder, args, False))
+depthwise_signed = _intrinsic(6, lambda builder, args: _depthwise(builder, args, True))
+"""depthwise_*(taps, tap_count, weights, weight_stride, dst, columns): one output pixel of a depthwise convolution.
+
+dst[c] = sum over t of x_t[c] * weights[t, c]; taps: addresses of the 8-bit pixels under each tap; weights int32.
+"""
+
+
+def _fetch_add(builder: Any, args: Any) -> Any:
+    return builder.atomic_rmw("add", _pointer(builder, args[0], I64), args[1], "seq_cst")
+
+
+fetch_add = _intrinsic(2, _fetch_add, types.int64)
+"""fetch_add(address, value): the old value of an int64, atomically."""
+
+
+def _atomic_load(builder: Any, args: Any) -> Any:
+    return builder.load_atomic(_pointer(builder, args[0], I64), "acquire", 8)
+
+
+atomic_load = _intrinsic(1, _atomic_load, types.int64)
+
+
+def _pause(builder: Any, _args: Any) -> None:
+    if KIND != "generic":
+        builder.call(_external(builder, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
+
+
+pause = _intrinsic(1, _pause)
+"""pause(0): tells the core that it spins."""
+
+
+@intrinsic
+def as_pointer(_context: Any, _address: Any) -> Any:
+    """as_pointer(address): an int64 as the void pointer that carray takes."""
+
+    def codegen(_ctx: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
