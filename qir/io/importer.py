@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 
 from ..errors import ModelError, QirError, UnsupportedError
@@ -20,6 +21,9 @@ from .structure import STANDARD
 from .tensors import ir_dtype
 
 Constant = tuple[Array, DType]
+
+LINEAR = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operators whose constants are weights: an infinity there is an accident, elsewhere it may be a mask."""
 
 
 class Importer:
@@ -74,6 +78,8 @@ class Importer:
         """A value by its name in the file; constants enter the graph when they are first used."""
         if name not in self.values:
             array, kind = self._constant(name)
+            if kind.is_float and np.isnan(array).any():
+                raise ModelError("holds NaN", where=f"tensor {name!r}", hint="did the training diverge?")
             value = self.graph.add_constant(name, array, kind)
             self.values[name] = value
         return self.values[name]
@@ -124,6 +130,10 @@ class Importer:
         if "*" not in operator.inputs and len(inputs) > len(operator.inputs.split()):
             raise ModelError(f"has {len(inputs)} inputs, {operator.inputs} expected", where=str(raw))
         outputs = [n or self.fresh(f"{raw.name}.unused{i}") for i, n in enumerate(raw.outputs)]
+        if op in LINEAR:
+            for value in inputs[1:]:
+                if value is not None and value.data is not None and not np.isfinite(value.data).all():
+                    raise ModelError(f"weights {value.name!r} are not finite", where=str(raw))
         node = self.graph.add_node(op, inputs, attrs, outputs=outputs, name=raw.name)
         for name, value in zip(outputs, node.outputs, strict=True):
             self.values[name] = value

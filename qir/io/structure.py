@@ -41,6 +41,7 @@ def check_structure(model: onnx.ModelProto) -> list[int]:
         raise ModelError("holds no graph", where="model", hint="is it an ONNX file?")
     if not graph.output:
         raise ModelError("has no outputs", where="model")
+    _check_text(model)
     if graph.sparse_initializer:
         raise UnsupportedError("sparse initializers are not supported", where="model")
     constants = _unique([i.name for i in graph.initializer], "initializer")
@@ -78,6 +79,20 @@ def _unique(names: list[str], what: str) -> set[str]:
             raise ModelError("is defined twice", where=f"{what} {name!r}")
         seen.add(name)
     return seen
+
+
+def _check_text(model: onnx.ModelProto) -> None:
+    """Names are text; protobuf hands out bytes where they are no UTF-8."""
+    graph = model.graph
+    names: list[object] = [graph.name, *(v.name for v in (*graph.input, *graph.output, *graph.initializer))]
+    names += [d for i in graph.input for d in (s.dim_param for s in i.type.tensor_type.shape.dim)]
+    names += [o.domain for o in model.opset_import]
+    names += [part for p in model.metadata_props for part in (p.key, p.value)]
+    for node in graph.node:
+        names += [node.op_type, node.name, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+    for name in names:
+        if not isinstance(name, str):
+            raise ModelError(f"the name {name!r} is no UTF-8", where="model")
 
 
 def _check_node(node: onnx.NodeProto) -> None:
