@@ -11,8 +11,8 @@ import numpy as np
 from qir.graph import Graph, Node, Stage
 from qir.types import Array
 
-from .affine_rules import unpadded
 from .base import Pass
+from .channel_math import unpadded
 from .data_free import BATCH_NORM_TABLE
 from .layers import MOVES_CONSTANTS, Floats, Link, find_links
 from .report import PassReport

@@ -11,21 +11,11 @@ import numpy as np
 from qir.graph import Graph, Stage, Value
 from qir.types import Array
 
-from .affine_rules import (
-    conv_example,
-    gemm_axes,
-    gemm_example,
-    gemm_scaled,
-    padding_reason,
-    plus,
-    push_in,
-    scale_in,
-    scale_out,
-    transposed_example,
-    transposed_scale_out,
-)  # fmt: skip
 from .base import Pass
+from .channel_math import gemm_axes, gemm_scaled, plus, push_in, scale_in, scale_out, transposed_scale_out
+from .conv_rules import conv_example, padding_reason, transposed_example
 from .data_free import BATCH_NORM_TABLE
+from .gemm_rules import gemm_example
 from .report import PassReport
 from .rewriter import rewrite
 from .rules import Example, Match, Rule, Within, rule

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qir.graph import Graph, Node, Value
 
-from .affine_rules import (
+from .channel_math import (
     gemm_axes,
     gemm_scaled,
     plus,

@@ -135,13 +135,6 @@ def _conditions(compiled: Compiled, match: Match) -> Found | Miss:
     if any(v.use_count or v.is_output for v in match.root.outputs[1:]):
         return Miss(f"{match.root} has another output in use", near=True)
     inner = set(match.nodes)
-    if not rule.shared_nodes:
-        for node in match.nodes[1:]:
-            users = {n for n, _ in node.output.uses()} if node.output.use_count <= 4 else None
-            if node.output.is_output:
-                return Miss(f"{node.output.name!r} of {node} is a graph output", near=True)
-            if users is None or not users <= inner:
-                return Miss(f"{node} has {node.output.use_count} uses", near=True)
     arguments: dict[str, Any] = {}
     sources: dict[int, Value] = {}
     for name, parameter in compiled.parameters.items():
@@ -163,7 +156,7 @@ def _conditions(compiled: Compiled, match: Match) -> Found | Miss:
             arguments[name] = value
         else:
             if value.data is None:
-                return Miss(f"{name} is not a constant", near=True)
+                return Miss(f"{name} is not a constant", near=rule.expects_constants)
             if not rule.shared_weights and value.data.size > 1:
                 others = {n for n, _ in value.uses()} - inner if value.use_count <= 4 else {None}
                 if others:
@@ -176,6 +169,13 @@ def _conditions(compiled: Compiled, match: Match) -> Found | Miss:
             else:
                 arguments[name] = data
                 sources[id(data)] = value
+    if not rule.shared_nodes:
+        for node in match.nodes[1:]:
+            users = {n for n, _ in node.output.uses()} if node.output.use_count <= 4 else None
+            if node.output.is_output:
+                return Miss(f"{node.output.name!r} of {node} is a graph output", near=True)
+            if users is None or not users <= inner:
+                return Miss(f"{node} has {node.output.use_count} uses", near=True)
     if compiled.guard is not None:
         reason = compiled.guard(**{n: arguments[n] for n in compiled.guard_names})
         if reason is not None:

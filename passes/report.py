@@ -66,12 +66,16 @@ class PassReport:
         return f"{self.name}: {before} -> {after} nodes in {self.seconds:.2f} s" + (f" ({rules})" if rules else "")
 
     def text(self, *, names: int = 4) -> str:
-        """A few lines; at most `names` node names a rule."""
+        """A few lines; at most `names` nodes and near misses a rule (`misses` has them all)."""
         lines = [self.summary()]
         for rule, nodes in self.rewrites.items():
             more = f" and {len(nodes) - names} more" if len(nodes) > names else ""
             lines.append(f"  {rule}: {', '.join(nodes[:names])}{more}")
-        lines += [f"  not {m.rule} at {m.node}: {m.reason}" for m in self.misses]
+        for rule in dict.fromkeys(m.rule for m in self.misses):
+            misses = [m for m in self.misses if m.rule == rule]
+            lines += [f"  not {rule} at {m.node}: {m.reason}" for m in misses[:names]]
+            if len(misses) > names:
+                lines.append(f"  not {rule} at {len(misses) - names} more places")
         lines += [f"  note: {note}" for note in self.notes]
         changed = sorted(op for op in {*self.before, *self.after} if self.before.get(op) != self.after.get(op))
         if changed:

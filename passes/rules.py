@@ -99,6 +99,8 @@ class Rule:
     """Whether constants may have other users (those keep the old ones)."""
     near: ClassVar[bool] = True
     """Whether a match that fails on a condition is worth a line in the report."""
+    expects_constants: ClassVar[bool] = True
+    """Whether a match that fails because something is no constant is worth one too."""
 
     lhs: Callable[..., Any]
     rhs: Callable[..., Any]
@@ -111,6 +113,13 @@ class Rule:
     @classmethod
     def applied(cls, match: Match, arguments: Mapping[str, Any], result: Value) -> None:
         """Called after a rewrite, before the old nodes go; for facts that later passes need."""
+
+
+class Affine(Rule):
+    """Base: constants may be shared (the layer gets its own), and an operand that is no constant is no near miss."""
+
+    shared_weights = True
+    expects_constants = False
 
 
 RULES: dict[str, type[Rule]] = {}

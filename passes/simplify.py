@@ -1,24 +1,25 @@
-"""Simplify and StripSoftmax: the graph an exporter should have written."""
+"""Simplify: the graph an exporter should have written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qir.graph import Graph, Node, Stage, Value
-from qir.ops import op_of
+from qir.graph import Graph, Stage
 from qir.shapes import fold_shapes
 
 from .activation_rules import ACTIVATION_RULES
 from .affine_rules import AFFINE_RULES
 from .base import Pass
 from .cleanup_rules import CLEANUP_RULES
+from .clip_rules import CLIP_RULES
 from .layout_rules import LAYOUT_RULES
+from .pad_rules import PAD_RULES
 from .report import PassReport
 from .rewriter import replace, rewrite, sweep
 from .rules import Rule
 
-RULES: tuple[type[Rule], ...] = (*CLEANUP_RULES, *ACTIVATION_RULES, *AFFINE_RULES)
+RULES: tuple[type[Rule], ...] = (*CLEANUP_RULES, *PAD_RULES, *ACTIVATION_RULES, *CLIP_RULES, *AFFINE_RULES)
 
 
 @dataclass(frozen=True)
@@ -64,40 +65,3 @@ def split_sums(graph: Graph, report: PassReport) -> None:
         if replace(graph, old, total, fresh=len(values) > 1):
             sweep(graph, [node])
             report.rewrote("SumToAdds", node.name)
-
-
-@dataclass(frozen=True)
-class StripSoftmax(Pass):
-    """A final Softmax or LogSoftmax is dropped: the graph gives logits, whose order is the same.
-
-    The output keeps its name.
-    """
-
-    name: ClassVar[str] = "strip_softmax"
-    requires: ClassVar[tuple[Stage, ...]] = (Stage.FLOAT, Stage.FOLDED)
-
-    def run(self, graph: Graph) -> PassReport:
-        """Outputs that no Softmax makes stay as they are."""
-        report = self.report()
-        for output in graph.outputs:
-            node = final_softmax(output)
-            if node is None:
-                report.missed(self.name, output.name, "is not made by a Softmax")
-                continue
-            if output.use_count:
-                report.missed(self.name, node.name, f"{output.name!r} is used inside the graph too")
-                continue
-            x = node.input(0)
-            if (x.shape, x.dtype) != (output.shape, output.dtype) or not replace(graph, output, x, fresh=False):
-                report.missed(self.name, node.name, f"its input {x.name!r} cannot take the output's place")
-                continue
-            report.rewrote(self.name, node.name)
-            sweep(graph, [node])
-        graph.prune()
-        return report
-
-
-def final_softmax(output: Value) -> Node | None:
-    """The Softmax that makes an output."""
-    node = output.producer
-    return node if node is not None and node.op in ("Softmax", "LogSoftmax") and op_of(node.op) else None
