@@ -1,4 +1,4 @@
-"""Where the samples of a resized axis come from: coordinates, nearest indices, linear weights (float32, as elsewhere)."""
+"""Where the samples of a resized axis come from: coordinates, nearest indices, linear weights (float32, as runtimes)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ COORDINATES = (
     "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize",
 )  # fmt: skip
 NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+
+TIE = np.float32(1e-5)
+"""Half-way cases of the two round_prefer modes: the coordinate carries a float32 error (7/2 comes as 3.4999998)."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,9 @@ def coordinates(attrs: Mapping[str, Any], axis: Axis) -> NDArray[np.float32]:
         return (x * (size - 1) / (out - 1)).astype(f) if axis.out > 1 else np.zeros(1, dtype=f)
     if mode == "half_pixel_symmetric":
         adjustment = out / (scale * size)
-        return (size / f(2) * (f(1) - adjustment) + half).astype(f)
+        offset = size / f(2) * (f(1) - adjustment)
+        wide = (x.astype(np.float64) + 0.5) / float(scale) - 0.5  # runtimes add the two parts in double precision
+        return (float(offset) + wide).astype(f)
     if mode == "tf_crop_and_resize":
         start, end = f(axis.roi[0]), f(axis.roi[1])
         if axis.out == 1:
@@ -121,10 +126,11 @@ def nearest_index(attrs: Mapping[str, Any], axis: Axis) -> NDArray[np.int64]:
         picked = np.floor(x)
     elif mode == "ceil":
         picked = np.ceil(x)
-    elif mode == "round_prefer_ceil":
-        picked = np.floor(x + np.float32(0.5))
     else:
-        picked = np.ceil(x - np.float32(0.5))
+        low = np.floor(x)
+        tie = np.abs(x - low - np.float32(0.5)) < TIE
+        up = np.where(tie, mode == "round_prefer_ceil", x - low > np.float32(0.5))
+        picked = low + up
     return np.clip(picked.astype(np.int64), 0, axis.size - 1)
 
 
