@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ..errors import OverflowProofError, TypeInferenceError
 from ..types import Array, DType, TensorType
 from .base import REQUIRED, Op, register
+from .exact_product import exact_pair, operand
 from .linear import linear_weights
 from .requantize import quant_of
 from .windows import conv_output, resolve_pads, windows
@@ -141,35 +143,21 @@ class IntegerConv(Op):
         return (check_int32(acc),)
 
     def function_body(self, body: Body, node: Node) -> None:
-        attrs, x = node.attrs, "x"
+        attrs, kind = node.attrs, body.dtype("x")
         rank = body.rank("x") - 2
-        if body.dtype("x").bits < 8:
-            x = body.cast(x, DType.INT8 if body.dtype("x").is_signed else DType.UINT8)
+        x = operand(body, "x", kind, 0)
         if any(attrs["pads"]):
-            x = pad_body(body, x, body.dtype("x"), rank, attrs["pads"], attrs["pad_value"])
-        # ConvInteger multiplies u8 by u8 fastest and exactly everywhere: weights are offset to uint8
-        w, zero = unsigned_weights(body, "w", attrs["weight_zero_point"])
+            padded = pad_body(body, x.name, kind, rank, attrs["pads"], attrs["pad_value"])
+            x = replace(x, name=padded)
+        x, w = exact_pair(body, x, operand(body, "w", body.dtype("w"), attrs["weight_zero_point"]))
         out = body.op(
-            "ConvInteger", x, w, "", zero, dilations=attrs["dilations"], group=attrs["group"],
-            strides=attrs["strides"], pads=[0] * (2 * rank), output=None if body.has("bias") else "acc",
+            "ConvInteger", x.name, w.name, x.zero(body), w.zero(body), dilations=attrs["dilations"],
+            group=attrs["group"], strides=attrs["strides"], pads=[0] * (2 * rank),
+            output=None if body.has("bias") else "acc",
         )  # fmt: skip
         if body.has("bias"):
             shape = body.int64([1, -1] + [1] * rank)
             body.op("Add", out, body.op("Reshape", "bias", shape), output="acc")
-
-
-def unsigned_weights(body: Body, w: str, zero_point: int) -> tuple[str, str]:
-    """int8/int4 weights + 128 as uint8 with zero point 128 + zero_point (uint8 weights as they are).
-
-    On x86 without VNNI runtimes may saturate u8 * s8 pairs; u8 * u8 is exact everywhere.
-    """
-    kind = body.dtype(w)
-    if kind.is_signed:
-        wide = body.op("Add", body.cast(w, DType.INT32), body.constant(np.asarray(128, np.int32)))
-        w, zero_point = body.cast(wide, DType.UINT8), zero_point + 128
-    elif kind.bits < 8:
-        w = body.cast(w, DType.UINT8)
-    return w, body.constant(np.asarray(zero_point, dtype=np.uint8))
 
 
 def pad_body(body: Body, x: str, kind: DType, rank: int, pads: Sequence[int], value: Sequence[int]) -> str:
