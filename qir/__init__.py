@@ -19,8 +19,13 @@ __all__ = [
 _LAZY = {"load": "qir.io", "quantize": "qir.passes.pipeline", "save": "qir.io"}
 """Names whose modules are imported when they are first asked for: onnx alone takes longer than all of qir."""
 
+_PARTS = ("io", "passes", "runtime")
+"""Sub-packages that `import qir` makes reachable as attributes, without importing them yet."""
+
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name in _PARTS:
+        return import_module(f"qir.{name}")
     raise AttributeError(f"module 'qir' has no attribute {name!r}")
