@@ -1,4 +1,4 @@
-"""Where the samples of a resized axis come from: coordinates, nearest indices, linear weights (float32, as runtimes)."""
+"""Where the samples of a resized axis come from: coordinates, nearest indices, linear weights; float32."""
 
 from __future__ import annotations
 

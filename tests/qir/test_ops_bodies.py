@@ -42,7 +42,7 @@ def test_body_in_onnx_reference(case: Any, opset: int) -> None:
     node = g.add_node(op, [value, *constants], attrs, outputs=["y"])
     g.set_outputs([node.output])
     (want,) = op_of(op).reference(node.attrs, x, *rest)
-    (got,) = list(onnx.reference.ReferenceEvaluator(to_onnx(g, opset)).run(None, {"x": x}))
+    (got,) = map(np.asarray, onnx.reference.ReferenceEvaluator(to_onnx(g, opset)).run(None, {"x": x}))
     assert got.dtype == want.dtype
     np.testing.assert_array_equal(got, want)
     bodies = [n.op_type for f in to_onnx(g, opset).functions for n in f.node]
