@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 
 from ..errors import ModelError, UnsupportedError
+from .tensors import ir_dtype
 
 OLDEST, NEWEST = 7, 28
 """Opsets that are read."""
@@ -44,6 +45,8 @@ def check_structure(model: onnx.ModelProto) -> list[int]:
     _check_text(model)
     if graph.sparse_initializer:
         raise UnsupportedError("sparse initializers are not supported", where="model")
+    for tensor in graph.initializer:
+        ir_dtype(tensor.data_type, f"initializer {tensor.name!r}")
     constants = _unique([i.name for i in graph.initializer], "initializer")
     inputs = _unique([i.name for i in graph.input], "input")
     known = constants | inputs
@@ -107,6 +110,8 @@ def _check_node(node: onnx.NodeProto) -> None:
                                    hint="export the model without If, Loop and Scan")  # fmt: skip
         if attr.type not in PLAIN_ATTRS:
             raise UnsupportedError(f"attribute {attr.name!r} is of an unsupported kind", where=where)
+        if attr.type == _ATTR.TENSOR:
+            ir_dtype(attr.t.data_type, where)
 
 
 def _topological(nodes: list[onnx.NodeProto], producers: dict[str, int]) -> list[int]:
