@@ -38,7 +38,7 @@ def test_text_is_a_fixed_point() -> None:
     again = Graph.parse(text, elided(graph))
     assert str(again) == text
     verify(again, Stage.FLOAT)
-    assert again.node("conv one") if hasattr(again, "node") else again.nodes[0].name == "conv one"
+    assert again.nodes[0].name == "conv one"
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
