@@ -25,12 +25,14 @@ INT32: Interval = (DType.INT32.lo, DType.INT32.hi)
 
 
 def interval(value: Value) -> Interval:
-    """What an integer value can be: its data, its producer's limits, or its dtype's."""
+    """What an integer value can be: its data, its producer's limits or sum, or its dtype's."""
     if value.data is not None and value.data.size:
         return int(value.data.min()), int(value.data.max())
     node = value.producer
     if node is not None and {"lo", "hi"} <= set(node.attrs):
         return int(node.attrs["lo"]), int(node.attrs["hi"])
+    if node is not None and node.op in SUMS:
+        return SUMS[node.op](node) or (value.dtype.lo, value.dtype.hi)
     return value.dtype.lo, value.dtype.hi
 
 
@@ -98,6 +100,39 @@ def check_matmul_activations(node: Node) -> Iterator[str]:
     yield from _sum_of(a.shape[-1], product)
 
 
+def pool_sum(node: Node) -> Interval:
+    """What a qir.SumPool can reach."""
+    x = _joined(interval(node.input(0)), int(node.attrs["pad_value"]))
+    taps = math.prod(int(k) for k in node.attrs["kernel_shape"])
+    return times(x, (taps, taps))
+
+
+def axes_sum(node: Node) -> Interval | None:
+    """What a qir.ReduceSum can reach; None where the number of summands follows the batch."""
+    value = node.input(0)
+    sizes = [value.shape[int(a)] for a in node.attrs["axes"]]
+    count = math.prod(s for s in sizes if isinstance(s, int))
+    return times(interval(value), (count, count)) if all(isinstance(s, int) for s in sizes) else None
+
+
+def interpolated(node: Node) -> Interval | None:
+    """What a qir.Interpolate can reach; None where its weights are not constants."""
+    w0, w1 = node.input(3).data, node.input(4).data
+    if w0 is None or w1 is None:
+        return None
+    x = interval(node.input(0))
+    reach = int((np.abs(w0.astype(np.int64)) + np.abs(w1.astype(np.int64))).max(initial=0))
+    if min(w0.min(initial=0), w1.min(initial=0)) < 0:  # any signs: both ends of the widest
+        return _joined((0, 0), *(s * e * reach for s in (-1, 1) for e in x))
+    return _joined((0, 0), *(e * reach for e in x))
+
+
+SUMS: Mapping[str, Callable[[Node], Interval | None]] = {
+    "qir.SumPool": pool_sum, "qir.ReduceSum": axes_sum, "qir.Interpolate": interpolated,
+}  # fmt: skip
+"""Operators whose output's interval follows from their input's."""
+
+
 def _sum_of(count: object, x: Interval) -> Iterator[str]:
     if not isinstance(count, int):
         yield "the number of summands depends on the batch"
@@ -105,18 +140,12 @@ def _sum_of(count: object, x: Interval) -> Iterator[str]:
         yield f"{count} summands in {x[0]}..{x[1]} do not fit int32"
 
 
-def check_sum_pool(node: Node) -> Iterator[str]:
-    x = _joined(interval(node.input(0)), int(node.attrs["pad_value"]))
-    yield from _sum_of(math.prod(int(k) for k in node.attrs["kernel_shape"]), x)
-
-
-def check_reduce_sum(node: Node) -> Iterator[str]:
-    value = node.input(0)
-    axes = node.attrs.get("axes")
-    axes = range(value.type.rank) if axes is None else [int(a) % value.type.rank for a in axes]
-    sizes = [value.shape[a] for a in axes]
-    count = math.prod(s for s in sizes if isinstance(s, int))
-    yield from _sum_of(count if all(isinstance(s, int) for s in sizes) else None, interval(value))
+def check_sum(node: Node) -> Iterator[str]:
+    total = SUMS[node.op](node)
+    if total is None:
+        yield "the number of summands depends on the batch, or weights are not constants"
+    elif not _fits(total):
+        yield f"a sum in {total[0]}..{total[1]} does not fit int32"
 
 
 def check_mul(node: Node) -> Iterator[str]:
@@ -144,27 +173,16 @@ def check_add(node: Node) -> Iterator[str]:
         yield f"the weighted sum in {total[0]}..{total[1]} does not fit int64"
 
 
-def check_interpolate(node: Node) -> Iterator[str]:
-    w0, w1 = node.input(3).data, node.input(4).data
-    if w0 is None or w1 is None:
-        yield "weights are not constants"
-        return
-    x = interval(node.input(0))
-    widest = int((np.abs(w0.astype(np.int64)) + np.abs(w1.astype(np.int64))).max(initial=0))
-    if not _fits(times(_joined(x, -x[0], -x[1]), (widest, widest))):
-        yield f"weights up to {widest} times {x[0]}..{x[1]} do not fit int32"
-
-
 CHECKS: Mapping[str, Callable[[Node], Iterator[str]]] = {
     "qir.Conv": check_conv,
     "qir.MatMul": check_matmul,
     "qir.MatMulActivations": check_matmul_activations,
-    "qir.SumPool": check_sum_pool,
-    "qir.ReduceSum": check_reduce_sum,
+    "qir.SumPool": check_sum,
+    "qir.ReduceSum": check_sum,
     "qir.Mul": check_mul,
     "qir.Requantize": check_requantize,
     "qir.Add": check_add,
-    "qir.Interpolate": check_interpolate,
+    "qir.Interpolate": check_sum,
 }
 """Operators that accumulate -> their proof."""
 

@@ -148,3 +148,18 @@ def test_errors_say_where_a_quantizer_is_missing(net: Net, check_lowering: Any) 
     y = net.op("AveragePool", net.op("Add", net.x, net.x), kernel_shape=[2, 2])
     with pytest.raises(LoweringError, match=r"is not quantized .insert a QuantizeLinear"):
         net.done(check_lowering, (y, A))
+
+
+def test_sums_are_proved_to_fit_through_the_verifier(quantize_dequantize: Any, check_lowering: Any) -> None:
+    """A pooled mean and a bilinear upsampling of wide tensors: the proof knows how far their sums reach."""
+    from qir.verify import verify
+
+    for grid in (A, B, W):
+        net = Net(quantize_dequantize, ("N", 4, 6, 6))
+        x = net.q(net.conv(net.x), grid)
+        mean = net.op("GlobalAveragePool", x)
+        border = net.op("AveragePool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        scales = np.asarray([1, 1, 2, 2], np.float32)
+        up = net.op("Resize", x, None, scales, mode="linear")
+        graph = net.done(check_lowering, (mean, A), (border, A), (up, A))
+        verify(graph, Stage.INTEGER)
