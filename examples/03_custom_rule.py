@@ -1,5 +1,7 @@
 """A rewrite of your own: two functions with one set of names, and a pass that applies it."""
 
+from __future__ import annotations  # rules are read by their annotations
+
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -63,7 +63,7 @@ def summary(graph: Graph) -> str:
         "",
         f"linear layers {len(costs)}, weights {weights:,}, MACs {show.count(macs)}, BOPS {show.count(bops)}",
     ]
-    if macs:
+    if macs and bops < macs * 32 * 32:
         float_bops = macs * 32 * 32
         parts.append(
             f"average operand width {(bops / macs) ** 0.5:.2f} bits, {float_bops / bops:.1f}x fewer BOPS than float32"
