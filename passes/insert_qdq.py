@@ -25,6 +25,7 @@ from .placement import (
     first_and_last,
     is_activation,
     layer_bits,
+    limited,
     place,
 )  # fmt: skip
 from .ranges import Interval, Ranges
@@ -116,7 +117,9 @@ class _Inserter:
             v.name: unit_interval(activation_dtype(NARROW, options.symmetric))
             for n in graph.nodes if n.op == "Softmax" for v in n.outputs
         }  # fmt: skip
-        self.joined = {v.name for n in graph.nodes if n.op == "Concat" for v in n.outputs}
+        self.joined = {
+            v.name for n in graph.nodes if n.op == "Concat" or limited(n) is not None for v in n.outputs
+        }  # fmt: skip
         self.dequantized: dict[tuple[Value, int | None, QuantParams], Value] = {}
 
     # -- activations --------------------------------------------------------------------------
@@ -183,7 +186,7 @@ class _Inserter:
             return self.fixed[members[0]]
         reach = self.solution.reach(key)
         if joined and bits <= NARROW:
-            members = joined  # what was observed of the concatenation is its operands' joint distribution
+            members = joined  # what was observed of the result: the operands' joint distribution
         intervals = [self.interval(name, bits) for name in members if name in self.options.ranges or name in self.fixed]
         intervals += [reach] if reach is not None else []
         if not intervals:

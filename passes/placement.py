@@ -38,6 +38,9 @@ ORDERS = frozenset({"ArgMax", "ArgMin"})
 AFFINE = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization"})
 """With constants for the other operands: lowered by themselves, from any width."""
 
+LIMITS = frozenset({"Min", "Max"})
+"""With a constant: a clamp with a limit of its own in each channel, on the grid of its result."""
+
 WIDE, NARROW = 16, 8
 
 
@@ -92,6 +95,14 @@ def passes_through(node: Node) -> bool:
     if node.op == "Resize":
         return node.attrs.get("mode", "nearest") == "nearest"
     return node.op in MOVES or node.op in CHOOSES
+
+
+def limited(node: Node) -> Value | None:
+    """The activation that a Min or Max with constants clamps, where nothing else reads it."""
+    inputs = [v for v in node.inputs if v is not None and is_activation(v)]
+    if node.op not in LIMITS or len(inputs) != 1 or len(inputs[0].uses()) != 1 or inputs[0].is_output:
+        return None
+    return inputs[0] if inputs[0].shape == node.output.shape else None
 
 
 def is_fused(value: Value) -> bool:
@@ -220,6 +231,9 @@ def _spread(graph: Graph, wanted: dict[Value, int], needs: dict[tuple[Node, int]
                 plan.relations.derived(plan.key(source, bits), filler, filler)
         else:
             roots += [v for v in results if not is_fused(v)]
+            clamped = limited(node)
+            if clamped is not None and origin[clamped] is clamped:
+                plan.relations.shared(plan.key(results[0], NARROW), plan.key(clamped, NARROW))
     return plan
 
 
