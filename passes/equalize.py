@@ -28,6 +28,8 @@ class Equalize(Pass):
 
     clip:       Clip(0, hi), which is Relu6: "keep" it, and no scale passes; "clip" each channel at hi / s_i (exact; a
                 Min with a constant); "relu": drop the limit, as the paper does (the function changes where it acted).
+    strength:   the share of log s that is applied. With 1 the weights' ranges are equal; with less the activations keep
+                more of their own balance, which Relu6 gives them (every channel ends at 6).
     limit:      s stays within [1/limit, limit]: a dead channel must not blow up its bias.
     iterations: at most so many sweeps.
     """
@@ -36,15 +38,16 @@ class Equalize(Pass):
     requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
 
     clip: str = "clip"
-    limit: float = 1e3
+    strength: float = 1.0
+    limit: float = 32.0
     tolerance: float = 1e-3
     iterations: int = 40
 
     def __post_init__(self) -> None:
         if self.clip not in CLIPS:
             raise QuantizationError(f"clip={self.clip!r}", hint=f"one of {', '.join(CLIPS)}")
-        if not self.limit >= 1 or self.iterations < 1:
-            raise QuantizationError("limit must be 1 or more, and at least one iteration made")
+        if not self.limit >= 1 or self.iterations < 1 or not 0 < self.strength <= 1:
+            raise QuantizationError("limit must be 1 or more, strength in (0, 1], and at least one iteration made")
 
     def run(self, graph: Graph) -> PassReport:
         """Rescale the weights of every chain."""
@@ -55,7 +58,10 @@ class Equalize(Pass):
         while moved > self.tolerance and sweeps < self.iterations and links:
             moved = max([self._sweep(link, total, i) for i, link in enumerate(links)])
             sweeps += 1
-        for link, s in zip(links, total, strict=True):
+        for link, full in zip(links, total, strict=True):
+            s = full**self.strength
+            if self.strength < 1:
+                self._scale(link, s / full)
             self._finish(graph, link, s)
             report.rewrote(self.name, link.first.node.name)
         for layer in dict.fromkeys(layer for link in links for layer in (link.first, link.second)):
@@ -72,10 +78,14 @@ class Equalize(Pass):
         live = (r1 > 0) & (r2 > 0)
         s = np.sqrt(np.divide(r1, r2, out=np.ones_like(r1), where=live))
         s = np.clip(total[i] * s, 1 / self.limit, self.limit) / total[i]
-        link.first.scale_outputs(1 / s)
-        link.second.scale_inputs(link.spread(s))
+        self._scale(link, s)
         total[i] = total[i] * s
         return float(np.abs(np.log(s)).max(initial=0))
+
+    @staticmethod
+    def _scale(link: Link, s: Floats) -> None:
+        link.first.scale_outputs(1 / s)
+        link.second.scale_inputs(link.spread(s))
 
     def _finish(self, graph: Graph, link: Link, s: Floats) -> None:
         """Statistics of the first layer's output, and the limits on the way, follow the scale."""
