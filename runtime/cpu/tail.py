@@ -111,15 +111,23 @@ def _requantize(t: Any, pointers: Any, dst: int, src: int, ld: int, r0: int, rn:
         return
     width, period, zero_point, lo, hi = t[10], t[11], t[6], t[7], t[8]
     for r in range(rn):
-        at = ((r0 + r) % period) * width + c0
+        at = ((r0 + r) % period) * width
         x = carray(as_pointer(src + r * ld * 4), cn, np.int32)
         y = carray(as_pointer(dst + r * ld * 4), cn, np.int32)
-        ms = carray(as_pointer(m + 4 * at), cn, np.int32)
-        cs = carray(as_pointer(c + 8 * at), cn, np.int64)
-        ss = carray(as_pointer(s + 4 * at), cn, np.int32)
-        for i in range(cn):
-            v = ((np.int64(x[i]) * np.int64(ms[i]) + cs[i]) >> np.int64(ss[i])) + zero_point
-            y[i] = np.int32(min(max(v, lo), hi))
+        if width == 1:  # one number for the whole row
+            m0 = np.int64(carray(as_pointer(m + 4 * at), 1, np.int32)[0])
+            c0_i64 = carray(as_pointer(c + 8 * at), 1, np.int64)[0]
+            s0 = np.int64(carray(as_pointer(s + 4 * at), 1, np.int32)[0])
+            for i in range(cn):
+                v = ((np.int64(x[i]) * m0 + c0_i64) >> s0) + zero_point
+                y[i] = np.int32(min(max(v, lo), hi))
+        else:
+            ms = carray(as_pointer(m + 4 * (at + c0)), cn, np.int32)
+            cs = carray(as_pointer(c + 8 * (at + c0)), cn, np.int64)
+            ss = carray(as_pointer(s + 4 * (at + c0)), cn, np.int32)
+            for i in range(cn):
+                v = ((np.int64(x[i]) * np.int64(ms[i]) + cs[i]) >> np.int64(ss[i])) + zero_point
+                y[i] = np.int32(min(max(v, lo), hi))
 
 
 @njit(nogil=True)
