@@ -108,14 +108,16 @@ class Real(Form):
     value: Value
 
     def emit(self, low: Lowering, target: QuantParams, bounds: Bounds, name: str) -> Value:
-        if bounds != FREE:
-            raise LoweringError("an activation directly on a graph input needs a QuantizeLinear before it")
         g = low.graph
+        if target.per_channel or target.dtype.bits > 16:
+            raise LoweringError(f"an input is quantized to 16 bits at most, with one scale, not to {target.dtype}")
         scale = g.add_constant(f"{name}.scale", np.asarray(target.scale[0], dtype=np.float32))
         zero = g.add_constant(
             f"{name}.zero_point", np.asarray(target.zero_point[0], dtype=target.dtype.numpy), target.dtype
         )
-        return g.add_node("QuantizeLinear", [self.value, scale, zero], outputs=[f"{name}.q"], quant=target).output
+        q = g.add_node("QuantizeLinear", [self.value, scale, zero], outputs=[f"{name}.q"], quant=target).output
+        lo, hi = bounds.on(target)
+        return q if (lo, hi) == (target.dtype.lo, target.dtype.hi) else low.clamp(q, lo, hi, name)
 
 
 @dataclass(frozen=True)

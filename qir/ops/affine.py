@@ -7,6 +7,7 @@ layer's scale, weights and bias; elsewhere (int16, int32) one qir.Requantize, qi
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from ..graph import Node, Value
 
 Reals = NDArray[np.float64]
+
+EXACT = 1e-9
+"""A quotient this near to an integer is that integer."""
 
 FINE = 256
 """Intermediate grids are this much finer than the output's, so that their rounding does not show."""
@@ -50,6 +54,8 @@ def affine(low: Lowering, node: Node, form: Form, factor: Reals, offset: Reals, 
         got = _mapped(mapped, factor, offset, rank)
         if got is not None:
             return got
+    if not isinstance(form, Quantized) and factor.size == 1 and offset.size == 1 and float(factor.reshape(())) > 0:
+        return Shifted(form, float(factor.reshape(())), float(offset.reshape(())))
     x = form.value if isinstance(form, Quantized) else low.quantized(source or node.input(0))
     folded = fold_into_layer(low, node, x, factor, offset)
     if folded is not None:
@@ -61,6 +67,33 @@ def affine(low: Lowering, node: Node, form: Form, factor: Reals, offset: Reals, 
             hint="insert a QuantizeLinear/DequantizeLinear pair before this operator",
         )  # fmt: skip
     return Deferred(lambda target, bounds, name: emit_affine(low, x, factor, offset, target, bounds, name))
+
+
+@dataclass(frozen=True)
+class Shifted(Form):
+    """factor * inner + offset for numbers, factor > 0: the same integers read on another grid.
+
+    With grid (s, z) the inner form is emitted on (s / factor, z + offset / s), which is exact where offset / s is an
+    integer; elsewhere it goes through a finer int32 grid.
+    """
+
+    inner: Form
+    factor: float
+    offset: float
+
+    def emit(self, low: Lowering, target: QuantParams, bounds: Bounds, name: str) -> Value:
+        if target.per_channel:
+            raise LoweringError("activations are quantized per tensor", where=str(low.node or name))
+        steps = self.offset / target.scale[0]
+        zero = target.zero_point[0] + round(steps)
+        if abs(steps - round(steps)) < EXACT and target.dtype.lo <= zero <= target.dtype.hi:
+            grid = QuantParams((target.scale[0] / self.factor,), (zero,), target.dtype)
+            limits = Bounds(*((b - self.offset) / self.factor for b in (bounds.lo, bounds.hi)))
+            x = self.inner.emit(low, grid, limits, f"{name}.unscaled")
+            return low.graph.add_node("Identity", [x], outputs=[name], quant=target).output
+        fine = QuantParams((target.scale[0] / self.factor / FINE,), (0,), DType.INT32)
+        x = self.inner.emit(low, fine, FREE, f"{name}.fine")
+        return emit_affine(low, x, np.asarray(self.factor), np.asarray(self.offset), target, bounds, name)
 
 
 def channel_vector(array: Reals, rank: int) -> tuple[int, Reals] | None:
