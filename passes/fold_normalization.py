@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,6 +19,9 @@ from .base import Pass
 from .report import PassReport
 
 Floats = NDArray[np.float64]
+
+METADATA = "qir.normalization"
+"""Metadata of a graph that takes pixels: JSON {input: {mean, std, axis}}, what was folded."""
 
 PIXELS = (0.0, 255.0)
 """The range to calibrate the input with afterwards: its uint8 grid then has scale 1 and zero point 0, the pixels'."""
@@ -47,10 +51,14 @@ class FoldNormalization(Pass):
         """Raises GraphError where something other than convolutions of constant weights reads the input."""
         report = self.report()
         x = self._input(graph)
-        for conv in _convolutions(x):
+        readers = _convolutions(x)
+        for conv, _ in readers:
             self._fold(graph, conv)
             report.rewrote(self.name, conv.name)
         graph.prune()
+        if not readers:
+            raise GraphError("is read by no convolution", where=f"input {x.name!r}")
+        graph.metadata[METADATA] = json.dumps({x.name: {"mean": self.mean, "std": self.std, "axis": readers[0][1]}})
         return report
 
     def _input(self, graph: Graph) -> Value:
@@ -95,15 +103,21 @@ class FoldNormalization(Pass):
         return np.broadcast_to(np.asarray(numbers, np.float64), (channels,))
 
 
-def _convolutions(x: Value, padded: bool = False) -> list[Node]:
-    """The convolutions that read x, perhaps through a Pad of zeros; layout changes before it are looked through."""
+def _convolutions(x: Value, padded: bool = False) -> list[tuple[Node, int]]:
+    """The convolutions that read x, perhaps through a Pad of zeros, each with the axis of x that is its channels.
+
+    Changes of layout before the Pad are looked through.
+    """
     if x.is_output:
         raise GraphError("is an output too, so its normalization cannot move", where=f"value {x.name!r}")
-    found: list[Node] = []
+    found: list[tuple[Node, int]] = []
     for node, index in x.uses():
         if node.op == "Conv" and index == 0:
-            found.append(node)
-        elif node.op in ("Identity", "Transpose") and not padded:
+            found.append((node, 1))
+        elif node.op == "Transpose" and not padded:
+            perm = node.attrs["perm"] or list(range(x.type.rank))[::-1]
+            found += [(conv, perm[axis]) for conv, axis in _convolutions(node.output)]
+        elif node.op == "Identity" and not padded:
             found += _convolutions(node.output)
         elif node.op == "Pad" and index == 0 and _pads_with_zeros(node):
             found += _convolutions(node.output, padded=True)

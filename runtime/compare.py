@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -123,7 +124,8 @@ def compare_graphs(
 ) -> Comparison:  # fmt: skip
     """Run both graphs on the same inputs and measure the noise of every tensor that has the same name in both.
 
-    batches: feeds of the float graph; an integer input (`io="integer"`) is quantized on its own grid.
+    batches: feeds of the float graph; an integer input (`io="integer"`) is quantized on its own grid, and becomes
+    pixels where a normalization was folded.
     Raises DataError where there are no samples or the graphs' inputs or outputs differ in number.
     """
     if len(reference.inputs) != len(integer.inputs) or len(reference.outputs) != len(integer.outputs):
@@ -140,7 +142,7 @@ def compare_graphs(
     for feeds in batches:
         f = one.run(feeds, outputs=list(dict.fromkeys([*names, *ours])))
         twin_feeds = dict(zip((v.name for v in integer.inputs), (feeds[v.name] for v in reference.inputs), strict=True))
-        q = two.run(_on_grid(integer, twin_feeds), outputs=list(dict.fromkeys([*names, *theirs])))
+        q = two.run(on_grid(integer, twin_feeds), outputs=list(dict.fromkeys([*names, *theirs])))
         samples += len(next(iter(feeds.values())))
         for name in names:
             moments[name].add(f[name], dequantized(q[name], integer.value(name).quant))
@@ -176,11 +178,18 @@ def _is_scores(graph: Graph, name: str) -> bool:
     return len(shape) == 2 and isinstance(shape[-1], int) and shape[-1] > 1
 
 
-def _on_grid(integer: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Float feeds quantized for the inputs that take integers."""
+def on_grid(integer: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Float feeds as an integer graph takes them: pixels where a normalization was folded, quantized where asked."""
+    folded: dict[str, Any] = json.loads(integer.metadata.get("qir.normalization", "{}"))
     result: dict[str, Array] = {}
     for value in integer.inputs:
         x = np.asarray(feeds[value.name])
-        needs = value.quant is not None and x.dtype.kind == "f"
-        result[value.name] = value.quant.quantize(x) if needs and value.quant is not None else x
+        if value.name in folded and x.dtype.kind == "f":
+            shape = [1] * x.ndim
+            shape[folded[value.name]["axis"]] = -1
+            mean, std = (np.asarray(folded[value.name][k], np.float64).reshape(shape) for k in ("mean", "std"))
+            x = np.clip(np.rint(x * std + mean), 0, 255).astype(value.dtype.numpy)
+        elif value.quant is not None and x.dtype.kind == "f":
+            x = value.quant.quantize(x)
+        result[value.name] = x
     return result

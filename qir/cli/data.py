@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qir.errors import DataError
-from qir.graph import Graph
+from qir.graph import Graph, Value
 from qir.io import load
 from qir.passes.data import Batches, batches
+from qir.passes.data import _npy_header as npy_header
+from qir.passes.fold_normalization import METADATA
 from qir.passes.images import Images
-from qir.types import Array
+from qir.runtime.compare import on_grid
+from qir.types import Array, DType, TensorType
 
 from . import show
 
@@ -35,8 +40,39 @@ def source(args: argparse.Namespace, *, normalized: bool = True) -> Any:
 
 
 def feeds(args: argparse.Namespace, graph: Graph, text: str) -> show.Shown[dict[str, Array]]:
-    """--data in batches that fit the graph's inputs, with a progress bar."""
-    return shown(batches(source(args), graph, batch_size=args.batch, samples=args.samples), args.batch, text)
+    """--data in batches that fit the graph's inputs, with a progress bar; floats are put on an integer input's grid."""
+    given = dtypes(args.data)
+    types = {v.name: as_given(graph, v, given) for v in graph.inputs}
+    found = batches(source(args), types, batch_size=args.batch, samples=args.samples)
+    if any(types[v.name] != v.type for v in graph.inputs):
+        found = Batches(lambda plain=found: (on_grid(graph, b) for b in plain), found.samples)
+    return shown(found, args.batch, text)
+
+
+def as_given(graph: Graph, value: Value, given: Mapping[str, np.dtype[Any]]) -> TensorType:
+    """The input's type, or float32 where it is quantized and the data are reals (images: unless it takes pixels)."""
+    folded = value.name in graph.metadata.get(METADATA, "")
+    dtype = given.get(value.name, given.get("*"))
+    real = not folded if dtype is None else dtype.kind == "f"
+    return replace(value.type, dtype=DType.FLOAT32, quant=None) if value.quant is not None and real else value.type
+
+
+def dtypes(path: Path) -> dict[str, np.dtype[Any]]:
+    """dtype of each array in a file ("*": of the only one), without reading it; nothing for what is no array file."""
+    try:
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                found: dict[str, np.dtype[Any]] = {}
+                for name in archive.namelist():
+                    with archive.open(name) as file:
+                        found[name.removesuffix(".npy")] = npy_header(file)[2]
+                return {**found, "*": next(iter(found.values()))} if len(found) == 1 else found
+        if path.is_file():
+            with path.open("rb") as file:
+                return {"*": npy_header(file)[2]}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        pass  # reading it will say what is wrong
+    return {}
 
 
 def pixel_batches(args: argparse.Namespace, graph: Graph) -> Batches:

@@ -40,6 +40,7 @@ def main(args: argparse.Namespace) -> int:
     same = all(np.array_equal(results["reference"], r) for r in results.values()) and equal == tensors
     show.say()
     rows = [("float32", "onnxruntime", f"{accuracy(truth, labels):.2%}", "", show.size(model.stat().st_size))]
+    written = show.size(output.stat().st_size)
     for backend, logits in results.items():
         agreement = float((logits.argmax(1) == truth.argmax(1)).mean())
         rows.append(

@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def chosen(args: argparse.Namespace) -> Recipe:
-    """The recipe with the options given beside it.  Raises DataError where it needs data and there are none."""
+    """The recipe with the options given beside it."""
     recipe = recipe_of(args.recipe)
     options: dict[str, Any] = {}
     if args.method:
@@ -61,14 +61,13 @@ def chosen(args: argparse.Namespace) -> Recipe:
         options["per_channel"] = False
     if args.strip_softmax:
         options["strip_softmax"] = True
-    recipe = recipe.but(**options)
-    if recipe.needs_data and args.data is None:
-        raise DataError(f"recipe {recipe.name!r} needs --data", hint="or use --recipe data_free")
-    return recipe
+    return recipe.but(**options)
 
 
 def quantized(args: argparse.Namespace, recipe: Recipe, graph: Graph) -> tuple[Graph, Report, Ranges]:
-    """The float graph through the recipe."""
+    """The float graph through the recipe.  Raises DataError where that needs data and there are none."""
+    if recipe.needs_data and args.data is None:
+        raise DataError(f"recipe {recipe.name!r} needs --data", hint="or use --recipe data_free")
     first = Report([])
     input_ranges: dict[str, tuple[float, float]] = {}
     if args.fold_normalization:

@@ -30,7 +30,8 @@ def main(args: argparse.Namespace) -> int:
         show.table([describe(n, a) for n, a in results.items()], ("output", "dtype", "shape", "min", "max", "mean"))
     )
     if output:
-        np.savez(output.open("wb"), **results)  # pyright: ignore[reportArgumentType]  # names are free
+        with output.open("wb") as file:  # a file, because np.savez adds a suffix to names
+            np.savez(file, **results)  # pyright: ignore[reportArgumentType]  # outputs may have any name
         show.say(f"wrote {output}")
     return 0
 

@@ -39,7 +39,8 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        [], ["fly"], ["quantize"], ["quantize", "a.onnx"], ["run", "a.onnx"], ["quantize", "a", "-o", "b", "--size", "0"],
+        [], ["fly"], ["quantize"], ["quantize", "a.onnx"], ["run", "a.onnx"],
+        ["quantize", "a", "-o", "b", "--size", "0"],
         ["quantize", "a", "-o", "b", "--opset", "20"], ["quantize", "a", "-o", "b", "--input-shape", "1x3"],
         ["run", "a", "--data", "b", "--backend", "tpu"], ["run", "a", "--data", "b", "--crop", "2"],
         ["run", "a", "--data", "b", "--mean", "x"], ["run", "a", "--data", "b", "--samples", "-1"],
@@ -54,9 +55,8 @@ def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -
 
 
 def test_values_of_options() -> None:
-    args = cli.build_parser().parse_args(
-        "quantize m.onnx -o o.onnx --data d --size 240x320 --mean 1,2,3 --std 4 --input-shape a:b:Nx3x8x8".split()
-    )
+    line = "quantize m.onnx -o o.onnx --data d --size 240x320 --mean 1,2,3 --std 4 --input-shape a:b:Nx3x8x8"
+    args = cli.build_parser().parse_args(shlex.split(line))
     assert args.size == (240, 320) and args.mean == (1.0, 2.0, 3.0) and args.std == (4.0,)
     assert args.input_shape == [("a:b", ("N", 3, 8, 8))]
     assert cli.pair("96") == (96, 96)
