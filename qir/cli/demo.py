@@ -39,25 +39,16 @@ def main(args: argparse.Namespace) -> int:
     tensors, equal = same_bits(integer, images.test[:16])
     same = all(np.array_equal(results["reference"], r) for r in results.values()) and equal == tensors
     show.say()
-    rows = [("float32", "onnxruntime", f"{accuracy(truth, labels):.2%}", "", show.size(model.stat().st_size))]
-    written = show.size(output.stat().st_size)
+    before, after = (show.size(p.stat().st_size) for p in (model, output))
+    rows = [("float32", "onnxruntime", f"{accuracy(truth, labels):.2%}", "", before)]
     for backend, logits in results.items():
         agreement = float((logits.argmax(1) == truth.argmax(1)).mean())
-        rows.append(
-            (
-                "integers",
-                backend,
-                f"{accuracy(logits, labels):.2%}",
-                f"{agreement:.2%}",
-                show.size(output.stat().st_size),
-            )
-        )
+        rows.append(("integers", backend, f"{accuracy(logits, labels):.2%}", f"{agreement:.2%}", after))
     show.say(show.table(rows, ("network", "executor", "accuracy", "same answer as float", "file"), "llrrr"))
     show.say()
     show.say(f"weights            {weights(graph)} -> {weights(integer)}")
-    show.say(
-        f"identical bits     {'yes' if same else 'NO'}: all {len(labels)} outputs, and {equal} of {tensors} inner tensors"
-    )
+    verdict = "yes" if same else "NO"
+    show.say(f"identical bits     {verdict}: all {len(labels)} outputs, and {equal} of {tensors} inner tensors")
     show.say(f"result             {output.resolve()}")
     show.say(f"look at it         qir inspect {output} --layers")
     return 0 if same and not offences else 1
