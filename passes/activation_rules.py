@@ -120,6 +120,19 @@ class FuseHardSwish(OfX):
 
 
 @rule
+class GateOfSix(OfX):
+    """x clip(x + 3, 0, 6) = 6 hardswish(x), where the sixth has moved elsewhere"""
+
+    @staticmethod
+    def lhs(x: Any) -> Any:
+        return Mul(x, Clip(Add(x, 3.0), 0.0, 6.0))
+
+    @staticmethod
+    def rhs(x: Value) -> Any:
+        return Mul(HardSwish(x), 6.0)
+
+
+@rule
 class GateToHardSwish(OfX):
     """x hardsigmoid(x; 1/6, 1/2) = hardswish(x)"""
 

@@ -15,6 +15,12 @@ from .rules import Affine, Example, Rule, Within, rule
 from .terms import Add, Div, Mul, Sub
 
 
+def grown(a: Array, b: Array) -> str | None:
+    """The sentence for two constants whose combination is larger than either."""
+    size = np.broadcast(a, b).size
+    return None if size <= max(a.size, b.size) else f"together the constants have {size} elements"
+
+
 @rule
 class SubToAdd(Affine):
     """x - c = x + (-c)"""
@@ -77,12 +83,16 @@ class MulMul(Affine):
         return Mul(Mul(x, a), b)
 
     @staticmethod
+    def guard(a: Array, b: Array) -> str | None:
+        return grown(a, b)
+
+    @staticmethod
     def rhs(x: Value, a: Array, b: Array) -> Any:
         return Mul(x, a * b)
 
     @staticmethod
     def example(rng: np.random.Generator) -> Example:
-        x, a, b = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, 4), (3, 1), (4,)))
+        x, a, b = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, 4), (3, 1), (3, 4)))
         return Example({"x": x, "a": a, "b": b})
 
 
@@ -98,12 +108,16 @@ class AddAdd(Affine):
         return Add(Add(x, a), b)
 
     @staticmethod
+    def guard(a: Array, b: Array) -> str | None:
+        return grown(a, b)
+
+    @staticmethod
     def rhs(x: Value, a: Array, b: Array) -> Any:
         return Add(x, a + b)
 
     @staticmethod
     def example(rng: np.random.Generator) -> Example:
-        x, a, b = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, 4), (3, 1), (4,)))
+        x, a, b = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, 4), (3, 1), (3, 4)))
         return Example({"x": x, "a": a, "b": b})
 
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 from qir.graph import Graph, Stage
 from qir.shapes import fold_shapes
 
-from .activation_rules import ACTIVATION_RULES
-from .affine_rules import AFFINE_RULES
+from .activation_rules import ACTIVATION_RULES, GateOfSix
+from .affine_rules import AFFINE_RULES, DivToMul, SubToAdd
 from .base import Pass
 from .cleanup_rules import CLEANUP_RULES
 from .clip_rules import CLIP_RULES
@@ -19,7 +19,12 @@ from .report import PassReport
 from .rewriter import replace, rewrite, sweep
 from .rules import Rule
 
-RULES: tuple[type[Rule], ...] = (*CLEANUP_RULES, *PAD_RULES, *ACTIVATION_RULES, *CLIP_RULES, *AFFINE_RULES)
+RECOGNITION: tuple[type[Rule], ...] = (
+    *CLEANUP_RULES, *PAD_RULES, *ACTIVATION_RULES, *CLIP_RULES, SubToAdd, DivToMul,
+)  # fmt: skip
+"""Applied first: the constants that spell an activation must not be folded into a layer before it is recognised."""
+
+RULES: tuple[type[Rule], ...] = (*RECOGNITION, GateOfSix, *AFFINE_RULES)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Simplify(Pass):
         if folded:
             report.note(f"{folded} nodes folded into constants")
         split_sums(graph, report)
+        rewrite(graph, RECOGNITION, report)
         rewrite(graph, RULES, report)
         if self.layout and any(n.op == "Transpose" for n in graph.nodes):
             rewrite(graph, (*RULES, *LAYOUT_RULES), report)

@@ -139,6 +139,25 @@ def test_sums_pads_and_outputs() -> None:
     assert_same(graph, after)
 
 
+@pytest.mark.parametrize("divide", [False, True])
+def test_an_activation_is_recognised_before_its_constants_are_folded(divide: bool) -> None:
+    """The sixth of a hard swish could go into the Conv after it, the half of a GELU into the factor after it."""
+    net = Net()
+    y = net.conv(net.x)
+    gate = net.op("Clip", net.op("Add", y, net.const(3.0)), net.const(0.0), net.const(6.0))
+    y = net.op("Mul", y, gate)
+    y = net.op("Div", y, net.const(6.0)) if divide else net.op("Mul", y, net.const(1 / 6))
+    y = net.conv(y, 3, 1)
+    erf = net.op("Erf", net.op("Div", y, net.const(2**0.5)))
+    y = net.op(
+        "Mul", net.op("Mul", net.op("Mul", y, net.op("Add", erf, net.const(1.0))), net.const(0.5)), net.const(3.0)
+    )
+    graph = net.done(net.conv(y))
+    after, _ = Simplify().apply(graph)
+    assert ops(after) == ["Conv", "HardSwish", "Conv", "Gelu", "Conv"]
+    assert_same(graph, after)
+
+
 def test_strip_softmax() -> None:
     net = Net("N", 4)
     logits = net.op("Gemm", net.x, net.normal(4, 3))
