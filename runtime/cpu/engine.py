@@ -15,12 +15,13 @@ from numba import carray, njit, types
 
 from .fields import (
     AT_REGISTERS, BLOCK_COLUMNS, BLOCK_ROWS, CHUNKS, COLUMN_CHUNKS, COLUMNS, COPY, COUNTER_BYTES, DEPTHWISE, DEQUANTIZE, GATHER, GEMM, LD,
-    OP, POOL, QUANTIZE, REGISTER_BYTES, ROW_CHUNKS, ROWS, TAIL_COUNT, TAIL_FIRST,
+    OP, POOL, QUANTIZE, REGISTER_BYTES, ROW_CHUNKS, ROWS, TAIL_COUNT, TAIL_FIRST, WINOGRAD,
 )
 from .heads import depthwise_region, gemm_chunk, pool_region
 from .movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
 from .tail import run_tail
 from .vector import as_pointer, atomic_load, fetch_add, pause
+from .winograd import winograd_chunk
 
 SPINS = 2000
 
@@ -59,6 +60,8 @@ def run_chunk(
     op = step[OP]
     if op == GEMM:
         gemm_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
+    elif op == WINOGRAD:
+        winograd_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
     elif op == QUANTIZE:
         quantize_chunk(step, chunk, pointers)
     elif op == DEQUANTIZE:
@@ -105,7 +108,7 @@ def _digest() -> int:
     """A number that changes with the source of any kernel."""
     text = b"".join(
         (Path(__file__).parent / name).read_bytes()
-        for name in ("engine.py", "fields.py", "heads.py", "movement.py", "tail.py", "vector.py")
+        for name in ("engine.py", "fields.py", "heads.py", "movement.py", "tail.py", "vector.py", "winograd.py")
     )
     return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "little")
 

@@ -250,6 +250,11 @@ def emit_conv(b: Builder, node: Node) -> bool:
     group = attrs["group"]
     if group == window.channels == w.shape[0] and group > 1 and math.prod(kernel) <= MAX_TAPS:
         return emit_depthwise(b, node, window, w, pads, order)
+    from . import winograd_plan
+
+    if winograd_plan.suits(node, window, w, group):
+        view, stride = input_rows(b, x, order)
+        return winograd_plan.emit(b, node, window, w, pads, view, stride, order)
     return emit_gemm(b, node, window, w, group, pads, order)
 
 

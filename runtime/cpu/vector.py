@@ -90,11 +90,12 @@ def _dot(builder: Any, acc: Any, x: Any, w: Any) -> Any:
     return acc
 
 
-def _tile(builder: Any, rows: int, vectors: int, args: Any) -> None:
+def _tile(builder: Any, rows: int, vectors: int, args: Any, wide: bool) -> None:
     """The body of one tile kernel; args as in `make_tile`."""
     a, row_offsets, segments, segment_count, groups, b, out, out_stride = args
     vector = ir.VectorType(I32, LANES)
-    width = LANES * GROUP  # bytes of weights in one vector step
+    count = LANES * GROUP  # weights in one vector step
+    width = count * (2 if wide else 1)
     bases = [builder.add(a, _load(builder, builder.add(row_offsets, I64(8 * r)), I64, 8)) for r in range(rows)]
     entry, function = builder.block, builder.function
     outer, inner, next_segment, done = (function.append_basic_block(n) for n in ("segment", "k", "next", "done"))
@@ -112,9 +113,9 @@ def _tile(builder: Any, rows: int, vectors: int, args: Any) -> None:
     acc = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
     weights: list[Any] = []
     for j in range(vectors):
-        raw = _load(builder, builder.add(b_k, I64(width * j)), ir.VectorType(I8, width))
-        if GROUP == 2:
-            raw = builder.sext(raw, ir.VectorType(I16, width))
+        raw = _load(builder, builder.add(b_k, I64(width * j)), ir.VectorType(I16 if wide else I8, count))
+        if GROUP == 2 and not wide:
+            raw = builder.sext(raw, ir.VectorType(I16, count))
         weights.append(builder.bitcast(raw, vector))
     new: list[list[Any]] = []
     offset = builder.mul(k, I64(GROUP * ELEMENT))
@@ -165,13 +166,13 @@ def _intrinsic(count: int, emit: Callable[[Any, Any], Any], result: Any = types.
     return intrinsic(scope["call"])
 
 
-def make_tile(rows: int, vectors: int) -> Any:
+def make_tile(rows: int, vectors: int, wide: bool = False) -> Any:
     """tile(a, row_offsets, segments, segment_count, groups, b, out, out_stride): all addresses or byte counts.
 
     out[r, n] = sum over segments s and k < groups * G of a[row_offsets[r] + segments[s] + k] * b[s, k, n], int32,
-    for `rows` rows and LANES * vectors columns; b is (segment, group, column, G) int8.
+    for `rows` rows and LANES * vectors columns; b is (segment, group, column, G) int8, or int16 where `wide`.
     """
-    return _intrinsic(8, lambda builder, args: _tile(builder, rows, vectors, args))
+    return _intrinsic(8, lambda builder, args: _tile(builder, rows, vectors, args, wide))
 
 
 def _lanes64(builder: Any, v: Any) -> tuple[Any, Any]:
@@ -295,6 +296,64 @@ depthwise_signed = _intrinsic(6, lambda builder, args: _depthwise(builder, args,
 """depthwise_*(taps, tap_count, weights, weight_stride, dst, columns): one output pixel of a depthwise convolution.
 
 dst[c] = sum over t of x_t[c] * weights[t, c]; taps: addresses of the 8-bit pixels under each tap; weights int32.
+"""
+
+
+def _winograd_input(builder: Any, args: Any) -> None:
+    src, row_stride, pixel_stride, dst, plane_stride, channels = args
+    vector = ir.VectorType(I16, 16)
+
+    def forward(d: list[Any]) -> list[Any]:
+        return [builder.sub(d[0], d[2]), builder.add(d[1], d[2]), builder.sub(d[2], d[1]), builder.sub(d[1], d[3])]
+
+    with cgutils.for_range_slice(builder, I64(0), channels, I64(16)) as (c, _):
+        lane = builder.mul(c, I64(2))
+        rows: list[list[Any]] = []
+        for i in range(4):
+            line = builder.add(builder.add(src, lane), builder.mul(row_stride, I64(i)))
+            pixels = [_load(builder, builder.add(line, builder.mul(pixel_stride, I64(j))), vector) for j in range(4)]
+            rows.append(forward(pixels))
+        for j in range(4):
+            for i, value in enumerate(forward([rows[r][j] for r in range(4)])):
+                plane = builder.mul(plane_stride, I64(4 * i + j))
+                _store(builder, value, builder.add(builder.add(dst, lane), plane))
+
+
+winograd_input = _intrinsic(6, _winograd_input)
+"""winograd_input(src, row_stride, pixel_stride, dst, plane_stride, channels): B^T d B of one 4x4 tile, int16.
+
+Sixteen planes, strides in bytes; 16 channels at a time.
+"""
+
+
+def _winograd_output(builder: Any, args: Any, row: int) -> None:
+    src, plane_stride, dst, pixel_stride, columns = args
+    vector = ir.VectorType(I32, 8)
+    two = ir.Constant(vector, [2] * 8)
+    with cgutils.for_range_slice(builder, I64(0), columns, I64(8)) as (c, _):
+        lane = builder.mul(c, I64(4))
+        sums: list[Any] = []
+        for j in range(4):
+            first, second, third = (
+                _load(
+                    builder, builder.add(builder.add(src, lane), builder.mul(plane_stride, I64(4 * i + j))), vector, 4
+                )
+                for i in ((0, 1, 2) if row == 0 else (1, 2, 3))
+            )
+            joined = builder.add if row == 0 else builder.sub
+            sums.append(joined(joined(first, second), third))
+        even = builder.add(builder.add(sums[0], sums[1]), sums[2])
+        odd = builder.sub(builder.sub(sums[1], sums[2]), sums[3])
+        at = builder.add(dst, lane)
+        _store(builder, builder.ashr(even, two), at, 4)
+        _store(builder, builder.ashr(odd, two), builder.add(at, pixel_stride), 4)
+
+
+winograd_output_0 = _intrinsic(5, lambda builder, args: _winograd_output(builder, args, 0))
+winograd_output_1 = _intrinsic(5, lambda builder, args: _winograd_output(builder, args, 1))
+"""winograd_output_*(src, plane_stride, dst, pixel_stride, columns): two pixels of output row 0 or 1 of one tile.
+
+A^T m A / 4 in int32, from sixteen planes; the division is exact, because the kernel transform is scaled by 4.
 """
 
 

@@ -1,0 +1,144 @@
+"""3x3 convolutions in 2.25 times fewer multiplications, exactly: Winograd's F(2x2, 3x3) in integers.
+
+    y = A^T [ (2G) g (2G)^T * B^T d B ] A / 4                     [Lavin and Gray 2016, eq. 12, with 2G for G]
+
+B and A hold only 0 and +-1, 2G only integers, so everything is an integer and the division by 4 is exact.  Transformed
+activations stay within 4 * 255 and weights within 9 * 255: int16.  Sums may wrap modulo 2^32 on the way, the result
+is right as long as 4 * acc fits int32, which the planner proves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from .fields import (
+    AT_PANEL, AT_REGISTERS, AT_ROWS, CHANNELS, COLUMN_CHUNKS, GROUPS, IMAGES, LD, OUT_H, OUT_W, PANEL_COUNT, PANELS,
+    PATCH_W, REGISTER_BYTES, ROW_CHUNKS, SEGMENTS, TAIL_COUNT, TAIL_FIRST, WEIGHTS, WINOGRAD_TILES,
+)  # fmt: skip
+from .heads import build_patch
+from .tail import address, run_tail
+from .vector import (
+    LANES, MAX_ROWS, VECTORS, as_pointer, make_tile, winograd_input, winograd_output_0, winograd_output_1,
+)  # fmt: skip
+
+_w12, _w22, _w32, _w42, _w52, _w62 = (make_tile(r, VECTORS, True) for r in range(1, MAX_ROWS + 1))
+_w11, _w21, _w31, _w41, _w51, _w61 = (make_tile(r, 1, True) for r in range(1, MAX_ROWS + 1))
+
+
+@njit(nogil=True)
+def wide_tile(
+    rows: int, vectors: int, a: int, offsets: int, segments: int, groups: int, b: int, out: int, stride: int
+) -> None:
+    """The tile kernel with int16 weights, one segment."""
+    if vectors == 2:
+        if rows == 6:
+            _w62(a, offsets, segments, 1, groups, b, out, stride)
+        elif rows == 5:
+            _w52(a, offsets, segments, 1, groups, b, out, stride)
+        elif rows == 4:
+            _w42(a, offsets, segments, 1, groups, b, out, stride)
+        elif rows == 3:
+            _w32(a, offsets, segments, 1, groups, b, out, stride)
+        elif rows == 2:
+            _w22(a, offsets, segments, 1, groups, b, out, stride)
+        else:
+            _w12(a, offsets, segments, 1, groups, b, out, stride)
+    elif rows == 6:
+        _w61(a, offsets, segments, 1, groups, b, out, stride)
+    elif rows == 5:
+        _w51(a, offsets, segments, 1, groups, b, out, stride)
+    elif rows == 4:
+        _w41(a, offsets, segments, 1, groups, b, out, stride)
+    elif rows == 3:
+        _w31(a, offsets, segments, 1, groups, b, out, stride)
+    elif rows == 2:
+        _w21(a, offsets, segments, 1, groups, b, out, stride)
+    else:
+        _w11(a, offsets, segments, 1, groups, b, out, stride)
+
+
+@njit(nogil=True)
+def winograd_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
+    """Some rows of 2x2 tiles of one image, some output channels.
+
+    Scratch after the panel area: transformed activations (16, tiles, channels) int16, products (16, tiles of a
+    stretch, block columns) int32, the padded patch.
+    """
+    column_chunks = step[COLUMN_CHUNKS]
+    row_chunk, column_chunk = chunk // column_chunks, chunk % column_chunks
+    blocks = step[ROW_CHUNKS] // step[IMAGES]
+    image, block = row_chunk // blocks, row_chunk % blocks
+    out_h, out_w, channels = step[OUT_H], step[OUT_W], step[CHANNELS]
+    tall, across = (out_h + 1) // 2, (out_w + 1) // 2
+    first_row = tall * block // blocks
+    tile_rows = tall * (block + 1) // blocks - first_row
+    tiles = tile_rows * across
+    row_bytes = (channels + 15) // 16 * 32
+    plane = tiles * row_bytes + 64
+    ld, stretch = step[LD], step[WINOGRAD_TILES]
+    product_plane = stretch * ld * 4
+    v = scratch + AT_PANEL + panel_bytes
+    products = v + 16 * plane
+    patch = products + 16 * product_plane
+    key = carray(as_pointer(scratch), 2, np.int64)
+    offsets_at = scratch + AT_ROWS
+    if key[0] != index or key[1] != row_chunk:
+        build_patch(step, pointers, patch, image, 2 * first_row, 2 * tile_rows)
+        key[0], key[1] = index, row_chunk
+        pixel = channels * 2
+        line = step[PATCH_W] * pixel
+        for i in range(tile_rows):
+            for j in range(across):
+                winograd_input(
+                    patch + 2 * i * line + 2 * j * pixel, line, pixel, v + (i * across + j) * row_bytes, plane, channels
+                )
+        offsets = carray(as_pointer(offsets_at), stretch, np.int64)
+        for i in range(stretch):
+            offsets[i] = i * row_bytes
+    count = step[PANEL_COUNT]
+    first, last = count * column_chunk // column_chunks, count * (column_chunk + 1) // column_chunks
+    panels = carray(as_pointer(address(pointers, step[PANELS])), (count, 5), np.int64)
+    weights, segments = address(pointers, step[WEIGHTS]), address(pointers, step[SEGMENTS])
+    registers = scratch + AT_REGISTERS
+    for p in range(first, last, 2):
+        q = min(p + 2, last)
+        c0 = panels[p, 1]
+        cn = panels[q - 1, 1] + panels[q - 1, 2] - c0
+        wide = (cn + 7) // 8 * 8
+        for i in range(tile_rows):
+            oh = 2 * (first_row + i)
+            pieces = (across + stretch - 1) // stretch
+            for piece in range(pieces):
+                j0 = across * piece // pieces
+                jn = across * (piece + 1) // pieces - j0
+                groups_of_rows = (jn + MAX_ROWS - 1) // MAX_ROWS
+                for n in range(p, q):
+                    vectors = 1 if panels[n, 2] <= LANES else VECTORS
+                    size = panels[n, 4] // 16
+                    for position in range(16):
+                        a = v + position * plane + (i * across + j0) * row_bytes
+                        b = weights + panels[n, 0] + position * size
+                        out = products + position * product_plane + (panels[n, 1] - c0) * 4
+                        for k in range(groups_of_rows):
+                            m0 = jn * k // groups_of_rows
+                            mn = jn * (k + 1) // groups_of_rows - m0
+                            wide_tile(
+                                mn, vectors, a, offsets_at + 8 * m0, segments, step[GROUPS], b, out + m0 * ld * 4, ld * 4
+                            )
+                for odd in range(2):
+                    if oh + odd >= out_h:
+                        continue
+                    for j in range(jn):
+                        source, target = products + j * ld * 4, registers + 2 * j * ld * 4
+                        if odd:
+                            winograd_output_1(source, product_plane, target, ld * 4, wide)
+                        else:
+                            winograd_output_0(source, product_plane, target, ld * 4, wide)
+                    r0 = (image * out_h + oh + odd) * out_w + 2 * j0
+                    rn = min(2 * jn, out_w - 2 * j0)
+                    run_tail(
+                        tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, registers, REGISTER_BYTES, ld, r0, rn, c0, cn
+                    )

@@ -1,0 +1,110 @@
+"""When a convolution runs as Winograd's F(2x2, 3x3), and its transformed weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qir.graph import Node
+from qir.types import Array
+
+from ..plan import View
+from .builder import Builder
+from .chain import Chain, padded
+from .fields import (
+    CHUNKS, COLUMN_CHUNKS, COLUMNS, GROUPS, LD, OP, PAD_ROW, PANEL_COUNT, PANELS, PATCH_W, ROW_CHUNKS, ROWS, SEGMENTS,
+    WEIGHTS, WINOGRAD, WINOGRAD_TILES, X, X_DTYPE, X_STRIDE,
+)  # fmt: skip
+from .linear import Packed, Window
+from .steps import Step, constant, ref
+from .vector import GROUP, LANES, PANEL
+
+STRETCH = 30
+"""Tiles of a row that are multiplied together."""
+SPACE = 448 * 1024
+"""Bytes of transformed activations of a chunk: they stay in a core's second-level cache."""
+LEAST_TILES = 36
+"""Fewer tiles an image would stream the sixteenfold weights for too little work."""
+TWICE_G = np.asarray([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int64)
+
+
+def suits(node: Node, window: Window, w: Array, group: int) -> bool:
+    """Whether the transform pays and 4 * acc is proved to fit int32."""
+    if GROUP != 2:  # with VNNI the direct 8-bit kernel is faster
+        return False
+    tiles = -(-window.out_h // 2) * -(-window.out_w // 2)
+    fits = (
+        window.kernel == (3, 3) and window.strides == (1, 1) and window.dilations == (1, 1) and group == 1
+        and window.channels >= 16 and w.shape[0] >= 16 and tiles >= LEAST_TILES
+    )  # fmt: skip
+    if not fits or node.input(1).dtype.bits == 4:
+        return False
+    x = node.input(0).dtype
+    total = np.abs(w.astype(np.int64) - node.attrs["weight_zero_point"]).sum(axis=(1, 2, 3)).max()
+    return int(total) * max(abs(x.lo), x.hi) * 4 < 2**31
+
+
+def pack(w: Array, zero_point: int) -> Packed:
+    """(2G) w (2G)^T as panels: (16 positions, k, column, GROUP) int16 for each panel."""
+    centred = w.astype(np.int64) - zero_point
+    m, c = centred.shape[:2]
+    transformed = np.einsum("ia,mcab,jb->mcij", TWICE_G, centred, TWICE_G).reshape(m, c, 16)
+    groups = -(-c // GROUP)
+    full = np.zeros((-(-m // PANEL) * PANEL, groups * GROUP, 16), np.int16)
+    full[:m, :c] = transformed
+    table: list[list[int]] = []
+    blocks: list[Array] = []
+    at = 0
+    for n in range(0, m, PANEL):
+        columns = min(PANEL, m - n)
+        width = LANES if columns <= LANES else PANEL
+        block = full[n : n + width].reshape(width, groups, GROUP, 16).transpose(3, 1, 0, 2)
+        blocks.append(np.ascontiguousarray(block).reshape(-1))
+        table.append([at, n, columns, 0, blocks[-1].nbytes])
+        at += blocks[-1].nbytes
+    data = np.concatenate([*blocks, np.zeros(32, np.int16)])
+    return Packed(
+        constant(data), constant(np.asarray(table, np.int64)), len(table), np.zeros(m, np.int64), False, groups, 1, False,
+        0, data.nbytes,
+    )  # fmt: skip
+
+
+def emit(
+    b: Builder, node: Node, window: Window, w: Array, pads: Array, view: View, stride: int, order: tuple[int, ...]
+) -> bool:
+    out = node.output
+    key = f"{node.name}/winograd"
+    if key not in b.packed:
+        b.packed[key] = pack(w, node.attrs["weight_zero_point"])
+    packed: Packed = b.packed[key]
+    chain = Chain(b, order, tuple(b.shape(out)[a] for a in order))
+    bias = node.optional(2)
+    chain.grow(out, 0, None if bias is None else bias.array())
+    tall, across = -(-window.out_h // 2), -(-window.out_w // 2)
+    row_bytes = -(-window.channels // 16) * 32
+    most = max(1, SPACE // (16 * row_bytes * across))
+    blocks = max(-(-tall // most), min(-(-4 * b.threads // window.images), tall))
+    column_chunks = 1
+    if window.images * blocks < 2 * b.threads:
+        column_chunks = max(1, min(packed.panels // 2, -(-4 * b.threads // (window.images * blocks))))
+    stretch = min(STRETCH, across)
+    ld = 2 * PANEL
+    width = 2 * across + 2
+    tile_rows = -(-tall // blocks)
+    space = (
+        16 * (tile_rows * across * row_bytes + 64) + 16 * stretch * ld * 4
+        + (2 * tile_rows + 2) * width * window.channels * 2 + 256
+    )  # fmt: skip
+    b.add(
+        Step(
+            {
+                OP: WINOGRAD, CHUNKS: window.images * blocks * column_chunks, ROWS: chain.rows, COLUMNS: w.shape[0],
+                ROW_CHUNKS: window.images * blocks, COLUMN_CHUNKS: column_chunks, LD: ld, X: ref(view),
+                X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pads)), WEIGHTS: packed.data,
+                SEGMENTS: constant(np.zeros(1, np.int64)), GROUPS: packed.groups, PANELS: packed.table,
+                PANEL_COUNT: packed.panels, PATCH_W: width, WINOGRAD_TILES: stretch, **window.fields(),
+            },
+            chain.records, [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
+            macs=chain.rows * w.size, weight_bytes=packed.bytes, patch_bytes=space,
+        )
+    )  # fmt: skip
+    return True
