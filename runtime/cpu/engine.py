@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numba import carray, njit, types
 
+from .depthwise import depthwise_chunk
 from .fields import (
-    AT_REGISTERS, BLOCK_COLUMNS, BLOCK_ROWS, CHUNKS, COLUMN_CHUNKS, COLUMNS, COPY, COUNTER_BYTES, DEPTHWISE, DEQUANTIZE, GATHER, GEMM, LD,
+    AT_REGISTERS, BLOCK_COLUMNS, BLOCK_ROWS, CHUNKS, COLUMN_CHUNKS, COLUMNS, COPY, COUNTER_BYTES, DEPTHWISE, DEPTHWISE_ROWS, DEQUANTIZE, GATHER, GEMM, LD,
     OP, POOL, QUANTIZE, REGISTER_BYTES, ROW_CHUNKS, ROWS, TAIL_COUNT, TAIL_FIRST, WINOGRAD,
 )
 from .heads import depthwise_region, gemm_chunk, pool_region
@@ -60,6 +61,8 @@ def run_chunk(
     op = step[OP]
     if op == GEMM:
         gemm_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
+    elif op == DEPTHWISE_ROWS:
+        depthwise_chunk(step, chunk, tails, pointers, scratch, panel_bytes)
     elif op == WINOGRAD:
         winograd_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
     elif op == QUANTIZE:
@@ -108,7 +111,7 @@ def _digest() -> int:
     """A number that changes with the source of any kernel."""
     text = b"".join(
         (Path(__file__).parent / name).read_bytes()
-        for name in ("engine.py", "fields.py", "heads.py", "movement.py", "tail.py", "vector.py", "winograd.py")
+        for name in ("depthwise.py", "engine.py", "fields.py", "heads.py", "movement.py", "tail.py", "vector.py", "winograd.py")
     )
     return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "little")
 

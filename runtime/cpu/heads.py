@@ -10,12 +10,11 @@ from numba import carray, njit
 from .fields import (
     AT_PANEL, AT_REGISTERS, AT_ROWS, AT_TAPS, BLOCK_COLUMNS, BLOCK_ROWS, CHANNELS, COLUMN_CHUNKS, DILATION_H, DILATION_W, GROUPS, I8,
     IMAGES, IN_H, IN_W, KERNEL_H, KERNEL_W, LD, MAX_TAPS, OUT_H, OUT_W, PACKED4, PAD_LEFT, PAD_ROW, PAD_TOP, PANEL_COUNT, PANELS,
-    PATCH_W, POOL_MAX, REGISTER_BYTES, ROW_CHUNKS, SEGMENT_COUNT, SEGMENTS, STRIDE_H, STRIDE_W, TAIL_COUNT, TAIL_FIRST,
+    PATCH_ELEMENT, PATCH_W, POOL_MAX, REGISTER_BYTES, ROW_CHUNKS, SEGMENT_COUNT, SEGMENTS, STRIDE_H, STRIDE_W, TAIL_COUNT, TAIL_FIRST,
     WEIGHTS, X, X_DTYPE, X_STRIDE,
 )
 from .tail import address, run_tail
 from .vector import (
-    ELEMENT,
     LANES,
     MAX_ROWS,
     VECTORS,
@@ -62,12 +61,12 @@ def tile(
 
 
 @njit(nogil=True)
-def widen_patch(dst: int, src: int, count: int, signed: bool) -> None:
-    """8-bit activations as the tile wants them: int16, or uint8 offset by 128 where they are signed."""
-    if ELEMENT == 1:
+def widen_patch(dst: int, src: int, count: int, signed: bool, element: int) -> None:
+    """8-bit activations as a kernel wants them: int16 (element 2), as they are (1), offset by 128 (0)."""
+    if element < 2:
         b = carray(as_pointer(dst), count, np.uint8)
         s = carray(as_pointer(src), count, np.uint8)
-        flip = np.uint8(128 if signed else 0)
+        flip = np.uint8(128 if signed and element == 0 else 0)
         for i in range(count):
             b[i] = s[i] ^ flip
     elif signed:
@@ -105,10 +104,11 @@ def build_patch(step: Any, pointers: Any, patch: int, image: int, oh0: int, ohn:
     rows = ohn if step[KERNEL_H] == 1 else (ohn - 1) * step[STRIDE_H] + (step[KERNEL_H] - 1) * step[DILATION_H] + 1
     top = oh0 * step[STRIDE_H] - step[PAD_TOP]
     left = step[PAD_LEFT]
-    pixel = channels * ELEMENT
+    element = step[PATCH_ELEMENT]
+    pixel = channels * max(element, 1)
     if stride == channels and row_step == 1 and col_step == 1 and left == 0 and width == in_w:
         if top >= 0 and top + rows <= in_h:
-            widen_patch(patch, x + (image * in_h + top) * in_w * stride, rows * width * channels, signed)
+            widen_patch(patch, x + (image * in_h + top) * in_w * stride, rows * width * channels, signed, element)
             return
     for r in range(rows):
         ih = top + r * row_step
@@ -122,14 +122,14 @@ def build_patch(step: Any, pointers: Any, patch: int, image: int, oh0: int, ohn:
             last = max(first, last)
             source = x + ((image * in_h + ih) * in_w + first * col_step - left) * stride
             if col_step == 1 and stride == channels:
-                widen_patch(line + first * pixel, source, (last - first) * channels, signed)
+                widen_patch(line + first * pixel, source, (last - first) * channels, signed, element)
             else:
                 for c in range(first, last):
-                    widen_patch(line + c * pixel, source + (c - first) * col_step * stride, channels, signed)
+                    widen_patch(line + c * pixel, source + (c - first) * col_step * stride, channels, signed, element)
         for c in range(first):
-            widen_patch(line + c * pixel, pad, channels, signed)
+            widen_patch(line + c * pixel, pad, channels, signed, element)
         for c in range(last, width):
-            widen_patch(line + c * pixel, pad, channels, signed)
+            widen_patch(line + c * pixel, pad, channels, signed, element)
 
 
 @njit(nogil=True)
@@ -150,7 +150,7 @@ def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scr
         build_patch(step, pointers, patch, image, oh0, ohn)
         key[0], key[1] = index, row_chunk
         offsets = carray(as_pointer(offsets_at), rows, np.int64)
-        pixel = step[CHANNELS] * ELEMENT
+        pixel = step[CHANNELS] * max(step[PATCH_ELEMENT], 1)
         down = 1 if step[KERNEL_H] == 1 else step[STRIDE_H]
         right = 1 if step[KERNEL_W] == 1 else step[STRIDE_W]
         for i in range(ohn):

@@ -13,15 +13,18 @@ from qir.types import Array
 
 from ..plan import View, channels_last
 from .builder import Builder
-from .chain import Chain, block_of, padded, rows_of
+from .chain import Chain, padded, rows_of
 from .fields import (
-    BLOCK_COLUMNS, BLOCK_ROWS, CHANNELS, CHUNKS, COLUMN_CHUNKS, COLUMNS, DEPTHWISE, DILATION_H, DILATION_W, GEMM,
+    BLOCK_COLUMNS, BLOCK_ROWS, CHANNELS, CHUNKS, COLUMN_CHUNKS, COLUMNS, DILATION_H, DILATION_W, GEMM,
     GROUPS, IMAGES, IN_H, IN_W, KERNEL_H, KERNEL_W, LD, MAX_PATCH_ROWS, MAX_TAPS, OP, OUT_H, OUT_W, PACKED4, PAD_LEFT,
-    PAD_ROW, PAD_TOP, PANEL_COUNT, PANELS, PATCH_W, REGISTER_BYTES, ROW_CHUNKS, ROWS, SEGMENT_COUNT, SEGMENTS,
+    PAD_ROW, PAD_TOP, PANEL_COUNT, PANELS, PATCH_ELEMENT, PATCH_W, REGISTER_BYTES, ROW_CHUNKS, ROWS, SEGMENT_COUNT, SEGMENTS,
     STRIDE_H, STRIDE_W, WEIGHTS, X, X_DTYPE, X_STRIDE,
 )  # fmt: skip
 from .steps import Number, Ref, Step, constant, ref
 from .vector import ELEMENT, GROUP, LANES, MAX_ROWS, PANEL
+
+PATCH_KIND = 2 if ELEMENT == 2 else 0
+"""What the tile kernel reads: int16, or uint8 offset by 128 where activations are signed."""
 
 PATCH_LIMIT = 384 * 1024
 """Bytes of a patch: it shares a core's second-level cache with a block of weight panels."""
@@ -209,7 +212,7 @@ def emit_gemm(
             X: ref(view), X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pad_row)),
             WEIGHTS: packed.data, SEGMENTS: constant(segment_offsets(window, group, packed.twice)),
             SEGMENT_COUNT: packed.segments, GROUPS: packed.groups, PANELS: packed.table, PANEL_COUNT: packed.panels,
-            PATCH_W: window.patch_width, PACKED4: int(packed.nibbles), **window.fields(),
+            PATCH_W: window.patch_width, PATCH_ELEMENT: PATCH_KIND, PACKED4: int(packed.nibbles), **window.fields(),
         },
         chain.records, [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
         macs=chain.rows * columns * w[0].size, weight_bytes=packed.bytes, panel_bytes=packed.block_bytes,
@@ -249,6 +252,8 @@ def emit_conv(b: Builder, node: Node) -> bool:
     order = channels_last(x.type.rank)
     group = attrs["group"]
     if group == window.channels == w.shape[0] and group > 1 and math.prod(kernel) <= MAX_TAPS:
+        from .depthwise_plan import emit_depthwise
+
         return emit_depthwise(b, node, window, w, pads, order)
     from . import winograd_plan
 
@@ -256,34 +261,6 @@ def emit_conv(b: Builder, node: Node) -> bool:
         view, stride = input_rows(b, x, order)
         return winograd_plan.emit(b, node, window, w, pads, view, stride, order)
     return emit_gemm(b, node, window, w, group, pads, order)
-
-
-def emit_depthwise(b: Builder, node: Node, window: Window, w: Array, pads: Array, order: tuple[int, ...]) -> bool:
-    x, out = node.input(0), node.output
-    view, stride = input_rows(b, x, order)
-    centred = w.reshape(w.shape[0], -1).T.astype(np.int32) - node.attrs["weight_zero_point"]
-    taps, channels = centred.shape
-    wide = np.zeros((taps, -(-channels // 16) * 16), np.int32)
-    wide[:, :channels] = centred
-    memory = tuple(b.shape(out)[a] for a in order)
-    chain = Chain(b, order, memory)
-    bias = node.optional(2)
-    chain.grow(out, 0, None if bias is None else bias.array())
-    block_rows, block_columns, ld = block_of(channels, chain.rows)
-    row_chunks = b.chunks(chain.rows, chain.rows * channels, 4096)
-    b.add(
-        Step(
-            {
-                OP: DEPTHWISE, CHUNKS: row_chunks, ROWS: chain.rows, COLUMNS: channels, ROW_CHUNKS: row_chunks,
-                COLUMN_CHUNKS: 1, BLOCK_ROWS: block_rows, BLOCK_COLUMNS: block_columns, LD: ld, X: ref(view),
-                X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pads)), WEIGHTS: constant(wide),
-                **window.fields(),
-            },
-            chain.records, [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)],
-            node.op, macs=chain.rows * channels * taps, weight_bytes=wide.nbytes,
-        )
-    )  # fmt: skip
-    return True
 
 
 def emit_matmul(b: Builder, node: Node) -> bool:

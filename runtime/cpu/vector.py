@@ -299,6 +299,66 @@ dst[c] = sum over t of x_t[c] * weights[t, c]; taps: addresses of the 8-bit pixe
 """
 
 
+def _interleave(builder: Any, a: Any, b: Any, high: bool) -> Any:
+    """Pairs (a[c], b[c]) of half the channels: 0-3, 8-11 (low) or 4-7, 12-15 (high), one shuffle on x86."""
+    start = 4 if high else 0
+    mask = [lane for half in (0, 8) for c in range(start + half, start + half + 4) for lane in (c, c + 16)]
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 16), mask))
+
+
+def _pair_sum(builder: Any, acc: Any, x: Any, w: Any) -> Any:
+    """acc + x[2i] w[2i] + x[2i+1] w[2i+1], eight int32 lanes from sixteen int16."""
+    v32, v16 = ir.VectorType(I32, 8), ir.VectorType(I16, 16)
+    if KIND != "generic":
+        return builder.add(acc, builder.call(_external(builder, "llvm.x86.avx2.pmadd.wd", v32, [v16, v16]), [x, w]))
+    for parity in (0, 1):
+        pick = ir.Constant(v32, list(range(parity, 16, 2)))
+        halves = [builder.sext(builder.shuffle_vector(v, v, pick), v32) for v in (x, w)]
+        acc = builder.add(acc, builder.mul(*halves))
+    return acc
+
+
+def _depthwise_row(builder: Any, args: Any, kernel: tuple[int, int], signed: bool) -> None:
+    src, row_stride, tap_stride, pixel_stride, pixels, weights, dst, dst_stride, columns = args
+    v8, v16, v32 = ir.VectorType(I8, 16), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
+    taps = [(i, j) for i in range(kernel[0]) for j in range(kernel[1])]
+    block_bytes = 64 * ((len(taps) + 1) // 2)
+    zero = ir.Constant(v16, None)
+    orders = [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]]
+    with cgutils.for_range_slice(builder, I64(0), columns, I64(16)) as (c, _):
+        w_block = builder.add(weights, builder.mul(builder.udiv(c, I64(16)), I64(block_bytes)))
+        out = builder.add(dst, builder.mul(c, I64(4)))
+        with cgutils.for_range(builder, pixels) as pixel:
+            corner = builder.add(builder.add(src, c), builder.mul(pixel.index, pixel_stride))
+            lines = [builder.add(corner, builder.mul(row_stride, I64(i))) for i in range(kernel[0])]
+            acc = [ir.Constant(v32, None), ir.Constant(v32, None)]
+            for t in range(0, len(taps), 2):
+                pair: list[Any] = []
+                for i, j in taps[t : t + 2]:
+                    raw = _load(builder, builder.add(lines[i], builder.mul(tap_stride, I64(j))), v8)
+                    pair.append(builder.sext(raw, v16) if signed else builder.zext(raw, v16))
+                first, second = pair[0], pair[1] if len(pair) == 2 else zero
+                for half in (0, 1):
+                    w = _load(builder, builder.add(w_block, I64(32 * t + 32 * half)), v16)
+                    acc[half] = _pair_sum(builder, acc[half], _interleave(builder, first, second, half == 1), w)
+            line = builder.add(out, builder.mul(pixel.index, dst_stride))
+            # back to channel order
+            for half in (0, 1):
+                wanted = range(8 * half, 8 * half + 8)
+                mask = [orders[0].index(n) if n in orders[0] else 8 + orders[1].index(n) for n in wanted]
+                value = builder.shuffle_vector(acc[0], acc[1], ir.Constant(v32, mask))
+                _store(builder, value, builder.add(line, I64(32 * half)), 4)
+
+
+def make_depthwise_row(kernel: tuple[int, int], signed: bool) -> Any:
+    """row(src, row_stride, tap_stride, pixel_stride, pixels, weights, dst, dst_stride, columns): strides in bytes.
+
+    dst[p, c] = sum over taps (i, j) of src[i, p, j, c] * w[i, j, c] for `pixels` outputs of a padded row of 8-bit
+    activations; weights: int16 pairs of taps as `pack_depthwise` orders them; 16 channels at a time.
+    """
+    return _intrinsic(9, lambda builder, args: _depthwise_row(builder, args, kernel, signed))
+
+
 def _winograd_input(builder: Any, args: Any) -> None:
     src, row_stride, pixel_stride, dst, plane_stride, channels = args
     vector = ir.VectorType(I16, 16)
