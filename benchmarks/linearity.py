@@ -94,10 +94,9 @@ def measure(sizes: tuple[int, ...] = SIZES) -> dict[str, dict[int, float]]:
 
 def further_steps(graph: Graph) -> list[tuple[str, Callable[[Graph], Graph]]]:
     """Ranges without data, quantizers and lowering to integers."""
-    from qir.passes.lower_to_dyadic import LowerToDyadic
-
     from qir.passes.data_free import data_free_ranges
     from qir.passes.insert_qdq import InsertQdq
+    from qir.passes.lower_to_dyadic import LowerToDyadic
 
     def quantizers(g: Graph) -> Graph:
         return InsertQdq(ranges=data_free_ranges(g)).apply(g)[0]
