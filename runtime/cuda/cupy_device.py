@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from qir.errors import BackendError
 from qir.types import Array
 
 from .kernels import INSTANCES, Kernel, sources
+
+if TYPE_CHECKING:
+    from .plan import Launch
 
 OLDEST = 75
 """Compute capability * 10 of the oldest architecture with s8 mma.sync."""
@@ -77,8 +81,40 @@ class CupyDevice:
             self.cupy.cuda.runtime.memcpyAsync(array.ctypes.data, pointer, array.nbytes, 2, stream)
             self.cupy.cuda.runtime.streamSynchronize(stream)
 
-    def launch(self, kernel: Kernel, grid: Sequence[int], arguments: Sequence[Array]) -> None:
+    def record(self, launches: Sequence[Launch]) -> Callable[[], None]:
+        """A CUDA graph of the launches; calling it enqueues one graph launch on the caller's stream."""
+        for launch in launches:
+            if launch.kernel not in self._functions:  # compile before the capture: modules cannot load inside
+                self._load(launch.kernel)
+        with self._device:
+            stream = self.cupy.cuda.Stream(non_blocking=True)
+            with stream:
+                stream.begin_capture()
+                for launch in launches:
+                    self._launch(launch)
+                graph = stream.end_capture()
+        return lambda: graph.launch(self.cupy.cuda.get_current_stream())
+
+    def time(self, launches: Sequence[Launch], repeat: int) -> list[float]:
+        """Seconds of each launch by CUDA events."""
+        seconds: list[float] = []
+        with self._device:
+            for launch in launches:
+                self._launch(launch)  # warm
+                runs: list[float] = []
+                for _ in range(repeat):
+                    start, stop = self.cupy.cuda.Event(), self.cupy.cuda.Event()
+                    start.record()
+                    self._launch(launch)
+                    stop.record()
+                    stop.synchronize()
+                    runs.append(self.cupy.cuda.get_elapsed_time(start, stop) / 1e3)
+                seconds.append(statistics.median(runs))
+        return seconds
+
+    def _launch(self, launch: Launch) -> None:
         """One launch on the current stream; each argument is a 0-d array holding one parameter, by value."""
+        kernel, grid, arguments = launch.kernel, launch.grid, launch.arguments
         with self._device:
             function = self._functions.get(kernel) or self._load(kernel)
             parameters = (ctypes.c_void_p * len(arguments))(*(a.ctypes.data for a in arguments))

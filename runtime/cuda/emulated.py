@@ -11,11 +11,14 @@ import hashlib
 import mmap
 import os
 import shutil
+import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +26,9 @@ from qir.errors import BackendError
 from qir.types import Array
 
 from .kernels import INSTANCES, Kernel, sources
+
+if TYPE_CHECKING:
+    from .plan import Launch
 
 PAGE = mmap.PAGESIZE
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -74,7 +80,28 @@ class EmulatedDevice:
         """Fill a C-contiguous array from device memory."""
         ctypes.memmove(array.ctypes.data, pointer, array.nbytes)
 
-    def launch(self, kernel: Kernel, grid: Sequence[int], arguments: Sequence[Array]) -> None:
+    def record(self, launches: Sequence[Launch]) -> Callable[[], None]:
+        """All launches, one after the other."""
+
+        def replay() -> None:
+            for x in launches:
+                self._launch(x.kernel, x.grid, x.arguments)
+
+        return replay
+
+    def time(self, launches: Sequence[Launch], repeat: int) -> list[float]:
+        """Host seconds of the emulation: what a profile looks like, not what a GPU does."""
+        seconds: list[float] = []
+        for launch in launches:
+            runs: list[float] = []
+            for _ in range(repeat):
+                start = perf_counter()
+                self._launch(launch.kernel, launch.grid, launch.arguments)
+                runs.append(perf_counter() - start)
+            seconds.append(statistics.median(runs))
+        return seconds
+
+    def _launch(self, kernel: Kernel, grid: Sequence[int], arguments: Sequence[Array]) -> None:
         call = self._library[_symbol(kernel)]
         pointers = (ctypes.c_void_p * len(arguments))(*(a.ctypes.data for a in arguments))
         triple = ctypes.c_uint * 3

@@ -32,21 +32,25 @@ class Device(Protocol):
     def allocate(self, size: int) -> Memory: ...
     def upload(self, pointer: int, array: Array) -> None: ...
     def download(self, pointer: int, array: Array) -> None: ...
-    def launch(self, kernel: Kernel, grid: Sequence[int], arguments: Sequence[Array]) -> None: ...
+    def record(self, launches: Sequence[Launch]) -> Callable[[], None]:
+        """The launches as one thing to call again and again (a CUDA graph)."""
+        ...
+
+    def time(self, launches: Sequence[Launch], repeat: int) -> list[float]:
+        """Seconds of each launch, the median of `repeat` runs."""
+        ...
+
     def synchronize(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch, arguments fixed. `node` is the (last) graph node it serves."""
+    """One kernel launch, arguments fixed. head: the first graph node it serves, whose operator chose the kernel."""
 
     kernel: Kernel
     grid: tuple[int, ...]
     arguments: tuple[Array, ...]
-    node: Node
-
-
-Emit = Callable[[], Sequence[tuple[Kernel, tuple[int, ...], tuple[Array, ...]]]]
+    head: Node
 
 
 class Plan:
@@ -60,7 +64,7 @@ class Plan:
         self._step = 0
         self._one_dimensional = any(n.op == "qir.Conv" and n.input(1).type.rank == 3 for n in graph.nodes)
         self._pending: list[tuple[Callable[[], tuple[Kernel, tuple[int, ...], tuple[Array, ...]]], Node]] = []
-        self._node: Node | None = None
+        self._head: Node | None = None
         self._compile()
 
     # -- compiling ----------------------------------------------------------------------------
@@ -74,7 +78,7 @@ class Plan:
             operator = OPERATORS.get(group.head.op)
             if operator is None:
                 raise BackendError("has no CUDA kernel", where=str(group.head))
-            self._node = group.nodes[-1]
+            self._head = group.head
             operator(self, group)
         self._step = len(groups) + 1
         self.results = {v: self._result(v) for v in self.outputs}
@@ -87,6 +91,7 @@ class Plan:
             storage.pointer = self.arena.pointer + offset
         self.launches = [Launch(*build(), node) for build, node in self._pending]
         self._pending.clear()
+        self._replay = self.device.record(self.launches)
 
     def _result(self, value: Value) -> Placement:
         """Where an output is fetched from: row-major, copied there if it lives in another layout."""
@@ -145,9 +150,9 @@ class Plan:
 
     def launch(self, which: Kernel, grid: Sequence[int], build: Callable[[], Sequence[Array]]) -> None:
         """A launch whose arguments are made once addresses are known."""
-        assert self._node is not None
+        assert self._head is not None
         blocks = tuple(grid)
-        self._pending.append((lambda: (which, blocks, tuple(build())), self._node))
+        self._pending.append((lambda: (which, blocks, tuple(build())), self._head))
 
     def elements(self, name: str, shape: Sequence[int], build: Callable[[], Sequence[Array]], width: int = 1) -> None:
         """A grid-stride launch over a shape; `width` threads work on one element."""
@@ -162,8 +167,7 @@ class Plan:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         for value in self.graph.inputs:
             self.device.upload(self.placements[value].pointer, np.ascontiguousarray(feeds[value.name]))
-        for launch in self.launches:
-            self.device.launch(launch.kernel, launch.grid, launch.arguments)
+        self._replay()
         results: dict[str, Array] = {}
         for value, placement in self.results.items():
             results[value.name] = np.empty(placement.shape, placement.dtype)
@@ -203,4 +207,4 @@ class Packed:
         return sum(p.storage.size for _, p, _ in self._memory.values())
 
 
-__all__ = ["Device", "Emit", "Group", "Launch", "Packed", "Plan"]
+__all__ = ["Device", "Group", "Launch", "Packed", "Plan"]

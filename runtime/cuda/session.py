@@ -10,6 +10,7 @@ from qir.graph import Graph, Stage
 from qir.types import Array
 
 from .plan import Device, Packed, Plan
+from .profile import Profile, profile
 
 
 class Cuda:
@@ -37,6 +38,10 @@ class Cuda:
         """Arrays by name; feeds are checked by Session."""
         values = self.graph.outputs if outputs is None else [self.graph.value(n) for n in outputs]
         return self.plan(self.batch_of(feeds), [v.name for v in values]).run(feeds)
+
+    def profile(self, batch: int = 1, repeat: int = 20) -> Profile:
+        """Time, operations and bytes of every launch at a batch size."""
+        return profile(self.plan(batch, [v.name for v in self.graph.outputs]), repeat)
 
     def batch_of(self, feeds: Mapping[str, Array]) -> int:
         """The size that "N" stands for in these feeds (1 where nothing is symbolic)."""

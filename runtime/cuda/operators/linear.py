@@ -162,17 +162,18 @@ def conv(plan: Plan, group: Group) -> None:
         "stride_w": stride[1], "dilation_h": dilation[0], "dilation_w": dilation[1], "pad_top": pads[0],
         "pad_left": pads[1],
     }  # fmt: skip
-    if _tensor_cores(x, w, attrs, node.input(0).dtype):
+    if _tensor_cores(w, attrs, node.input(0).dtype):
+        images = _chunked(plan, x)
         pixels = x.shape[0] * out_size[0] * out_size[1]
         tile = _tile(pixels, w.shape[0], node.input(0).dtype.is_signed)
         taps = np.moveaxis(w.reshape(*w.shape[:2], -1), 1, 2)
         packed = plan.packed.constant(_pack(taps, tile), (id(w), "conv", tile.columns))
         geometry.update(
             channels=-(-w.shape[1] // CHUNK) * CHUNK, k_padded=packed.shape[1], pad_value=attrs["pad_value"][0],
-            pixel_stride=x.strides[-1],
+            pixel_stride=images.strides[-1],
         )  # fmt: skip
         grid = (-(-pixels // tile.rows), packed.shape[0] // tile.columns)
-        plan.launch(tile, grid, lambda: [record(CONV, x=x.pointer, w=packed.pointer, **geometry), finish()])
+        plan.launch(tile, grid, lambda: [record(CONV, x=images.pointer, w=packed.pointer, **geometry), finish()])
         return
     order = (0, *range(2, w.ndim), 1)
     direct = plan.packed.constant(np.ascontiguousarray(w.transpose(order)), (id(w), "direct"))
@@ -196,15 +197,27 @@ def _lift(x: Placement) -> Placement:
     return Placement(x.storage, x.dtype, (n, c, 1, length), (x.strides[0], x.strides[1], 0, x.strides[2]), x.offset)
 
 
-def _tensor_cores(x: Placement, w: Array, attrs: dict[str, Any], dtype: DType) -> bool:
-    """Whether the implicit-GEMM kernel takes this convolution."""
+def _tensor_cores(w: Array, attrs: dict[str, Any], dtype: DType) -> bool:
+    """Whether the implicit-GEMM kernel multiplies these operands."""
+    plain = attrs["group"] == 1 and len(attrs["pad_value"]) == 1 and attrs["weight_zero_point"] == 0
+    return plain and w.dtype == np.int8 and dtype.bits <= 8
+
+
+def _chunked(plan: Plan, x: Placement) -> Placement:
+    """x as images whose pixels are rows of 16-byte chunks: itself, or a copy."""
+    wide = -(-x.shape[1] // CHUNK) * CHUNK
     try:
         step, offset = _pixel_of_image(x)
+        if step % CHUNK == 0 and offset % CHUNK == 0 and step >= wide:
+            return x
     except BackendError:
-        return False
-    aligned = step % CHUNK == 0 and offset % CHUNK == 0 and x.dtype.itemsize == 1
-    plain = attrs["group"] == 1 and len(attrs["pad_value"]) == 1 and attrs["weight_zero_point"] == 0
-    return aligned and plain and w.dtype == np.int8 and dtype.bits <= 8 and step >= -(-w.shape[1] // CHUNK) * CHUNK
+        pass
+    n, c, *spatial = x.shape
+    rank = len(x.shape)
+    flat = plan.scratch((n, *spatial, wide), x.dtype)
+    moved = flat.permuted([0, rank - 1, *range(1, rank - 1)]).part(1, 0, c)
+    copy(plan, x, moved)
+    return moved
 
 
 def matmul(plan: Plan, group: Group) -> None:
