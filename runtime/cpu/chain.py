@@ -18,7 +18,9 @@ from qir.types import Array
 
 from ..plan import View, dense_strides, same_order
 from .builder import Builder
-from .fields import ADD, BIAS, CLAMP, GENERIC, LOAD, MUL, REGISTERS, REQUANTIZE, STORE, T_DST, TABLE
+from .fields import (
+    ADD, ADD_MEMORY, BIAS, CLAMP, GENERIC, I8, I16, LOAD, MUL, REGISTERS, REQUANTIZE, REQUANTIZE_STORE, STORE, TABLE, U8,
+)  # fmt: skip
 from .steps import Number, constant, ref
 
 POINTWISE_OPS = ("qir.Requantize", "qir.Add", "qir.Mul", "qir.Table", "Clip")
@@ -36,6 +38,10 @@ class Chain:
     writes: list[View] = field(default_factory=lambda: [])
     nodes: list[Node] = field(default_factory=lambda: [])
     free: list[int] = field(default_factory=lambda: list(range(1, REGISTERS)))
+
+    def tail(self) -> list[list[Number]]:
+        """The records, pairs of them joined where one kernel does both."""
+        return peephole(self.records, self.columns)
 
     @property
     def rows(self) -> int:
@@ -190,9 +196,10 @@ class Chain:
         if node.op == "qir.Add":
             m_a, m_b, shift = at["a_multiplier"], at["b_multiplier"], at["shift"]
             c = (1 << (shift - 1)) - at["a_zero_point"] * m_a - at["b_zero_point"] * m_b
-            top = _limit(a) * abs(m_a) + _limit(b) * abs(m_b) + abs(c)
-            fits = shift >= 32 or (top >> shift) < 2**30
-            mode = 0 if fits and -(2**31) <= c < 2**62 or fits else GENERIC
+            # the lane kernel shifts operands left until the wanted bits are a high half: is there room?
+            room = max(32 - shift, 0)
+            fits = all((_limit(v) << room) < 2**31 for v in (a, b)) and (abs(c) << room) < 2**61
+            mode = 0 if fits else GENERIC
             self.records.append(
                 [ADD, target, first, second, m_a, m_b, c, shift, at["zero_point"], at["lo"], at["hi"], mode]
             )
@@ -252,6 +259,59 @@ class Chain:
         )  # fmt: skip
 
 
+def peephole(records: list[list[Number]], columns: int) -> list[list[Number]]:
+    """Pairs of records with one kernel for both: a requantization that is only stored in 8 bits; a sum whose other
+    operand is only loaded for it.  Whole groups of 8 columns only: those kernels touch memory outside the registers.
+    """
+    if columns % 8:
+        return records
+    records = [list(r) for r in records]
+    out: list[list[Number]] = []
+    i = 0
+    while i < len(records):
+        r = records[i]
+        follow = records[i + 1] if i + 1 < len(records) else None
+        if r[0] == LOAD and follow is not None and follow[0] == ADD and _plain_load(r) and follow[11] != GENERIC:
+            if follow[3] == r[1] and follow[2] != r[1] and r[5] in (U8, I8, I16) and not _read(records, i + 2, r[1]):
+                r = [ADD_MEMORY, follow[1], follow[2], r[3], *follow[4:12], r[4], r[5], 0, 0]
+                i += 1
+            elif follow[2] == r[1] and follow[3] != r[1] and r[5] in (U8, I8, I16) and not _read(records, i + 2, r[1]):
+                # the sum is commutative: swap operands
+                r = [ADD_MEMORY, follow[1], follow[3], r[3], follow[5], follow[4], *follow[6:12], r[4], r[5], 0, 0]
+                i += 1
+            follow = records[i + 1] if i + 1 < len(records) else None
+        stores = (
+            follow is not None and follow[0] == STORE and follow[2] == r[1] and follow[5] in (U8, I8)
+            and not _read(records, i + 2, r[1])
+        )  # fmt: skip
+        if follow is not None and stores and r[0] == REQUANTIZE and r[9] != GENERIC:
+            r = [REQUANTIZE_STORE, *r[1:12], follow[3], follow[4]]
+            i += 1
+        elif follow is not None and stores and r[0] == ADD_MEMORY:
+            r = [*r[:14], follow[3], follow[4]]
+            i += 1
+        out.append(r)
+        i += 1
+    return out
+
+
+def _plain_load(r: list[Number]) -> bool:
+    return r[6] == 1 and r[7] == 0 and r[8] == 0
+
+
+def _read(records: list[list[Number]], start: int, register: Number) -> bool:
+    """Whether a register is read before it is written again."""
+    for r in records[start:]:
+        sources = [r[2]] if r[0] != LOAD else []
+        if r[0] in (ADD, MUL):
+            sources.append(r[3])
+        if register in sources:
+            return True
+        if r[0] not in (STORE, REQUANTIZE_STORE) and r[1] == register:
+            return False
+    return False
+
+
 def rows_of(view: View) -> tuple[int, int, int]:
     got = view.rows()
     assert got is not None
@@ -278,4 +338,4 @@ def orders_match(shape: Sequence[int], a: Sequence[int], b: Sequence[int]) -> bo
     return same_order(shape, a, b)
 
 
-__all__ = ["POINTWISE_OPS", "T_DST", "Chain", "block_of", "padded", "rows_of"]
+__all__ = ["POINTWISE_OPS", "Chain", "block_of", "padded", "rows_of"]

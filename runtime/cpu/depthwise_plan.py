@@ -52,7 +52,7 @@ def _add_rows(
                 PAD_ROW: constant(padded(pads)), WEIGHTS: constant(packed), PATCH_ELEMENT: 1,
                 PATCH_W: window.patch_width, **window.fields(),
             },
-            chain.records, [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
+            chain.tail(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
             macs=chain.rows * centred.size, weight_bytes=packed.nbytes,
             patch_bytes=window.patch_rows(-(-window.out_h // blocks)) * row_bytes + 256,
         )
@@ -84,7 +84,7 @@ def emit_depthwise(b: Builder, node: Node, window: Window, w: Array, pads: Array
                 X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pads)), WEIGHTS: constant(wide),
                 **window.fields(),
             },
-            chain.records, [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)],
+            chain.tail(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)],
             node.op, macs=chain.rows * channels * taps, weight_bytes=wide.nbytes,
         )
     )  # fmt: skip

@@ -70,7 +70,7 @@ def add_region(b: Builder, chain: Chain, op: int, node: Node, fields: dict[int, 
                 OP: op, CHUNKS: row_chunks * column_chunks, ROWS: rows, COLUMNS: columns, ROW_CHUNKS: row_chunks,
                 COLUMN_CHUNKS: column_chunks, BLOCK_ROWS: block_rows, BLOCK_COLUMNS: block_columns, LD: ld, **fields,
             },
-            chain.records, [*(reads or []), *chain.reads], chain.writes,
+            chain.tail(), [*(reads or []), *chain.reads], chain.writes,
             list(dict.fromkeys([node.name, *(n.name for n in chain.nodes)])), node.op,
         )
     )  # fmt: skip

@@ -214,7 +214,7 @@ def emit_gemm(
             SEGMENT_COUNT: packed.segments, GROUPS: packed.groups, PANELS: packed.table, PANEL_COUNT: packed.panels,
             PATCH_W: window.patch_width, PATCH_ELEMENT: PATCH_KIND, PACKED4: int(packed.nibbles), **window.fields(),
         },
-        chain.records, [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
+        chain.tail(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
         macs=chain.rows * columns * w[0].size, weight_bytes=packed.bytes, panel_bytes=packed.block_bytes,
         patch_bytes=window.patch_rows(-(-window.out_h // blocks)) * window.patch_width * window.channels * ELEMENT + 256,
     )  # fmt: skip

@@ -14,9 +14,14 @@ import numpy as np
 from numba import carray, njit
 
 from .fields import (
-    ADD, CLAMP, GENERIC, I8, I16, I32, LOAD, MUL, OFFSET_MASK, REQUANTIZE, STORE, T_DST, T_KIND, T_OTHER, T_SRC, TABLE, U8, U16,
+    ADD, ADD_MEMORY, CLAMP, GENERIC, I8, I16, I32, LOAD, MUL, OFFSET_MASK, REQUANTIZE, REQUANTIZE_STORE, STORE, T_DST, T_KIND, T_OTHER, T_SRC, TABLE, U8, U16,
 )
-from .vector import add_lanes, as_pointer, requantize_lanes
+from .vector import as_pointer, make_sum, requantize_bytes, requantize_lanes
+
+sum_lanes = make_sum("int32", 4)
+sum_u8_lanes, sum_u8_bytes = make_sum("uint8", 4), make_sum("uint8", 1)
+sum_i8_lanes, sum_i8_bytes = make_sum("int8", 4), make_sum("int8", 1)
+sum_i16_lanes, sum_i16_bytes = make_sum("int16", 4), make_sum("int16", 1)
 
 @njit(nogil=True, inline="always")
 def address(pointers: Any, ref: int) -> int:
@@ -79,7 +84,9 @@ def _load(t: Any, pointers: Any, dst: int, ld: int, r0: int, rn: int, c0: int, c
     base, stride, code, divisor, modulus = address(pointers, t[T_OTHER]), t[4], t[5], t[6], t[7]
     size = element_size(code)
     for r in range(rn):
-        row = (r0 + r) // divisor
+        row = r0 + r
+        if divisor != 1:  # divisions are slow
+            row = row // divisor
         if modulus:
             row = row % modulus
         line = dst + r * ld * 4
@@ -107,7 +114,9 @@ def _requantize(t: Any, pointers: Any, dst: int, src: int, ld: int, r0: int, rn:
     m, c, s = address(pointers, t[T_OTHER]), address(pointers, t[4]), address(pointers, t[5])
     if t[9] != GENERIC:
         columns = (cn + 7) // 8 * 8
-        requantize_lanes(src, dst, rn, ld * 4, columns, m + 4 * c0, c + 8 * c0, s + 4 * c0, t[6], t[7], t[8])
+        requantize_lanes(
+            src, ld * 4, dst, ld * 4, rn, columns, m + 4 * c0, c + 8 * c0, s + 4 * c0, t[6], t[7], t[8]
+        )
         return
     width, period, zero_point, lo, hi = t[10], t[11], t[6], t[7], t[8]
     for r in range(rn):
@@ -131,18 +140,54 @@ def _requantize(t: Any, pointers: Any, dst: int, src: int, ld: int, r0: int, rn:
 
 
 @njit(nogil=True)
-def _add(t: Any, dst: int, a: int, b: int, count: int) -> None:
-    """fields: 4 m_a, 5 m_b, 6 constant, 7 shift, 8 zero point, 9 lo, 10 hi, 11 mode; count a multiple of 8."""
+def _requantize_store(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
+    """REQUANTIZE with mode lanes and an 8-bit STORE in one: fields as there, 12 target ref, 13 its row stride."""
+    m, c, s = address(pointers, t[T_OTHER]), address(pointers, t[4]), address(pointers, t[5])
+    out = address(pointers, t[12]) + r0 * t[13] + c0
+    requantize_bytes(src, ld * 4, out, t[13], rn, cn, m + 4 * c0, c + 8 * c0, s + 4 * c0, t[6], t[7], t[8])
+
+
+@njit(nogil=True)
+def _add(t: Any, dst: int, a: int, b: int, ld: int, rn: int, cn: int) -> None:
+    """fields: 4 m_a, 5 m_b, 6 constant, 7 shift, 8 zero point, 9 lo, 10 hi, 11 mode; cn a multiple of 8."""
     if t[11] != GENERIC:
-        add_lanes(a, b, dst, count, t[4], t[5], t[6], t[7], t[8], t[9], t[10])
+        before, after = max(32 - t[7], 0), max(t[7] - 32, 0)
+        sum_lanes(
+            a, ld * 4, b, ld * 4, dst, ld * 4, rn, cn, t[4], t[5], t[6] << before, before, after, t[8], t[9], t[10]
+        )
         return
-    x = carray(as_pointer(a), count, np.int32)
-    z = carray(as_pointer(b), count, np.int32)
-    y = carray(as_pointer(dst), count, np.int32)
     m_a, m_b, c, shift, zero_point, lo, hi = t[4], t[5], t[6], t[7], t[8], t[9], t[10]
-    for i in range(count):
-        v = ((np.int64(x[i]) * m_a + np.int64(z[i]) * m_b + c) >> shift) + zero_point
-        y[i] = np.int32(min(max(v, lo), hi))
+    for r in range(rn):
+        x = carray(as_pointer(a + r * ld * 4), cn, np.int32)
+        z = carray(as_pointer(b + r * ld * 4), cn, np.int32)
+        y = carray(as_pointer(dst + r * ld * 4), cn, np.int32)
+        for i in range(cn):
+            v = ((np.int64(x[i]) * m_a + np.int64(z[i]) * m_b + c) >> shift) + zero_point
+            y[i] = np.int32(min(max(v, lo), hi))
+
+
+@njit(nogil=True)
+def _add_memory(t: Any, pointers: Any, dst: int, a: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
+    """ADD whose second operand comes from memory: fields as ADD, OTHER ref, 12 its row stride, 13 its dtype, and,
+    where 15 is not 0, the 8-bit target 14 with row stride 15 (else the target is the register)."""
+    before, after = max(32 - t[7], 0), max(t[7] - 32, 0)
+    code = t[13]
+    b = address(pointers, t[T_OTHER]) + r0 * t[12] + c0 * element_size(code)
+    m_a, m_b, c = t[4], t[5], t[6] << before
+    if t[15]:
+        out = address(pointers, t[14]) + r0 * t[15] + c0
+        if code == U8:
+            sum_u8_bytes(a, ld * 4, b, t[12], out, t[15], rn, cn, m_a, m_b, c, before, after, t[8], t[9], t[10])
+        elif code == I8:
+            sum_i8_bytes(a, ld * 4, b, t[12], out, t[15], rn, cn, m_a, m_b, c, before, after, t[8], t[9], t[10])
+        else:
+            sum_i16_bytes(a, ld * 4, b, t[12], out, t[15], rn, cn, m_a, m_b, c, before, after, t[8], t[9], t[10])
+    elif code == U8:
+        sum_u8_lanes(a, ld * 4, b, t[12], dst, ld * 4, rn, cn, m_a, m_b, c, before, after, t[8], t[9], t[10])
+    elif code == I8:
+        sum_i8_lanes(a, ld * 4, b, t[12], dst, ld * 4, rn, cn, m_a, m_b, c, before, after, t[8], t[9], t[10])
+    else:
+        sum_i16_lanes(a, ld * 4, b, t[12], dst, ld * 4, rn, cn, m_a, m_b, c, before, after, t[8], t[9], t[10])
 
 
 @njit(nogil=True)
@@ -212,7 +257,11 @@ def run_tail(
         elif kind == REQUANTIZE:
             _requantize(t, pointers, dst, src, ld, r0, rn, c0, cn)
         elif kind == ADD:
-            _add(t, dst, src, registers + t[T_OTHER] * register_bytes, block)
+            _add(t, dst, src, registers + t[T_OTHER] * register_bytes, ld, rn, (cn + 7) // 8 * 8)
+        elif kind == REQUANTIZE_STORE:
+            _requantize_store(t, pointers, src, ld, r0, rn, c0, cn)
+        elif kind == ADD_MEMORY:
+            _add_memory(t, pointers, dst, src, ld, r0, rn, c0, cn)
         elif kind == MUL:
             _mul(t, dst, src, registers + t[T_OTHER] * register_bytes, block)
         elif kind == TABLE:

@@ -196,74 +196,113 @@ def _high(builder: Any, even: Any, odd: Any) -> Any:
     return builder.bitcast(builder.or_(low, high), ir.VectorType(I32, 8))
 
 
-def _low(builder: Any, even: Any, odd: Any) -> Any:
-    """The low halves of even and odd int64 lanes, interleaved to <8 x i32>."""
-    wide = ir.VectorType(I64, 4)
-    low = builder.and_(even, ir.Constant(wide, [(1 << 32) - 1] * 4))
-    high = builder.shl(odd, ir.Constant(wide, [32] * 4))
-    return builder.bitcast(builder.or_(low, high), ir.VectorType(I32, 8))
+def _in_groups(builder: Any, columns: Any, body: Callable[[Any, int], None]) -> None:
+    """body(first column, vectors of 8) over all columns: four vectors at a time, then one."""
+    whole = builder.and_(columns, I64(-32))
+    with cgutils.for_range_slice(builder, I64(0), whole, I64(32)) as (c, _):
+        body(c, 4)
+    with cgutils.for_range_slice(builder, whole, columns, I64(8)) as (c, _):
+        body(c, 1)
 
 
-def _finish(builder: Any, y: Any, zero_point: Any, lo: Any, hi: Any) -> Any:
-    def splat(v: Any) -> Any:
-        return _splat(builder, builder.trunc(v, I32), 8)
+def _narrowed(builder: Any, vectors: list[Any], address: Any) -> None:
+    """Vectors of <8 x i32> that fit 8 bits, stored as bytes."""
+    while len(vectors) > 1:
+        lanes = vectors[0].type.count * 2
+        mask = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+        vectors = [builder.shuffle_vector(a, b, mask) for a, b in zip(vectors[0::2], vectors[1::2], strict=True)]
+    _store(builder, builder.trunc(vectors[0], ir.VectorType(I8, vectors[0].type.count)), address)
 
-    return _clamp(builder, builder.add(y, splat(zero_point)), splat(lo), splat(hi))
+
+def _stored(builder: Any, vectors: list[Any], line: Any, c: Any, bytes_each: int) -> None:
+    if bytes_each == 1:
+        _narrowed(builder, vectors, builder.add(line, c))
+        return
+    for i, v in enumerate(vectors):
+        _store(builder, v, builder.add(builder.add(line, builder.mul(c, I64(4))), I64(32 * i)), 4)
 
 
-def _requantize(builder: Any, args: Any) -> None:
-    src, dst, rows, stride, columns, multiplier, constant, shift, zero_point, lo, hi = args
-    v32 = ir.VectorType(I32, 8)
+def _splat32(builder: Any, value: Any) -> Any:
+    return _splat(builder, builder.trunc(value, I32), 8)
+
+
+def _requantize(builder: Any, args: Any, bytes_each: int) -> None:
+    src, src_stride, dst, dst_stride, rows, columns, multiplier, constant, shift, zero_point, lo, hi = args
+    v32, wide = ir.VectorType(I32, 8), ir.VectorType(I64, 4)
+    z, low, high = (_splat32(builder, v) for v in (zero_point, lo, hi))
     with cgutils.for_range(builder, rows) as row:
-        line = builder.mul(row.index, stride)
-        with cgutils.for_range_slice(builder, I64(0), columns, I64(8)) as (c, _):
-            at = builder.add(line, builder.mul(c, I64(4)))
-            lane = builder.mul(c, I64(4))
-            x_even, x_odd = _lanes64(builder, _load(builder, builder.add(src, at), v32, 4))
+        line = builder.add(src, builder.mul(row.index, src_stride))
+        out = builder.add(dst, builder.mul(row.index, dst_stride))
+
+        def one(c: Any, i: int) -> Any:
+            lane = builder.add(builder.mul(c, I64(4)), I64(32 * i))
+            x_even, x_odd = _lanes64(builder, _load(builder, builder.add(line, lane), v32, 4))
             m_even, m_odd = _lanes64(builder, _load(builder, builder.add(multiplier, lane), v32, 4))
-            pair = builder.add(constant, builder.mul(c, I64(8)))
-            c_even = _load(builder, pair, ir.VectorType(I64, 4), 8)
-            c_odd = _load(builder, builder.add(pair, I64(32)), ir.VectorType(I64, 4), 8)
-            even = builder.add(builder.mul(x_even, m_even), c_even)
-            odd = builder.add(builder.mul(x_odd, m_odd), c_odd)
+            pair = builder.add(constant, builder.mul(lane, I64(2)))
+            even = builder.add(builder.mul(x_even, m_even), _load(builder, pair, wide, 8))
+            odd = builder.add(builder.mul(x_odd, m_odd), _load(builder, builder.add(pair, I64(32)), wide, 8))
             y = builder.ashr(_high(builder, even, odd), _load(builder, builder.add(shift, lane), v32, 4))
-            _store(builder, _finish(builder, y, zero_point, lo, hi), builder.add(dst, at), 4)
+            return _clamp(builder, builder.add(y, z), low, high)
+
+        _in_groups(
+            builder, columns,
+            lambda c, n: _stored(builder, [one(c, i) for i in range(n)], out, c, bytes_each),
+        )  # fmt: skip
 
 
-requantize_lanes = _intrinsic(11, _requantize)
-"""requantize_lanes(src, dst, rows, stride, columns, multiplier, constant, shift, zero_point, lo, hi)
+requantize_lanes = _intrinsic(12, lambda builder, args: _requantize(builder, args, 4))
+requantize_bytes = _intrinsic(12, lambda builder, args: _requantize(builder, args, 1))
+"""requantize_*(src, src_stride, dst, dst_stride, rows, columns, multiplier, constant, shift, zero_point, lo, hi)
 
-int32 blocks of `rows` by `columns` (a multiple of 8), `stride` bytes a row; every shift is 32 or more and is given
-less 32; constant holds bias * multiplier + 2^(shift-1), for each 8 channels the even ones, then the odd ones.
+int32 rows of `columns` (a multiple of 8) to int32 (lanes) or 8 bits (bytes), strides in bytes; every shift is 32 or
+more and is given less 32; constant holds bias * multiplier + 2^(shift-1), for each 8 channels the even ones, then
+the odd ones.
 """
 
 
-def _sum(builder: Any, args: Any) -> None:
-    a, b, dst, count, m_a, m_b, constant, shift, zero_point, lo, hi = args
+def _sum(builder: Any, args: Any, other: str, bytes_each: int) -> None:
+    a, a_stride, b, b_stride, dst, dst_stride, rows, columns = args[:8]
+    m_a, m_b, constant, before, after, zero_point, lo, hi = args[8:]
     v32 = ir.VectorType(I32, 8)
-    wide_shift = _splat(builder, shift, 4)
-    small = builder.icmp_signed("<=", shift, I64(32))
-    narrow = _splat(builder, builder.trunc(builder.sub(shift, I64(32)), I32), 8)
+    z, low, high = (_splat32(builder, v) for v in (zero_point, lo, hi))
+    left, right = _splat32(builder, before), _splat32(builder, after)
     m_a, m_b, constant = (_splat(builder, v, 4) for v in (m_a, m_b, constant))
     # multipliers fit int32: telling LLVM so makes one vpmuldq of each product
     (m_a, _), (m_b, _) = (_lanes64(builder, builder.bitcast(m, v32)) for m in (m_a, m_b))
-    with cgutils.for_range_slice(builder, I64(0), count, I64(8)) as (i, _):
-        at = builder.mul(i, I64(4))
-        a_even, a_odd = _lanes64(builder, _load(builder, builder.add(a, at), v32, 4))
-        b_even, b_odd = _lanes64(builder, _load(builder, builder.add(b, at), v32, 4))
-        even = builder.add(builder.add(builder.mul(a_even, m_a), builder.mul(b_even, m_b)), constant)
-        odd = builder.add(builder.add(builder.mul(a_odd, m_a), builder.mul(b_odd, m_b)), constant)
-        by_low = _low(builder, builder.lshr(even, wide_shift), builder.lshr(odd, wide_shift))
-        by_high = builder.ashr(_high(builder, even, odd), narrow)
-        y = builder.select(small, by_low, by_high)
-        _store(builder, _finish(builder, y, zero_point, lo, hi), builder.add(dst, at), 4)
+    size = {"int32": 4, "uint8": 1, "int8": 1, "int16": 2}[other]
+
+    with cgutils.for_range(builder, rows) as row:
+        a_line, b_line, out = (
+            builder.add(base, builder.mul(row.index, stride))
+            for base, stride in ((a, a_stride), (b, b_stride), (dst, dst_stride))
+        )
+
+        def one(c: Any, i: int) -> Any:
+            x = _load(builder, builder.add(builder.add(a_line, builder.mul(c, I64(4))), I64(32 * i)), v32, 4)
+            at = builder.add(builder.add(b_line, builder.mul(c, I64(size))), I64(8 * size * i))
+            y = _load(builder, at, ir.VectorType(ir.IntType(8 * size), 8))
+            if size < 4:
+                y = builder.zext(y, v32) if other[0] == "u" else builder.sext(y, v32)
+            a_even, a_odd = _lanes64(builder, builder.shl(x, left))
+            b_even, b_odd = _lanes64(builder, builder.shl(y, left))
+            even = builder.add(builder.add(builder.mul(a_even, m_a), builder.mul(b_even, m_b)), constant)
+            odd = builder.add(builder.add(builder.mul(a_odd, m_a), builder.mul(b_odd, m_b)), constant)
+            return _clamp(builder, builder.add(builder.ashr(_high(builder, even, odd), right), z), low, high)
+
+        _in_groups(
+            builder, columns,
+            lambda c, n: _stored(builder, [one(c, i) for i in range(n)], out, c, bytes_each),
+        )  # fmt: skip
 
 
-add_lanes = _intrinsic(11, _sum)
-"""add_lanes(a, b, dst, count, m_a, m_b, constant, shift, zero_point, lo, hi): qir.Add on int32 blocks.
+def make_sum(other: str, bytes_each: int) -> Any:
+    """sum(a, a_stride, b, b_stride, dst, dst_stride, rows, columns, m_a, m_b, constant, before, after, zp, lo, hi)
 
-count: a multiple of 8.  Where shift <= 32 the shifted sum must fit int32 (operands of 16 bits and a shift of 17 do).
-"""
+    qir.Add on rows of int32 `a` and `other` (a dtype) `b`, into int32 (bytes_each 4) or 8 bits (1).  Operands are
+    shifted left by `before` (they and the constant have the room), so that the sum's high half is what is wanted,
+    shifted right by `after`: before - after = 32 - shift, one of them 0.
+    """
+    return _intrinsic(16, lambda builder, args: _sum(builder, args, other, bytes_each))
 
 
 def _depthwise(builder: Any, args: Any, signed: bool) -> None:

@@ -103,7 +103,7 @@ def emit(
                 SEGMENTS: constant(np.zeros(1, np.int64)), GROUPS: packed.groups, PANELS: packed.table,
                 PANEL_COUNT: packed.panels, PATCH_W: width, PATCH_ELEMENT: 2, WINOGRAD_TILES: stretch, **window.fields(),
             },
-            chain.records, [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
+            chain.tail(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
             macs=chain.rows * w.size, weight_bytes=packed.bytes, patch_bytes=space,
         )
     )  # fmt: skip
