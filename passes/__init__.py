@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import data, recipes
     from .absorb_bias import AbsorbBias
+    from .balance import Balance
     from .base import Pass, PassManager
     from .calibration import calibrate, collect, ranges_from
     from .correct_bias import CorrectBias
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .strip_softmax import StripSoftmax
 
 _MODULES: dict[str, str] = {
-    "AbsorbBias": "absorb_bias", "Pass": "base", "PassManager": "base", "calibrate": "calibration",
+    "AbsorbBias": "absorb_bias", "Balance": "balance", "Pass": "base", "PassManager": "base", "calibrate": "calibration",
     "collect": "calibration", "ranges_from": "calibration", "CorrectBias": "correct_bias",
     "data_free_ranges": "data_free", "Equalize": "equalize", "FoldBatchNorm": "fold_batchnorm",
     "FoldNormalization": "fold_normalization", "Images": "images", "InsertQdq": "insert_qdq",
@@ -41,7 +42,7 @@ _MODULES: dict[str, str] = {
 """Name -> module of this package that defines it."""
 
 __all__ = [
-    "AbsorbBias", "CorrectBias", "Equalize", "FoldBatchNorm", "FoldNormalization", "Images", "InsertQdq",
+    "AbsorbBias", "Balance", "CorrectBias", "Equalize", "FoldBatchNorm", "FoldNormalization", "Images", "InsertQdq",
     "LowerToDyadic", "Pass", "PassManager", "PassReport", "Ranges", "Recipe", "Report", "Simplify", "StripSoftmax",
     "calibrate", "collect", "data", "data_free_ranges", "quantize", "ranges_from", "recipes", "run_recipe",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from qir.graph import Graph
 from qir.types import Array
 
 from .absorb_bias import AbsorbBias
+from .balance import Balance
 from .base import Pass, PassManager
 from .correct_bias import CorrectBias
 from .equalize import Equalize
@@ -34,6 +35,7 @@ from .simplify import Simplify
 from .strip_softmax import StripSoftmax
 
 CORRECTIONS = ("empirical", "analytic", "none")
+EQUALIZATIONS = ("weights", "activations", "none")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Recipe:
 
     method:          how activation ranges are set: a name of `range_methods.METHODS`, or "bn" (without data).
     percentile, c:   what the methods "percentile" and "std" need.
-    equalize:        cross-layer equalization before calibration  [White Paper 3.2].
+    equalize:        before calibration: "weights" (cross-layer equalization, White Paper 3.2), "activations" (the same
+                     with an eye on the activations between the layers, see `Balance`) or "none".
     absorb_bias:     move high biases into the next layer, after equalization.
     correct_bias:    "empirical" (from the calibration data), "analytic" (from batch-norm statistics) or "none".
     strip_softmax:   drop a final Softmax, so that the graph returns logits.
@@ -63,7 +66,7 @@ class Recipe:
     pool: str = "int8"
     first_last_bits: int = 8
     headroom: float = 2.0
-    equalize: bool = False
+    equalize: str = "none"
     absorb_bias: bool = False
     correct_bias: str = "empirical"
     strip_softmax: bool = False
@@ -71,6 +74,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, "bn"):
             raise QuantizationError(f"no range method {self.method!r}", hint=f"one of {', '.join((*METHODS, 'bn'))}")
+        if self.equalize not in EQUALIZATIONS:
+            raise QuantizationError(f"equalize is {self.equalize!r}", hint=f"one of {', '.join(EQUALIZATIONS)}")
         if self.correct_bias not in CORRECTIONS:
             raise QuantizationError(f"correct_bias is {self.correct_bias!r}", hint=f"one of {', '.join(CORRECTIONS)}")
         if not 50 < self.percentile <= 100:
@@ -98,8 +103,8 @@ class Recipe:
         """The float side: simplify, fold batch normalization, equalize, absorb biases."""
         steps: list[Pass] = [StripSoftmax()] if self.strip_softmax else []
         steps += [Simplify(), FoldBatchNorm()]
-        if self.equalize:
-            steps.append(Equalize())
+        if self.equalize != "none":
+            steps.append(Balance() if self.equalize == "activations" else Equalize())
         if self.absorb_bias:
             steps.append(AbsorbBias())
         return PassManager(steps)
@@ -156,10 +161,10 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("w8a8"),
-        Recipe("w8a8_per_tensor", per_channel=False, equalize=True, absorb_bias=True),
+        Recipe("w8a8_per_tensor", per_channel=False, equalize="activations"),
         Recipe("w4a8", weight_bits=4, weight_range="mse"),
         Recipe("w4a4", weight_bits=4, activation_bits=4, weight_range="mse"),
-        Recipe("data_free", method="bn", equalize=True, absorb_bias=True, correct_bias="analytic"),
+        Recipe("data_free", method="bn", correct_bias="analytic"),
     )
 }
 
