@@ -111,7 +111,7 @@ def _digest() -> int:
     """A number that changes with the source of any kernel."""
     text = b"".join(
         (Path(__file__).parent / name).read_bytes()
-        for name in ("depthwise.py", "engine.py", "fields.py", "heads.py", "movement.py", "tail.py", "vector.py", "winograd.py")
+        for name in ("depthwise.py", "engine.py", "fields.py", "heads.py", "movement.py", "tail.py", "tiles.py", "vector.py", "winograd.py")
     )
     return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "little")
 

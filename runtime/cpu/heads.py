@@ -11,54 +11,11 @@ from .fields import (
     AT_PANEL, AT_REGISTERS, AT_ROWS, AT_TAPS, BLOCK_COLUMNS, BLOCK_ROWS, CHANNELS, COLUMN_CHUNKS, DILATION_H, DILATION_W, GROUPS, I8,
     IMAGES, IN_H, IN_W, KERNEL_H, KERNEL_W, LD, MAX_TAPS, OUT_H, OUT_W, PACKED4, PAD_LEFT, PAD_ROW, PAD_TOP, PANEL_COUNT, PANELS,
     PATCH_ELEMENT, PATCH_W, POOL_MAX, REGISTER_BYTES, ROW_CHUNKS, SEGMENT_COUNT, SEGMENTS, STRIDE_H, STRIDE_W, TAIL_COUNT, TAIL_FIRST,
-    WEIGHTS, X, X_DTYPE, X_STRIDE,
+    WEIGHTS, WIDE, X, X_DTYPE, X_STRIDE,
 )
 from .tail import address, run_tail
-from .vector import (
-    LANES,
-    MAX_ROWS,
-    VECTORS,
-    as_pointer,
-    depthwise_signed,
-    depthwise_unsigned,
-    make_tile,
-)
-
-_t12, _t22, _t32, _t42, _t52, _t62 = (make_tile(r, VECTORS) for r in range(1, MAX_ROWS + 1))
-_t11, _t21, _t31, _t41, _t51, _t61 = (make_tile(r, 1) for r in range(1, MAX_ROWS + 1))
-
-
-@njit(nogil=True)
-def tile(
-    rows: int, vectors: int, a: int, offsets: int, segments: int, count: int, groups: int, b: int, out: int, stride: int
-) -> None:
-    """The tile kernel for `rows` rows (1..6) and one or two vectors."""
-    if vectors == 2:
-        if rows == 6:
-            _t62(a, offsets, segments, count, groups, b, out, stride)
-        elif rows == 5:
-            _t52(a, offsets, segments, count, groups, b, out, stride)
-        elif rows == 4:
-            _t42(a, offsets, segments, count, groups, b, out, stride)
-        elif rows == 3:
-            _t32(a, offsets, segments, count, groups, b, out, stride)
-        elif rows == 2:
-            _t22(a, offsets, segments, count, groups, b, out, stride)
-        else:
-            _t12(a, offsets, segments, count, groups, b, out, stride)
-    elif rows == 6:
-        _t61(a, offsets, segments, count, groups, b, out, stride)
-    elif rows == 5:
-        _t51(a, offsets, segments, count, groups, b, out, stride)
-    elif rows == 4:
-        _t41(a, offsets, segments, count, groups, b, out, stride)
-    elif rows == 3:
-        _t31(a, offsets, segments, count, groups, b, out, stride)
-    elif rows == 2:
-        _t21(a, offsets, segments, count, groups, b, out, stride)
-    else:
-        _t11(a, offsets, segments, count, groups, b, out, stride)
-
+from .tiles import tile, wide_tile
+from .vector import LANES, MAX_ROWS, VECTORS, as_pointer, depthwise_signed, depthwise_unsigned
 
 @njit(nogil=True)
 def widen_patch(dst: int, src: int, count: int, signed: bool, element: int) -> None:
@@ -79,6 +36,15 @@ def widen_patch(dst: int, src: int, count: int, signed: bool, element: int) -> N
         y = carray(as_pointer(src), count, np.uint8)
         for i in range(count):
             e[i] = y[i]
+
+
+@njit(nogil=True)
+def widen_panels(dst: int, src: int, count: int) -> None:
+    """count int8 weights as int16: a step that multiplies them with many rows saves the widening in each."""
+    p = carray(as_pointer(src), count, np.int8)
+    d = carray(as_pointer(dst), count, np.int16)
+    for i in range(count):
+        d[i] = p[i]
 
 
 @njit(nogil=True)
@@ -174,24 +140,34 @@ def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scr
             q += 1
         cn = panels[q - 1, 1] + panels[q - 1, 2] - c0
         base = weights + panels[p, 0]
+        size = panels[q - 1, 0] + panels[q - 1, 4] - panels[p, 0]
+        scale = 1
         if step[PACKED4]:
-            unpack4(scratch + AT_PANEL, weights + panels[p, 0] // 2, (panels[q - 1, 0] + panels[q - 1, 4] - panels[p, 0]) // 2)
+            unpack4(scratch + AT_PANEL, weights + panels[p, 0] // 2, size // 2)
             base = scratch + AT_PANEL
+        elif step[WIDE]:
+            widen_panels(scratch + AT_PANEL, base, size)
+            base, scale = scratch + AT_PANEL, 2
         for rb in range(row_blocks):
             r0 = rows * rb // row_blocks
             rn = rows * (rb + 1) // row_blocks - r0
             tiles = (rn + MAX_ROWS - 1) // MAX_ROWS
             for n in range(p, q):
-                b = base + panels[n, 0] - panels[p, 0]
+                b = base + (panels[n, 0] - panels[p, 0]) * scale
                 group_segments = segments + panels[n, 3]
                 vectors = 1 if panels[n, 2] <= LANES else VECTORS
                 for i in range(tiles):
                     m0 = rn * i // tiles
                     mn = rn * (i + 1) // tiles - m0
-                    tile(
-                        mn, vectors, patch, offsets_at + 8 * (r0 + m0), group_segments, step[SEGMENT_COUNT],
-                        step[GROUPS], b, registers + ((panels[n, 1] - c0) + m0 * ld) * 4, ld * 4,
-                    )  # fmt: skip
+                    offsets_m, out = offsets_at + 8 * (r0 + m0), registers + ((panels[n, 1] - c0) + m0 * ld) * 4
+                    if scale == 2:
+                        wide_tile(
+                            mn, vectors, patch, offsets_m, group_segments, step[SEGMENT_COUNT], step[GROUPS], b, out, ld * 4
+                        )
+                    else:
+                        tile(
+                            mn, vectors, patch, offsets_m, group_segments, step[SEGMENT_COUNT], step[GROUPS], b, out, ld * 4
+                        )
             run_tail(
                 tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, registers, REGISTER_BYTES, ld, row0 + r0, rn, c0, cn
             )

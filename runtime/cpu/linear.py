@@ -18,7 +18,7 @@ from .fields import (
     BLOCK_COLUMNS, BLOCK_ROWS, CHANNELS, CHUNKS, COLUMN_CHUNKS, COLUMNS, DILATION_H, DILATION_W, GEMM,
     GROUPS, IMAGES, IN_H, IN_W, KERNEL_H, KERNEL_W, LD, MAX_PATCH_ROWS, MAX_TAPS, OP, OUT_H, OUT_W, PACKED4, PAD_LEFT,
     PAD_ROW, PAD_TOP, PANEL_COUNT, PANELS, PATCH_ELEMENT, PATCH_W, REGISTER_BYTES, ROW_CHUNKS, ROWS, SEGMENT_COUNT, SEGMENTS,
-    STRIDE_H, STRIDE_W, WEIGHTS, X, X_DTYPE, X_STRIDE,
+    STRIDE_H, STRIDE_W, WEIGHTS, WIDE, X, X_DTYPE, X_STRIDE,
 )  # fmt: skip
 from .steps import Number, Ref, Step, constant, ref
 from .vector import ELEMENT, GROUP, LANES, MAX_ROWS, PANEL
@@ -28,6 +28,9 @@ PATCH_KIND = 2 if ELEMENT == 2 else 0
 
 PATCH_LIMIT = 384 * 1024
 """Bytes of a patch: it shares a core's second-level cache with a block of weight panels."""
+WIDE_ROWS = 24
+WIDE_LIMIT = 320 * 1024
+"""Bytes of a block of widened panels."""
 BLOCK = 64
 """Output channels of a register block."""
 
@@ -97,6 +100,7 @@ class Packed:
     segments: int
     nibbles: bool
     block_bytes: int
+    widest: int
     bytes: int
 
 
@@ -152,7 +156,7 @@ def pack(w: Array, group: int, zero_point: int, window: Window, bits: int, signe
     data = np.concatenate([data, np.zeros(64, np.int8)])
     return Packed(
         constant(data), constant(np.asarray(table, np.int64)), len(table), correction, len(parts) == 2, groups, segments,
-        nibbles, widest + 64 if nibbles else 0, data.nbytes,
+        nibbles, widest + 64 if nibbles else 0, widest, data.nbytes,
     )  # fmt: skip
 
 
@@ -204,18 +208,25 @@ def emit_gemm(
     chain.grow(out, 0, folded)
     blocks, column_chunks = _cut(b, window, packed, columns)
     ld = BLOCK + PANEL
+    # weights that meet many rows of a chunk are widened once for them
+    wide = GROUP == 2 and not packed.nibbles and -(-window.out_h // blocks) * window.out_w >= WIDE_ROWS
+    block = BLOCK
+    if wide:
+        depth = packed.segments * packed.groups * GROUP
+        block = max(PANEL, min(BLOCK, WIDE_LIMIT // (2 * depth) // PANEL * PANEL))
+    panel_bytes = packed.block_bytes if packed.nibbles else 2 * packed.widest + 64 if wide else 0
     step = Step(
         {
             OP: GEMM, CHUNKS: window.images * blocks * column_chunks, ROWS: chain.rows, COLUMNS: columns,
             ROW_CHUNKS: window.images * blocks, COLUMN_CHUNKS: column_chunks,
-            BLOCK_ROWS: REGISTER_BYTES // 4 // ld // MAX_ROWS * MAX_ROWS, BLOCK_COLUMNS: BLOCK, LD: ld,
+            BLOCK_ROWS: REGISTER_BYTES // 4 // ld // MAX_ROWS * MAX_ROWS, BLOCK_COLUMNS: block, LD: ld, WIDE: int(wide),
             X: ref(view), X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pad_row)),
             WEIGHTS: packed.data, SEGMENTS: constant(segment_offsets(window, group, packed.twice)),
             SEGMENT_COUNT: packed.segments, GROUPS: packed.groups, PANELS: packed.table, PANEL_COUNT: packed.panels,
             PATCH_W: window.patch_width, PATCH_ELEMENT: PATCH_KIND, PACKED4: int(packed.nibbles), **window.fields(),
         },
         chain.tail(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
-        macs=chain.rows * columns * w[0].size, weight_bytes=packed.bytes, panel_bytes=packed.block_bytes,
+        macs=chain.rows * columns * w[0].size, weight_bytes=packed.bytes, panel_bytes=panel_bytes,
         patch_bytes=window.patch_rows(-(-window.out_h // blocks)) * window.patch_width * window.channels * ELEMENT + 256,
     )  # fmt: skip
     b.add(step)

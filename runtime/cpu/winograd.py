@@ -20,45 +20,8 @@ from .fields import (
 )  # fmt: skip
 from .heads import build_patch
 from .tail import address, run_tail
-from .vector import (
-    LANES, MAX_ROWS, VECTORS, as_pointer, make_tile, winograd_input, winograd_output_0, winograd_output_1,
-)  # fmt: skip
-
-_w12, _w22, _w32, _w42, _w52, _w62 = (make_tile(r, VECTORS, True) for r in range(1, MAX_ROWS + 1))
-_w11, _w21, _w31, _w41, _w51, _w61 = (make_tile(r, 1, True) for r in range(1, MAX_ROWS + 1))
-
-
-@njit(nogil=True)
-def wide_tile(
-    rows: int, vectors: int, a: int, offsets: int, segments: int, groups: int, b: int, out: int, stride: int
-) -> None:
-    """The tile kernel with int16 weights, one segment."""
-    if vectors == 2:
-        if rows == 6:
-            _w62(a, offsets, segments, 1, groups, b, out, stride)
-        elif rows == 5:
-            _w52(a, offsets, segments, 1, groups, b, out, stride)
-        elif rows == 4:
-            _w42(a, offsets, segments, 1, groups, b, out, stride)
-        elif rows == 3:
-            _w32(a, offsets, segments, 1, groups, b, out, stride)
-        elif rows == 2:
-            _w22(a, offsets, segments, 1, groups, b, out, stride)
-        else:
-            _w12(a, offsets, segments, 1, groups, b, out, stride)
-    elif rows == 6:
-        _w61(a, offsets, segments, 1, groups, b, out, stride)
-    elif rows == 5:
-        _w51(a, offsets, segments, 1, groups, b, out, stride)
-    elif rows == 4:
-        _w41(a, offsets, segments, 1, groups, b, out, stride)
-    elif rows == 3:
-        _w31(a, offsets, segments, 1, groups, b, out, stride)
-    elif rows == 2:
-        _w21(a, offsets, segments, 1, groups, b, out, stride)
-    else:
-        _w11(a, offsets, segments, 1, groups, b, out, stride)
-
+from .tiles import wide_tile
+from .vector import LANES, MAX_ROWS, VECTORS, as_pointer, winograd_input, winograd_output_0, winograd_output_1
 
 @njit(nogil=True)
 def winograd_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
@@ -126,7 +89,7 @@ def winograd_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any,
                             m0 = jn * k // groups_of_rows
                             mn = jn * (k + 1) // groups_of_rows - m0
                             wide_tile(
-                                mn, vectors, a, offsets_at + 8 * m0, segments, step[GROUPS], b, out + m0 * ld * 4, ld * 4
+                                mn, vectors, a, offsets_at + 8 * m0, segments, 1, step[GROUPS], b, out + m0 * ld * 4, ld * 4
                             )
                 for odd in range(2):
                     if oh + odd >= out_h:

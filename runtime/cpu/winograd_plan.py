@@ -64,7 +64,7 @@ def pack(w: Array, zero_point: int) -> Packed:
     data = np.concatenate([*blocks, np.zeros(32, np.int16)])
     return Packed(
         constant(data), constant(np.asarray(table, np.int64)), len(table), np.zeros(m, np.int64), False, groups, 1, False,
-        0, data.nbytes,
+        0, 0, data.nbytes,
     )  # fmt: skip
 
 
