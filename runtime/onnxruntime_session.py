@@ -37,6 +37,8 @@ class OnnxRuntime:
         self.options.intra_op_num_threads = threads
         self.options.log_severity_level = 3
         self.options.enable_profiling = profile
+        # before 1.31 a buffer of n 4-bit elements (n/2 bytes) was given again to tensors of n bytes
+        self.options.enable_mem_reuse = not (old_runtime() and any(v.dtype.bits == 4 for v in graph.values))
         level = optimize or ("basic" if graph.stage is Stage.QDQ else "all")
         self.options.graph_optimization_level = {
             "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -95,6 +97,12 @@ def _open(model: onnx.ModelProto, options: Any) -> Any:
 def _wire_name(value: Value) -> str:
     """What a value is called in the model that onnxruntime gets."""
     return f"{value.name}/wide" if value.dtype.bits == 4 else value.name
+
+
+def old_runtime() -> bool:
+    """Whether onnxruntime is older than 1.31, where 4-bit activations are right."""
+    major, minor = (int(part) for part in ort.__version__.split(".")[:2])
+    return (major, minor) < (1, 31)
 
 
 def with_int4_casts(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:

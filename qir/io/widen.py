@@ -64,7 +64,7 @@ def _blocks(body: Body, node: Node, output: str) -> None:
     kind = node.input(0).dtype
     x = body.inputs[0]
     if kind.bits == 4:
-        x = body.cast(x, DType.INT8 if kind.is_signed else DType.UINT8)
+        x = body.widen4(x, kind)
     b = int(node.attrs["blocksize"])
     sizes = [d for d in node.input(0).shape[1:] if isinstance(d, int)]
     if len(sizes) != 3:
