@@ -120,7 +120,9 @@ def dense_strides(shape: Sequence[int], item: int, like: Sequence[int] | None = 
     return tuple(reversed(strides))
 
 
-def dense_view(shape: Sequence[int], order: Sequence[int], dtype: np.dtype[np.generic], buffer: Buffer | None = None) -> View:
+def dense_view(
+    shape: Sequence[int], order: Sequence[int], dtype: np.dtype[np.generic], buffer: Buffer | None = None
+) -> View:
     """A contiguous view of a logical shape stored in `order`, in a new arena buffer unless one is given."""
     memory = tuple(shape[a] for a in order)
     size = math.prod(memory) * dtype.itemsize

@@ -57,6 +57,15 @@ class Session:
                 self.graph.value(name)
         return self.executor.run(checked, outputs)
 
+    def profile(self, feeds: Mapping[str, Any], **options: Any) -> Any:
+        """Time, MACs and bytes of each layer, as the backend's profile object (`str` is a table, `to_json`).
+
+        Raises BackendError where the backend has none.
+        """
+        if not hasattr(self.executor, "profile"):
+            raise BackendError(f"backend {self.backend!r} has no profile")
+        return self.executor.profile(check_feeds(self.graph, feeds), **options)
+
 
 def backend_class(name: str) -> Any:
     """The class behind a backend's name.  Raises BackendError when unknown or when its package is missing."""

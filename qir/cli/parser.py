@@ -22,6 +22,7 @@ commands, in the order in which you will want them:
   run       execute a model on data
   compare   float against integer, layer by layer, worst first
   inspect   what is in a model: operators, dtypes, scales, sizes, MACs, BOPS
+  bench     how fast a model runs, against other backends, layer by layer
 
 `qir COMMAND --help` shows examples.  Exit codes: 0 done, 1 an error said in one line,
 2 wrong usage, 130 interrupted.
@@ -67,6 +68,15 @@ examples:
   qir inspect net.int8.onnx --layers
 
 MACs and BOPS (MACs times weight bits times activation bits) are for one sample.
+"""
+
+BENCH = """\
+examples:
+  qir bench net.int8.onnx
+  qir bench net.int8.onnx --batch 8 --against onnxruntime
+  qir bench net.int8.onnx --profile --json profile.json
+
+Backends take turns on the same random input, so a busy machine slows all of them alike; medians are shown.
 """
 
 DEMO = """\
@@ -197,6 +207,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("model", type=Path, metavar="MODEL.onnx")
     inspect.add_argument("--layers", action="store_true", help="every layer and every scale, not only the totals")
     _shape_option(inspect)
+    _bench(commands)
     demo = _command(commands, "demo", "demo", "quantize and check a small trained network", DEMO)
     demo.add_argument(
         "--network",
@@ -253,6 +264,21 @@ def _quantize(commands: Any) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="save what each pass did here")
     _shape_option(parser)
     _data_options(parser, "calibration data", required=False)
+
+
+def _bench(commands: Any) -> None:
+    parser = _command(commands, "bench", "bench", "measure how fast a model runs", BENCH)
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--against", choices=BACKENDS, action="append", default=[], help="compare with this one; may be repeated"
+    )
+    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="samples a run (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="how long (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores")
+    parser.add_argument("--profile", action="store_true", help="time, MACs and bytes of each layer")
+    parser.add_argument("--json", type=Path, metavar="FILE.json", help="save the profile here")
+    _shape_option(parser)
 
 
 def _run(commands: Any) -> None:

@@ -141,7 +141,12 @@ class Chain:
             plain = b.in_order(value, range(len(shape)))
             strides = dict(enumerate(plain.strides, start=rank - len(shape)))
             view = View(
-                plain.buffer, plain.offset, memory, tuple(strides.get(a, 0) for a in self.order), self.order, plain.dtype
+                plain.buffer,
+                plain.offset,
+                memory,
+                tuple(strides.get(a, 0) for a in self.order),
+                self.order,
+                plain.dtype,
             )
         kept = [i for i, m in enumerate(self.shape[:-1]) if m != 1 and i not in ones]
         if view.rows() is not None and (not ones or not kept or max(kept) < min(ones)):

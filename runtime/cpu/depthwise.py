@@ -30,7 +30,11 @@ def depthwise_chunk(step: Any, chunk: int, tails: Any, pointers: Any, scratch: i
     build_patch(step, pointers, patch, image, oh0, ohn)
     registers, ld = scratch + AT_REGISTERS, step[LD]
     line = step[PATCH_W] * channels
-    row_stride, tap_stride, pixel_stride = line * step[DILATION_H], channels * step[DILATION_W], channels * step[STRIDE_W]
+    row_stride, tap_stride, pixel_stride = (
+        line * step[DILATION_H],
+        channels * step[DILATION_W],
+        channels * step[STRIDE_W],
+    )
     weights, signed = address(pointers, step[WEIGHTS]), step[X_DTYPE] == I8
     block_bytes = (kernel * kernel + 1) // 2 * 64
     pieces = (out_w + step[BLOCK_ROWS] - 1) // step[BLOCK_ROWS]

@@ -89,5 +89,3 @@ def emit_depthwise(b: Builder, node: Node, window: Window, w: Array, pads: Array
         )
     )  # fmt: skip
     return True
-
-

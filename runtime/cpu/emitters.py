@@ -58,7 +58,9 @@ def emit_pointwise(b: Builder, node: Node) -> bool:
     return True
 
 
-def add_region(b: Builder, chain: Chain, op: int, node: Node, fields: dict[int, Number], reads: list[View] | None = None) -> None:
+def add_region(
+    b: Builder, chain: Chain, op: int, node: Node, fields: dict[int, Number], reads: list[View] | None = None
+) -> None:
     """A step that walks rows and columns in register blocks."""
     rows, columns = chain.rows, chain.columns
     block_rows, block_columns, ld = block_of(columns, rows)
@@ -76,7 +78,15 @@ def add_region(b: Builder, chain: Chain, op: int, node: Node, fields: dict[int, 
     )  # fmt: skip
 
 
-def _pool(b: Builder, node: Node, window: Window, fill: int, take_max: bool, order: tuple[int, ...], out_order: tuple[int, ...]) -> bool:
+def _pool(
+    b: Builder,
+    node: Node,
+    window: Window,
+    fill: int,
+    take_max: bool,
+    order: tuple[int, ...],
+    out_order: tuple[int, ...],
+) -> bool:
     x = node.input(0)
     if not native(b, x, node.output) or math.prod(window.kernel) > MAX_TAPS:
         return False
@@ -209,7 +219,9 @@ def emit_reshape(b: Builder, node: Node) -> bool:
     dense = dense_strides(at.shape, at.dtype.itemsize, at.strides)
     if at.strides != dense or not same_order(at.shape, view.order, plain):
         at = _packed(b, x)
-    target = View(at.buffer, at.offset, shape, dense_strides(shape, at.dtype.itemsize), tuple(range(len(shape))), at.dtype)
+    target = View(
+        at.buffer, at.offset, shape, dense_strides(shape, at.dtype.itemsize), tuple(range(len(shape))), at.dtype
+    )
     b.alias(out, target)
     return True
 

@@ -15,8 +15,29 @@ from numba import carray, njit, types
 
 from .depthwise import depthwise_chunk
 from .fields import (
-    AT_REGISTERS, BLOCK_COLUMNS, BLOCK_ROWS, CHUNKS, COLUMN_CHUNKS, COLUMNS, COPY, COUNTER_BYTES, DEPTHWISE, DEPTHWISE_ROWS, DEQUANTIZE, GATHER, GEMM, LD,
-    OP, POOL, QUANTIZE, REGISTER_BYTES, ROW_CHUNKS, ROWS, TAIL_COUNT, TAIL_FIRST, WINOGRAD,
+    AT_REGISTERS,
+    BLOCK_COLUMNS,
+    BLOCK_ROWS,
+    CHUNKS,
+    COLUMN_CHUNKS,
+    COLUMNS,
+    COPY,
+    COUNTER_BYTES,
+    DEPTHWISE,
+    DEPTHWISE_ROWS,
+    DEQUANTIZE,
+    GATHER,
+    GEMM,
+    LD,
+    OP,
+    POOL,
+    QUANTIZE,
+    REGISTER_BYTES,
+    ROW_CHUNKS,
+    ROWS,
+    TAIL_COUNT,
+    TAIL_FIRST,
+    WINOGRAD,
 )
 from .heads import depthwise_region, gemm_chunk, pool_region
 from .movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
@@ -55,9 +76,7 @@ def region_chunk(step: Any, chunk: int, tails: Any, pointers: Any, scratch: int)
 
 
 @njit(nogil=True)
-def run_chunk(
-    step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int
-) -> None:
+def run_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
     op = step[OP]
     if op == GEMM:
         gemm_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
@@ -111,7 +130,17 @@ def _digest() -> int:
     """A number that changes with the source of any kernel."""
     text = b"".join(
         (Path(__file__).parent / name).read_bytes()
-        for name in ("depthwise.py", "engine.py", "fields.py", "heads.py", "movement.py", "tail.py", "tiles.py", "vector.py", "winograd.py")
+        for name in (
+            "depthwise.py",
+            "engine.py",
+            "fields.py",
+            "heads.py",
+            "movement.py",
+            "tail.py",
+            "tiles.py",
+            "vector.py",
+            "winograd.py",
+        )
     )
     return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "little")
 

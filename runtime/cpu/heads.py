@@ -8,14 +8,54 @@ import numpy as np
 from numba import carray, njit
 
 from .fields import (
-    AT_PANEL, AT_REGISTERS, AT_ROWS, AT_TAPS, BLOCK_COLUMNS, BLOCK_ROWS, CHANNELS, COLUMN_CHUNKS, DILATION_H, DILATION_W, GROUPS, I8,
-    IMAGES, IN_H, IN_W, KERNEL_H, KERNEL_W, LD, MAX_TAPS, OUT_H, OUT_W, PACKED4, PAD_LEFT, PAD_ROW, PAD_TOP, PANEL_COUNT, PANELS,
-    PATCH_ELEMENT, PATCH_W, POOL_MAX, REGISTER_BYTES, ROW_CHUNKS, SEGMENT_COUNT, SEGMENTS, STRIDE_H, STRIDE_W, TAIL_COUNT, TAIL_FIRST,
-    WEIGHTS, WIDE, X, X_DTYPE, X_STRIDE,
+    AT_PANEL,
+    AT_REGISTERS,
+    AT_ROWS,
+    AT_TAPS,
+    BLOCK_COLUMNS,
+    BLOCK_ROWS,
+    CHANNELS,
+    COLUMN_CHUNKS,
+    DILATION_H,
+    DILATION_W,
+    GROUPS,
+    I8,
+    IMAGES,
+    IN_H,
+    IN_W,
+    KERNEL_H,
+    KERNEL_W,
+    LD,
+    MAX_TAPS,
+    OUT_H,
+    OUT_W,
+    PACKED4,
+    PAD_LEFT,
+    PAD_ROW,
+    PAD_TOP,
+    PANEL_COUNT,
+    PANELS,
+    PATCH_ELEMENT,
+    PATCH_W,
+    POOL_MAX,
+    REGISTER_BYTES,
+    ROW_CHUNKS,
+    SEGMENT_COUNT,
+    SEGMENTS,
+    STRIDE_H,
+    STRIDE_W,
+    TAIL_COUNT,
+    TAIL_FIRST,
+    WEIGHTS,
+    WIDE,
+    X,
+    X_DTYPE,
+    X_STRIDE,
 )
 from .tail import address, run_tail
 from .tiles import tile, wide_tile
 from .vector import LANES, MAX_ROWS, VECTORS, as_pointer, depthwise_signed, depthwise_unsigned
+
 
 @njit(nogil=True)
 def widen_patch(dst: int, src: int, count: int, signed: bool, element: int) -> None:
@@ -162,14 +202,42 @@ def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scr
                     offsets_m, out = offsets_at + 8 * (r0 + m0), registers + ((panels[n, 1] - c0) + m0 * ld) * 4
                     if scale == 2:
                         wide_tile(
-                            mn, vectors, patch, offsets_m, group_segments, step[SEGMENT_COUNT], step[GROUPS], b, out, ld * 4
+                            mn,
+                            vectors,
+                            patch,
+                            offsets_m,
+                            group_segments,
+                            step[SEGMENT_COUNT],
+                            step[GROUPS],
+                            b,
+                            out,
+                            ld * 4,
                         )
                     else:
                         tile(
-                            mn, vectors, patch, offsets_m, group_segments, step[SEGMENT_COUNT], step[GROUPS], b, out, ld * 4
+                            mn,
+                            vectors,
+                            patch,
+                            offsets_m,
+                            group_segments,
+                            step[SEGMENT_COUNT],
+                            step[GROUPS],
+                            b,
+                            out,
+                            ld * 4,
                         )
             run_tail(
-                tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, registers, REGISTER_BYTES, ld, row0 + r0, rn, c0, cn
+                tails,
+                step[TAIL_FIRST],
+                step[TAIL_COUNT],
+                pointers,
+                registers,
+                REGISTER_BYTES,
+                ld,
+                row0 + r0,
+                rn,
+                c0,
+                cn,
             )
         p = q
 
@@ -246,4 +314,3 @@ def pool_region(step: Any, pointers: Any, scratch: int, r0: int, rn: int, c0: in
                 _accumulate(out, carray(as_pointer(at + 2 * c0), cn, np.int16), cn, take_max)
             else:
                 _accumulate(out, carray(as_pointer(at + 4 * c0), cn, np.int32), cn, take_max)
-

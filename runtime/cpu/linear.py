@@ -129,7 +129,9 @@ def pack(w: Array, group: int, zero_point: int, window: Window, bits: int, signe
     if (low != centred).any():  # a 9-bit difference from its zero point: two passes over the same patch
         parts.append(centred - low)
     rows = [p.reshape(group, per_group, c, kh, kw).transpose(0, 1, 3, 4, 2) for p in parts]
-    runs = [r.reshape(group, per_group, kh, kw * c) if merged else r.reshape(group, per_group, kh * kw, c) for r in rows]
+    runs = [
+        r.reshape(group, per_group, kh, kw * c) if merged else r.reshape(group, per_group, kh * kw, c) for r in rows
+    ]
     stacked = np.concatenate(runs, axis=2).astype(np.int8)
     segments, length = stacked.shape[2:]
     groups = -(-length // GROUP)
@@ -150,7 +152,11 @@ def pack(w: Array, group: int, zero_point: int, window: Window, bits: int, signe
     data = np.concatenate(blocks)
     if nibbles:
         data = ((data[0::2] & 15) | (data[1::2] << 4)).astype(np.int8)
-    correction = -128 * centred.astype(np.int64).reshape(m, -1).sum(axis=1) if ELEMENT == 1 and signed_x else np.zeros(m, np.int64)
+    correction = (
+        -128 * centred.astype(np.int64).reshape(m, -1).sum(axis=1)
+        if ELEMENT == 1 and signed_x
+        else np.zeros(m, np.int64)
+    )
     widest = max(sum(row[4] for row in table[i : i + BLOCK // LANES]) for i in range(len(table)))
     # vector loads of the last panel's end stay inside the array
     data = np.concatenate([data, np.zeros(64, np.int8)])
@@ -169,9 +175,7 @@ def segment_offsets(window: Window, group: int, twice: bool) -> Array:
     for g in range(group):
         base = g * (window.channels // group) * ELEMENT
         one = [
-            (i * dh * window.patch_width + j * dw) * pixel + base
-            for i in range(kh)
-            for j in range(1 if merged else kw)
+            (i * dh * window.patch_width + j * dw) * pixel + base for i in range(kh) for j in range(1 if merged else kw)
         ]
         offsets += one * (2 if twice else 1)
     return np.asarray(offsets, np.int64)
@@ -197,7 +201,9 @@ def emit_gemm(
     columns = w.shape[0]
     key = f"{node.name}/{window.patch_width if window.kernel != (1, 1) else 0}"
     if key not in b.packed:
-        b.packed[key] = pack(w, group, node.attrs["weight_zero_point"], window, node.input(1).dtype.bits, x.dtype.is_signed)
+        b.packed[key] = pack(
+            w, group, node.attrs["weight_zero_point"], window, node.input(1).dtype.bits, x.dtype.is_signed
+        )
     packed: Packed = b.packed[key]
     memory = tuple(b.shape(out)[a] for a in order)
     chain = Chain(b, order, memory)
@@ -235,7 +241,9 @@ def emit_gemm(
 
 def _cut(b: Builder, window: Window, packed: Packed, columns: int) -> tuple[int, int]:
     """(row blocks of an image, column chunks): patches fit the cache, threads are kept busy."""
-    row_bytes = max(1, window.patch_width * window.channels * ELEMENT * (window.strides[0] if window.kernel[0] > 1 else 1))
+    row_bytes = max(
+        1, window.patch_width * window.channels * ELEMENT * (window.strides[0] if window.kernel[0] > 1 else 1)
+    )
     fixed = (window.patch_rows(1) - 1) * row_bytes
     most = max(1, min((PATCH_LIMIT - fixed) // row_bytes, MAX_PATCH_ROWS // window.out_w))
     blocks = max(1, -(-window.out_h // most))

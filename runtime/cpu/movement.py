@@ -9,9 +9,24 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from .fields import CHUNKS, M_DST, M_DST_STRIDES, M_DTYPE, M_HI, M_INDICES, M_LO, M_SCALE, M_SHAPE, M_SRC, M_SRC_STRIDES, M_ZERO_POINT, RANK
+from .fields import (
+    CHUNKS,
+    M_DST,
+    M_DST_STRIDES,
+    M_DTYPE,
+    M_HI,
+    M_INDICES,
+    M_LO,
+    M_SCALE,
+    M_SHAPE,
+    M_SRC,
+    M_SRC_STRIDES,
+    M_ZERO_POINT,
+    RANK,
+)
 from .tail import address, widen
 from .vector import as_pointer
+
 
 @intrinsic
 def rint32(_context: Any, _x: Any) -> Any:
@@ -158,4 +173,3 @@ def gather_chunk(step: Any, chunk: int, pointers: Any) -> None:
         o, i = line // shape[1], line % shape[1]
         x_at, y_at = src + o * s[0] + index[i] * s[1], dst + o * d[0] + i * d[1]
         _move(y_at, d[2], x_at, s[2], shape[2], step[M_DTYPE])
-

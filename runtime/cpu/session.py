@@ -44,7 +44,12 @@ class Cpu:
     """
 
     def __init__(
-        self, graph: Graph, *, threads: int = 0, native: bool | None = None, progress: Callable[[str], None] | None = None
+        self,
+        graph: Graph,
+        *,
+        threads: int = 0,
+        native: bool | None = None,
+        progress: Callable[[str], None] | None = None,
     ) -> None:
         self.graph = graph
         self.native = has_numba() if native is None else native

@@ -14,7 +14,26 @@ import numpy as np
 from numba import carray, njit
 
 from .fields import (
-    ADD, ADD_MEMORY, CLAMP, GENERIC, I8, I16, I32, LOAD, MUL, OFFSET_MASK, REQUANTIZE, REQUANTIZE_STORE, STORE, T_DST, T_KIND, T_OTHER, T_SRC, TABLE, U8, U16,
+    ADD,
+    ADD_MEMORY,
+    CLAMP,
+    GENERIC,
+    I8,
+    I16,
+    I32,
+    LOAD,
+    MUL,
+    OFFSET_MASK,
+    REQUANTIZE,
+    REQUANTIZE_STORE,
+    STORE,
+    T_DST,
+    T_KIND,
+    T_OTHER,
+    T_SRC,
+    TABLE,
+    U8,
+    U16,
 )
 from .vector import as_pointer, make_sum, requantize_bytes, requantize_lanes
 
@@ -22,6 +41,7 @@ sum_lanes = make_sum("int32", 4)
 sum_u8_lanes, sum_u8_bytes = make_sum("uint8", 4), make_sum("uint8", 1)
 sum_i8_lanes, sum_i8_bytes = make_sum("int8", 4), make_sum("int8", 1)
 sum_i16_lanes, sum_i16_bytes = make_sum("int16", 4), make_sum("int16", 1)
+
 
 @njit(nogil=True, inline="always")
 def address(pointers: Any, ref: int) -> int:
@@ -114,9 +134,7 @@ def _requantize(t: Any, pointers: Any, dst: int, src: int, ld: int, r0: int, rn:
     m, c, s = address(pointers, t[T_OTHER]), address(pointers, t[4]), address(pointers, t[5])
     if t[9] != GENERIC:
         columns = (cn + 7) // 8 * 8
-        requantize_lanes(
-            src, ld * 4, dst, ld * 4, rn, columns, m + 4 * c0, c + 8 * c0, s + 4 * c0, t[6], t[7], t[8]
-        )
+        requantize_lanes(src, ld * 4, dst, ld * 4, rn, columns, m + 4 * c0, c + 8 * c0, s + 4 * c0, t[6], t[7], t[8])
         return
     width, period, zero_point, lo, hi = t[10], t[11], t[6], t[7], t[8]
     for r in range(rn):

@@ -55,9 +55,7 @@ class _State:
 
 
 def _work(plan: Any, first: int, last: int, thread: int) -> None:
-    execute(
-        plan.program, plan.tails, plan.pointers, plan.counters, plan.scratch[thread], plan.panel_bytes, first, last
-    )
+    execute(plan.program, plan.tails, plan.pointers, plan.counters, plan.scratch[thread], plan.panel_bytes, first, last)
 
 
 def _help(state: _State, thread: int) -> None:

@@ -23,8 +23,11 @@ from .tail import address, run_tail
 from .tiles import wide_tile
 from .vector import LANES, MAX_ROWS, VECTORS, as_pointer, winograd_input, winograd_output_0, winograd_output_1
 
+
 @njit(nogil=True)
-def winograd_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
+def winograd_chunk(
+    step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int
+) -> None:
     """Some rows of 2x2 tiles of one image, some output channels.
 
     Scratch after the panel area: transformed activations (16, tiles, channels) int16, products (16, tiles of a
@@ -89,7 +92,16 @@ def winograd_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any,
                             m0 = jn * k // groups_of_rows
                             mn = jn * (k + 1) // groups_of_rows - m0
                             wide_tile(
-                                mn, vectors, a, offsets_at + 8 * m0, segments, 1, step[GROUPS], b, out + m0 * ld * 4, ld * 4
+                                mn,
+                                vectors,
+                                a,
+                                offsets_at + 8 * m0,
+                                segments,
+                                1,
+                                step[GROUPS],
+                                b,
+                                out + m0 * ld * 4,
+                                ld * 4,
                             )
                 for odd in range(2):
                     if oh + odd >= out_h:
@@ -103,5 +115,15 @@ def winograd_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any,
                     r0 = (image * out_h + oh + odd) * out_w + 2 * j0
                     rn = min(2 * jn, out_w - 2 * j0)
                     run_tail(
-                        tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, registers, REGISTER_BYTES, ld, r0, rn, c0, cn
+                        tails,
+                        step[TAIL_FIRST],
+                        step[TAIL_COUNT],
+                        pointers,
+                        registers,
+                        REGISTER_BYTES,
+                        ld,
+                        r0,
+                        rn,
+                        c0,
+                        cn,
                     )

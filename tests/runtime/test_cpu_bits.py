@@ -50,7 +50,9 @@ class Net:
             dilations=list(kw.get("dilations", (1,) * rank)), weight_zero_point=kw.get("weight_zero_point", 0),
         )  # fmt: skip
 
-    def requantize(self, x: Value, dtype: str = "uint8", ratio: float = 0.003, per_channel: bool = True, zero: int = 0) -> Value:
+    def requantize(
+        self, x: Value, dtype: str = "uint8", ratio: float = 0.003, per_channel: bool = True, zero: int = 0
+    ) -> Value:
         kind = DType(dtype)
         r = np.asarray(ratio)
         if per_channel:
@@ -279,12 +281,16 @@ def test_data_movement() -> None:
 def test_matmul_of_sequences() -> None:
     net = Net(14, "N", 9, 24)
     w = net.const(net.rng.integers(-127, 128, (24, 30)).astype(np.int8))
-    acc = net.op("qir.MatMul", [net.x, w, net.const(net.rng.integers(-99, 99, 30).astype(np.int32))], weight_zero_point=0)
+    acc = net.op(
+        "qir.MatMul", [net.x, w, net.const(net.rng.integers(-99, 99, 30).astype(np.int32))], weight_zero_point=0
+    )
     m, s = dyadic_array(net.rng.uniform(0.001, 0.002, 30))
     y = net.op(
         "qir.Requantize", [acc, net.const(m), net.const(s)], zero_point=0, lo=-128, hi=127, dtype="int8", x_zero_point=0
     )
-    scores = net.op("qir.MatMulActivations", [y, net.op("Transpose", [y], perm=[0, 2, 1])], a_zero_point=3, b_zero_point=4)
+    scores = net.op(
+        "qir.MatMulActivations", [y, net.op("Transpose", [y], perm=[0, 2, 1])], a_zero_point=3, b_zero_point=4
+    )
     check(net, [y, scores])
 
 

@@ -1,0 +1,35 @@
+"""`qir bench`: how fast a model runs, layer by layer if wanted."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from qir.runtime import Session
+from qir.runtime.bench import bench, random_feeds
+
+from . import show
+from .data import load_model
+
+
+def main(args: argparse.Namespace) -> int:
+    graph = load_model(args.model, args.input_shape)
+    rows = bench(
+        graph, backend=args.backend, against=args.against, batch=args.batch, seconds=args.seconds, threads=args.threads
+    )
+    cells = [
+        [r.name, r.batch, f"{r.median * 1e3:.3f}", f"{r.best * 1e3:.3f}", f"{r.per_sample:.3f}", f"{r.ratio:.2f}"]
+        for r in rows
+    ]
+    heads = ("backend", "batch", "median ms", "best ms", "ms/sample", f"time / {rows[0].name}")
+    show.say(show.table(cells, heads, "lrrrrr"))
+    if args.profile or args.json:
+        session = Session(graph, backend=args.backend)
+        profile: Any = session.profile(random_feeds(graph, args.batch))
+        if args.profile:
+            show.say()
+            show.say(str(profile))
+        if args.json:
+            args.json.write_text(profile.to_json())
+            show.say(f"wrote {args.json}")
+    return 0
