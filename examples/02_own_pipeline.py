@@ -22,6 +22,6 @@ integer, report = lower.run(prepared)
 save(integer, "digits_mobile.int8.onnx")
 
 # or the same as a recipe, which a TOML file could hold too
-recipe = Recipe("mine", method="percentile", percentile=99.9, per_channel=False, equalize=True)
+recipe = Recipe("mine", method="percentile", percentile=99.9, per_channel=False, equalize="weights")
 integer, report = passes.quantize(graph, digits.calibration, recipe)
 print(report.passes[-1].summary())

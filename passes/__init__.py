@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from .strip_softmax import StripSoftmax
 
 _MODULES: dict[str, str] = {
-    "AbsorbBias": "absorb_bias", "Balance": "balance", "Pass": "base", "PassManager": "base", "calibrate": "calibration",
+    "AbsorbBias": "absorb_bias", "Balance": "balance", "Pass": "base", "PassManager": "base",
+    "calibrate": "calibration",
     "collect": "calibration", "ranges_from": "calibration", "CorrectBias": "correct_bias",
     "data_free_ranges": "data_free", "Equalize": "equalize", "FoldBatchNorm": "fold_batchnorm",
     "FoldNormalization": "fold_normalization", "Images": "images", "InsertQdq": "insert_qdq",

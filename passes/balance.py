@@ -30,7 +30,7 @@ class Balance(Equalize):
     name: ClassVar[str] = "balance"
 
     iterations: int = 30
-    activations: float = 1.0
+    activations: float = 0.3
     damping: float = 0.7
 
     def run(self, graph: Graph) -> PassReport:

