@@ -118,6 +118,10 @@ def _file(path: Path, types: Mapping[str, TensorType]) -> dict[str, Rows]:
         if path.suffix == ".npz":
             return _npz(path, types)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.ndim:
+            # mapped anew for each batch: pages read stay in memory for as long as their mapping lives
+            rows = Rows(len(array), lambda start, stop: np.load(path, mmap_mode="r")[start:stop])
+            return {_only(types, "one array"): rows}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"cannot be read: {error}", where=str(path), hint="a .npy or .npz file, or a folder of images"

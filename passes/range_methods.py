@@ -100,7 +100,7 @@ def kl(t: TensorStatistics, bits: int, options: RangeOptions) -> tuple[float, fl
         lo, hi = (np.where(hi - lo < least, np.nan, end) for end in (lo, hi))
         return np.asarray([_divergence(values, weights, a, b, bits) for a, b in zip(lo, hi, strict=True)])
 
-    return _search(t, options, loss, ends=False)
+    return _search(t, options, loss, candidates=36, ends=False)
 
 
 METHODS: dict[str, Method] = {
@@ -136,7 +136,7 @@ def _search(
     if options.symmetric:
         full = -max(-full[0], full[1]), max(-full[0], full[1])
     coarse, fine = np.geomspace(1.0, 0.01, candidates), np.linspace(1.15, 0.85, candidates // 2)
-    limit = max(-full[0], full[1]) * coarse[1:]
+    limit = max(-full[0], full[1]) * (coarse[1:] if full[0] < 0 < full[1] else coarse[:0])
     a = np.concatenate([full[0] * coarse, np.maximum(full[0], -limit)])
     b = np.concatenate([full[1] * coarse, np.minimum(full[1], limit)])
     best = int(np.argmin(loss(a, b)))
