@@ -15,7 +15,7 @@ from qir.ops.base import dim_at
 from qir.types import Array
 
 from ..plan import Buffer, View, channels_last, dense_view, same_order
-from .fields import CHUNKS, COPY, DTYPE_CODE, OP, RANK, M_DST, M_DST_STRIDES, M_DTYPE, M_SHAPE, M_SRC, M_SRC_STRIDES
+from .fields import CHUNKS, COPY, DTYPE_CODE, M_DST, M_DST_STRIDES, M_DTYPE, M_SHAPE, M_SRC, M_SRC_STRIDES, OP, RANK
 from .steps import AnyStep, PythonStep, Step, constant, ref
 
 WINDOWED = ("qir.Conv", "qir.SumPool", "MaxPool")
@@ -186,3 +186,10 @@ def _merged(shape: Sequence[int], s: Sequence[int], d: Sequence[int]) -> tuple[l
     out = out or [(1, 1, 1)]
     # the longest axis with the densest target goes innermost only where it is there already: order is kept
     return [n for n, _, _ in out], [a for _, a, _ in out], [b for _, _, b in out]
+
+
+NATIVE_DTYPES = ("uint8", "int8", "uint16", "int16", "int32")
+
+
+def native(b: Builder, *values: Value) -> bool:
+    return all(v.dtype.numpy.name in NATIVE_DTYPES for v in values)

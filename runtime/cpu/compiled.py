@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from qir.types import Array
 
 from ..plan import Buffer, View, assign_offsets
 from .builder import Builder
-from .fields import AT_PANEL, CHUNKS, COUNTER_BYTES, STEP_WIDTH, TAIL_COUNT, TAIL_FIRST, TAIL_WIDTH
+from .fields import AT_PANEL, COUNTER_BYTES, STEP_WIDTH, TAIL_COUNT, TAIL_FIRST, TAIL_WIDTH
 from .steps import SLOT_SHIFT, AnyStep, Number, PythonStep, Ref, Step
 
 SLACK = 256
@@ -147,7 +146,7 @@ class Compiled:
                 results[value] = held[view.buffer.space] = np.empty(view.logical_shape, view.dtype)
         for space in self.spaces:
             if space in held:
-                self.pointers[self.slots[space]] = held[space].ctypes.data
+                self.pointers[self.slots[space]] = _address(held[space])
         self._counters.fill(0)
         segments = self.segments if timings is None else [(i, i + 1) for i in range(len(self.steps))]
         for first, last in segments:
@@ -169,6 +168,11 @@ class Compiled:
         return results
 
 
+def _address(array: Array) -> int:
+    """Where an array's data are; unlike `array.ctypes.data`, without a reference cycle for the collector."""
+    return array.__array_interface__["data"][0]
+
+
 def batch_of(graph: Graph, feeds: Mapping[str, Array]) -> int:
     """What "N" is for these (checked) feeds; 1 where no input has a symbolic size."""
     for value in graph.inputs:
@@ -177,6 +181,3 @@ def batch_of(graph: Graph, feeds: Mapping[str, Array]) -> int:
                 factor, _, _ = dim.rpartition("*")
                 return size // int(factor or 1)
     return 1
-
-
-__all__ = ["Compiled", "Timing", "batch_of", "math"]

@@ -7,12 +7,32 @@ from typing import Any
 from numba import njit
 
 from .fields import (
-    AT_PANEL, AT_REGISTERS, BLOCK_COLUMNS, BLOCK_ROWS, CHANNELS, DILATION_H, DILATION_W, I8, IMAGES, KERNEL_H, LD,
-    OUT_H, OUT_W, PATCH_W, REGISTER_BYTES, ROW_CHUNKS, STRIDE_H, STRIDE_W, TAIL_COUNT, TAIL_FIRST, WEIGHTS, X_DTYPE,
-)  # fmt: skip
+    AT_PANEL,
+    AT_REGISTERS,
+    BLOCK_COLUMNS,
+    BLOCK_ROWS,
+    CHANNELS,
+    DILATION_H,
+    DILATION_W,
+    I8,
+    IMAGES,
+    KERNEL_H,
+    LD,
+    OUT_H,
+    OUT_W,
+    PATCH_W,
+    REGISTER_BYTES,
+    ROW_CHUNKS,
+    STRIDE_H,
+    STRIDE_W,
+    TAIL_COUNT,
+    TAIL_FIRST,
+    WEIGHTS,
+    X_DTYPE,
+)
 from .heads import build_patch
+from .lanes import make_depthwise_row
 from .tail import address, run_tail
-from .vector import make_depthwise_row
 
 _row3_unsigned, _row3_signed = make_depthwise_row((3, 3), False), make_depthwise_row((3, 3), True)
 _row5_unsigned, _row5_signed = make_depthwise_row((5, 5), False), make_depthwise_row((5, 5), True)

@@ -11,10 +11,27 @@ from ..plan import View
 from .builder import Builder
 from .chain import Chain, block_of, padded
 from .fields import (
-    BLOCK_COLUMNS, BLOCK_ROWS, CHUNKS, COLUMN_CHUNKS, COLUMNS, DEPTHWISE, DEPTHWISE_ROWS, LD, OP, PAD_ROW,
-    PATCH_ELEMENT, PATCH_W, ROW_CHUNKS, ROWS, WEIGHTS, X, X_DTYPE, X_STRIDE,
-)  # fmt: skip
-from .linear import Window, input_rows
+    BLOCK_COLUMNS,
+    BLOCK_ROWS,
+    CHUNKS,
+    COLUMN_CHUNKS,
+    COLUMNS,
+    DEPTHWISE,
+    DEPTHWISE_ROWS,
+    LD,
+    OP,
+    PAD_ROW,
+    PATCH_ELEMENT,
+    PATCH_W,
+    ROW_CHUNKS,
+    ROWS,
+    WEIGHTS,
+    X_DTYPE,
+    X_STRIDE,
+    X,
+)
+from .linear import input_rows
+from .packing import Window
 from .steps import Step, constant, ref
 
 ROW_KERNELS = ((3, 3), (5, 5))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
+from numba import njit, types
 
 from .depthwise import depthwise_chunk
 from .fields import (
@@ -39,13 +39,18 @@ from .fields import (
     TAIL_FIRST,
     WINOGRAD,
 )
-from .heads import depthwise_region, gemm_chunk, pool_region
+from .heads import gemm_chunk
 from .movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
 from .tail import run_tail
-from .vector import as_pointer, atomic_load, fetch_add, pause
+from .vector import as_pointer, atomic_load, carray, fetch_add, pause
+from .windows import depthwise_region, pool_region
 from .winograd import winograd_chunk
 
 SPINS = 2000
+KERNELS = (
+    "depthwise.py", "engine.py", "fields.py", "heads.py", "lanes.py", "movement.py", "tail.py", "tiles.py", "vector.py",
+    "windows.py", "winograd.py",
+)  # fmt: skip
 
 sched_yield: Any = types.ExternalFunction("sched_yield", types.int32())
 
@@ -128,20 +133,7 @@ def _build(digest: int) -> Any:
 
 def _digest() -> int:
     """A number that changes with the source of any kernel."""
-    text = b"".join(
-        (Path(__file__).parent / name).read_bytes()
-        for name in (
-            "depthwise.py",
-            "engine.py",
-            "fields.py",
-            "heads.py",
-            "movement.py",
-            "tail.py",
-            "tiles.py",
-            "vector.py",
-            "winograd.py",
-        )
-    )
+    text = b"".join((Path(__file__).parent / name).read_bytes() for name in KERNELS)
     return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "little")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from .fields import (
@@ -25,20 +25,20 @@ from .fields import (
     RANK,
 )
 from .tail import address, widen
-from .vector import as_pointer
+from .vector import as_pointer, carray, external
 
 
-@intrinsic
-def rint32(_context: Any, _x: Any) -> Any:
-    """float32 to the nearest integer, half to even."""
+def _rint32(_context: Any, _x: Any) -> Any:
+    """rint32(x): float32 to the nearest integer, half to even."""
 
     def codegen(_ctx: Any, builder: Any, _signature: Any, args: Any) -> Any:
         kind = ir.FloatType()
-        name = "llvm.rint.f32"
-        found = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(kind, [kind]), name)
-        return builder.call(found, [args[0]])
+        return builder.call(external(builder, "llvm.rint.f32", kind, [kind]), [args[0]])
 
     return types.float32(types.float32), codegen
+
+
+rint32: Any = intrinsic(_rint32)
 
 
 @njit(nogil=True)

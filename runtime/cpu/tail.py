@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import njit
 
 from .fields import (
     ADD,
@@ -35,7 +35,8 @@ from .fields import (
     U8,
     U16,
 )
-from .vector import as_pointer, make_sum, requantize_bytes, requantize_lanes
+from .lanes import make_sum, requantize_bytes, requantize_lanes
+from .vector import as_pointer, carray
 
 sum_lanes = make_sum("int32", 4)
 sum_u8_lanes, sum_u8_bytes = make_sum("uint8", 4), make_sum("uint8", 1)
@@ -79,11 +80,11 @@ def widen(dst: int, src: int, count: int, code: int) -> None:
 def narrow(dst: int, src: int, count: int, code: int) -> None:
     """count int32 that fit the dtype, as it."""
     s = carray(as_pointer(src), count, np.int32)
-    if code == U8 or code == I8:
+    if code <= I8:
         a = carray(as_pointer(dst), count, np.uint8)
         for i in range(count):
             a[i] = np.uint8(s[i] & 255)
-    elif code == U16 or code == I16:
+    elif code <= I16:
         b = carray(as_pointer(dst), count, np.uint16)
         for i in range(count):
             b[i] = np.uint16(s[i] & 65535)

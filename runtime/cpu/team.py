@@ -69,7 +69,9 @@ def _help(state: _State, thread: int) -> None:
                 continue
             state.inside += 1
         try:
-            _work(*job, thread)
+            plan, first, last = job
+            _work(plan, first, last, thread)
+            del plan
         finally:
             del job
             with state.lock:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
+import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -46,26 +47,26 @@ PANEL = LANES * VECTORS
 """Output channels of one weight panel."""
 
 
-def _pointer(builder: Any, address: Any, type: Any) -> Any:
+def pointer(builder: Any, address: Any, type: Any) -> Any:
     return builder.inttoptr(address, ir.PointerType(type))
 
 
-def _load(builder: Any, address: Any, type: Any, align: int = 1) -> Any:
-    value = builder.load(_pointer(builder, address, type))
+def load(builder: Any, address: Any, type: Any, align: int = 1) -> Any:
+    value = builder.load(pointer(builder, address, type))
     value.align = align
     return value
 
 
-def _store(builder: Any, value: Any, address: Any, align: int = 1) -> None:
-    builder.store(value, _pointer(builder, address, value.type)).align = align
+def store(builder: Any, value: Any, address: Any, align: int = 1) -> None:
+    builder.store(value, pointer(builder, address, value.type)).align = align
 
 
-def _external(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+def external(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     found = builder.module.globals.get(name)
     return found or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
+def splat(builder: Any, scalar: Any, lanes: int) -> Any:
     vector = ir.VectorType(scalar.type, lanes)
     empty = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(empty, scalar, I32(0))
@@ -77,11 +78,11 @@ def _dot(builder: Any, acc: Any, x: Any, w: Any) -> Any:
     vector = ir.VectorType(I32, LANES)
     if GROUP == 4:
         name = "llvm.x86.avx512.vpdpbusd." + ("512" if LANES == 16 else "256")
-        return builder.call(_external(builder, name, vector, [vector, vector, vector]), [acc, x, w])
+        return builder.call(external(builder, name, vector, [vector, vector, vector]), [acc, x, w])
     wide = ir.VectorType(I16, 2 * LANES)
     x16, w16 = builder.bitcast(x, wide), builder.bitcast(w, wide)
     if KIND == "avx2":
-        product = builder.call(_external(builder, "llvm.x86.avx2.pmadd.wd", vector, [wide, wide]), [x16, w16])
+        product = builder.call(external(builder, "llvm.x86.avx2.pmadd.wd", vector, [wide, wide]), [x16, w16])
         return builder.add(acc, product)
     for parity in (0, 1):
         pick = ir.Constant(ir.VectorType(I32, LANES), list(range(parity, 2 * LANES, 2)))
@@ -96,7 +97,7 @@ def _tile(builder: Any, rows: int, vectors: int, args: Any, wide: bool) -> None:
     vector = ir.VectorType(I32, LANES)
     count = LANES * GROUP  # weights in one vector step
     width = count * (2 if wide else 1)
-    bases = [builder.add(a, _load(builder, builder.add(row_offsets, I64(8 * r)), I64, 8)) for r in range(rows)]
+    bases = [builder.add(a, load(builder, builder.add(row_offsets, I64(8 * r)), I64, 8)) for r in range(rows)]
     entry, function = builder.block, builder.function
     outer, inner, next_segment, done = (function.append_basic_block(n) for n in ("segment", "k", "next", "done"))
     builder.branch(outer)
@@ -104,7 +105,7 @@ def _tile(builder: Any, rows: int, vectors: int, args: Any, wide: bool) -> None:
     builder.position_at_end(outer)
     s, b_segment = builder.phi(I64), builder.phi(I64)
     outer_acc = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
-    shift = _load(builder, builder.add(segments, builder.mul(s, I64(8))), I64, 8)
+    shift = load(builder, builder.add(segments, builder.mul(s, I64(8))), I64, 8)
     pointers = [builder.add(base, shift) for base in bases]
     builder.branch(inner)
 
@@ -113,14 +114,14 @@ def _tile(builder: Any, rows: int, vectors: int, args: Any, wide: bool) -> None:
     acc = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
     weights: list[Any] = []
     for j in range(vectors):
-        raw = _load(builder, builder.add(b_k, I64(width * j)), ir.VectorType(I16 if wide else I8, count))
+        raw = load(builder, builder.add(b_k, I64(width * j)), ir.VectorType(I16 if wide else I8, count))
         if GROUP == 2 and not wide:
             raw = builder.sext(raw, ir.VectorType(I16, count))
         weights.append(builder.bitcast(raw, vector))
     new: list[list[Any]] = []
     offset = builder.mul(k, I64(GROUP * ELEMENT))
     for r in range(rows):
-        x = _splat(builder, _load(builder, builder.add(pointers[r], offset), I32), LANES)
+        x = splat(builder, load(builder, builder.add(pointers[r], offset), I32), LANES)
         new.append([_dot(builder, acc[r][j], x, weights[j]) for j in range(vectors)])
     k_next, b_next = builder.add(k, I64(1)), builder.add(b_k, I64(width * vectors))
     builder.cbranch(builder.icmp_signed("<", k_next, groups), inner, next_segment)
@@ -146,10 +147,10 @@ def _tile(builder: Any, rows: int, vectors: int, args: Any, wide: bool) -> None:
     for r in range(rows):
         line = builder.add(out, builder.mul(out_stride, I64(r)))
         for j in range(vectors):
-            _store(builder, new[r][j], builder.add(line, I64(4 * LANES * j)), 4)
+            store(builder, new[r][j], builder.add(line, I64(4 * LANES * j)), 4)
 
 
-def _intrinsic(count: int, emit: Callable[[Any, Any], Any], result: Any = types.void) -> Any:
+def make_intrinsic(count: int, emit: Callable[[Any, Any], Any], result: Any = types.void) -> Any:
     """An intrinsic of `count` int64 arguments whose body is `emit(builder, args)`."""
 
     def typer(_context: Any, *_args: Any) -> Any:
@@ -172,319 +173,42 @@ def make_tile(rows: int, vectors: int, wide: bool = False) -> Any:
     out[r, n] = sum over segments s and k < groups * G of a[row_offsets[r] + segments[s] + k] * b[s, k, n], int32,
     for `rows` rows and LANES * vectors columns; b is (segment, group, column, G) int8, or int16 where `wide`.
     """
-    return _intrinsic(8, lambda builder, args: _tile(builder, rows, vectors, args, wide))
-
-
-def _lanes64(builder: Any, v: Any) -> tuple[Any, Any]:
-    """The even and the odd int32 lanes of <8 x i32>, sign-extended in <4 x i64>."""
-    wide = ir.VectorType(I64, 4)
-    thirty_two = ir.Constant(wide, [32] * 4)
-    both = builder.bitcast(v, wide)
-    return builder.ashr(builder.shl(both, thirty_two), thirty_two), builder.ashr(both, thirty_two)
-
-
-def _clamp(builder: Any, v: Any, lo: Any, hi: Any) -> Any:
-    v = builder.select(builder.icmp_signed("<", v, lo), lo, v)
-    return builder.select(builder.icmp_signed(">", v, hi), hi, v)
-
-
-def _high(builder: Any, even: Any, odd: Any) -> Any:
-    """The high halves of even and odd int64 lanes, interleaved to <8 x i32>."""
-    wide = ir.VectorType(I64, 4)
-    high = builder.and_(odd, ir.Constant(wide, [-(1 << 32)] * 4))
-    low = builder.lshr(even, ir.Constant(wide, [32] * 4))
-    return builder.bitcast(builder.or_(low, high), ir.VectorType(I32, 8))
-
-
-def _in_groups(builder: Any, columns: Any, body: Callable[[Any, int], None]) -> None:
-    """body(first column, vectors of 8) over all columns: four vectors at a time, then one."""
-    whole = builder.and_(columns, I64(-32))
-    with cgutils.for_range_slice(builder, I64(0), whole, I64(32)) as (c, _):
-        body(c, 4)
-    with cgutils.for_range_slice(builder, whole, columns, I64(8)) as (c, _):
-        body(c, 1)
-
-
-def _narrowed(builder: Any, vectors: list[Any], address: Any) -> None:
-    """Vectors of <8 x i32> that fit 8 bits, stored as bytes."""
-    while len(vectors) > 1:
-        lanes = vectors[0].type.count * 2
-        mask = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-        vectors = [builder.shuffle_vector(a, b, mask) for a, b in zip(vectors[0::2], vectors[1::2], strict=True)]
-    _store(builder, builder.trunc(vectors[0], ir.VectorType(I8, vectors[0].type.count)), address)
-
-
-def _stored(builder: Any, vectors: list[Any], line: Any, c: Any, bytes_each: int) -> None:
-    if bytes_each == 1:
-        _narrowed(builder, vectors, builder.add(line, c))
-        return
-    for i, v in enumerate(vectors):
-        _store(builder, v, builder.add(builder.add(line, builder.mul(c, I64(4))), I64(32 * i)), 4)
-
-
-def _splat32(builder: Any, value: Any) -> Any:
-    return _splat(builder, builder.trunc(value, I32), 8)
-
-
-def _requantize(builder: Any, args: Any, bytes_each: int) -> None:
-    src, src_stride, dst, dst_stride, rows, columns, multiplier, constant, shift, zero_point, lo, hi = args
-    v32, wide = ir.VectorType(I32, 8), ir.VectorType(I64, 4)
-    z, low, high = (_splat32(builder, v) for v in (zero_point, lo, hi))
-    with cgutils.for_range(builder, rows) as row:
-        line = builder.add(src, builder.mul(row.index, src_stride))
-        out = builder.add(dst, builder.mul(row.index, dst_stride))
-
-        def one(c: Any, i: int) -> Any:
-            lane = builder.add(builder.mul(c, I64(4)), I64(32 * i))
-            x_even, x_odd = _lanes64(builder, _load(builder, builder.add(line, lane), v32, 4))
-            m_even, m_odd = _lanes64(builder, _load(builder, builder.add(multiplier, lane), v32, 4))
-            pair = builder.add(constant, builder.mul(lane, I64(2)))
-            even = builder.add(builder.mul(x_even, m_even), _load(builder, pair, wide, 8))
-            odd = builder.add(builder.mul(x_odd, m_odd), _load(builder, builder.add(pair, I64(32)), wide, 8))
-            y = builder.ashr(_high(builder, even, odd), _load(builder, builder.add(shift, lane), v32, 4))
-            return _clamp(builder, builder.add(y, z), low, high)
-
-        _in_groups(
-            builder, columns,
-            lambda c, n: _stored(builder, [one(c, i) for i in range(n)], out, c, bytes_each),
-        )  # fmt: skip
-
-
-requantize_lanes = _intrinsic(12, lambda builder, args: _requantize(builder, args, 4))
-requantize_bytes = _intrinsic(12, lambda builder, args: _requantize(builder, args, 1))
-"""requantize_*(src, src_stride, dst, dst_stride, rows, columns, multiplier, constant, shift, zero_point, lo, hi)
-
-int32 rows of `columns` (a multiple of 8) to int32 (lanes) or 8 bits (bytes), strides in bytes; every shift is 32 or
-more and is given less 32; constant holds bias * multiplier + 2^(shift-1), for each 8 channels the even ones, then
-the odd ones.
-"""
-
-
-def _sum(builder: Any, args: Any, other: str, bytes_each: int) -> None:
-    a, a_stride, b, b_stride, dst, dst_stride, rows, columns = args[:8]
-    m_a, m_b, constant, before, after, zero_point, lo, hi = args[8:]
-    v32 = ir.VectorType(I32, 8)
-    z, low, high = (_splat32(builder, v) for v in (zero_point, lo, hi))
-    left, right = _splat32(builder, before), _splat32(builder, after)
-    m_a, m_b, constant = (_splat(builder, v, 4) for v in (m_a, m_b, constant))
-    # multipliers fit int32: telling LLVM so makes one vpmuldq of each product
-    (m_a, _), (m_b, _) = (_lanes64(builder, builder.bitcast(m, v32)) for m in (m_a, m_b))
-    size = {"int32": 4, "uint8": 1, "int8": 1, "int16": 2}[other]
-
-    with cgutils.for_range(builder, rows) as row:
-        a_line, b_line, out = (
-            builder.add(base, builder.mul(row.index, stride))
-            for base, stride in ((a, a_stride), (b, b_stride), (dst, dst_stride))
-        )
-
-        def one(c: Any, i: int) -> Any:
-            x = _load(builder, builder.add(builder.add(a_line, builder.mul(c, I64(4))), I64(32 * i)), v32, 4)
-            at = builder.add(builder.add(b_line, builder.mul(c, I64(size))), I64(8 * size * i))
-            y = _load(builder, at, ir.VectorType(ir.IntType(8 * size), 8))
-            if size < 4:
-                y = builder.zext(y, v32) if other[0] == "u" else builder.sext(y, v32)
-            a_even, a_odd = _lanes64(builder, builder.shl(x, left))
-            b_even, b_odd = _lanes64(builder, builder.shl(y, left))
-            even = builder.add(builder.add(builder.mul(a_even, m_a), builder.mul(b_even, m_b)), constant)
-            odd = builder.add(builder.add(builder.mul(a_odd, m_a), builder.mul(b_odd, m_b)), constant)
-            return _clamp(builder, builder.add(builder.ashr(_high(builder, even, odd), right), z), low, high)
-
-        _in_groups(
-            builder, columns,
-            lambda c, n: _stored(builder, [one(c, i) for i in range(n)], out, c, bytes_each),
-        )  # fmt: skip
-
-
-def make_sum(other: str, bytes_each: int) -> Any:
-    """sum(a, a_stride, b, b_stride, dst, dst_stride, rows, columns, m_a, m_b, constant, before, after, zp, lo, hi)
-
-    qir.Add on rows of int32 `a` and `other` (a dtype) `b`, into int32 (bytes_each 4) or 8 bits (1).  Operands are
-    shifted left by `before` (they and the constant have the room), so that the sum's high half is what is wanted,
-    shifted right by `after`: before - after = 32 - shift, one of them 0.
-    """
-    return _intrinsic(16, lambda builder, args: _sum(builder, args, other, bytes_each))
-
-
-def _depthwise(builder: Any, args: Any, signed: bool) -> None:
-    taps, tap_count, weights, weight_stride, dst, columns = args
-    v8, v32 = ir.VectorType(I8, 8), ir.VectorType(I32, 8)
-    function = builder.function
-    with cgutils.for_range_slice(builder, I64(0), columns, I64(8)) as (c, _):
-        start = builder.block
-        loop, end = function.append_basic_block("tap"), function.append_basic_block("taps_done")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        t, acc = builder.phi(I64), builder.phi(v32)
-        pointer = _load(builder, builder.add(taps, builder.mul(t, I64(8))), I64, 8)
-        raw = _load(builder, builder.add(pointer, c), v8)
-        x = builder.sext(raw, v32) if signed else builder.zext(raw, v32)
-        w_at = builder.add(builder.add(weights, builder.mul(t, weight_stride)), builder.mul(c, I64(4)))
-        new = builder.add(acc, builder.mul(x, _load(builder, w_at, v32, 4)))
-        t_next = builder.add(t, I64(1))
-        builder.cbranch(builder.icmp_signed("<", t_next, tap_count), loop, end)
-        t.add_incoming(I64(0), start)
-        t.add_incoming(t_next, loop)
-        acc.add_incoming(ir.Constant(v32, None), start)
-        acc.add_incoming(new, loop)
-        builder.position_at_end(end)
-        _store(builder, new, builder.add(dst, builder.mul(c, I64(4))), 4)
-
-
-depthwise_unsigned = _intrinsic(6, lambda builder, args: _depthwise(builder, args, False))
-depthwise_signed = _intrinsic(6, lambda builder, args: _depthwise(builder, args, True))
-"""depthwise_*(taps, tap_count, weights, weight_stride, dst, columns): one output pixel of a depthwise convolution.
-
-dst[c] = sum over t of x_t[c] * weights[t, c]; taps: addresses of the 8-bit pixels under each tap; weights int32.
-"""
-
-
-def _interleave(builder: Any, a: Any, b: Any, high: bool) -> Any:
-    """Pairs (a[c], b[c]) of half the channels: 0-3, 8-11 (low) or 4-7, 12-15 (high), one shuffle on x86."""
-    start = 4 if high else 0
-    mask = [lane for half in (0, 8) for c in range(start + half, start + half + 4) for lane in (c, c + 16)]
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 16), mask))
-
-
-def _pair_sum(builder: Any, acc: Any, x: Any, w: Any) -> Any:
-    """acc + x[2i] w[2i] + x[2i+1] w[2i+1], eight int32 lanes from sixteen int16."""
-    v32, v16 = ir.VectorType(I32, 8), ir.VectorType(I16, 16)
-    if KIND != "generic":
-        return builder.add(acc, builder.call(_external(builder, "llvm.x86.avx2.pmadd.wd", v32, [v16, v16]), [x, w]))
-    for parity in (0, 1):
-        pick = ir.Constant(v32, list(range(parity, 16, 2)))
-        halves = [builder.sext(builder.shuffle_vector(v, v, pick), v32) for v in (x, w)]
-        acc = builder.add(acc, builder.mul(*halves))
-    return acc
-
-
-def _depthwise_row(builder: Any, args: Any, kernel: tuple[int, int], signed: bool) -> None:
-    src, row_stride, tap_stride, pixel_stride, pixels, weights, dst, dst_stride, columns = args
-    v8, v16, v32 = ir.VectorType(I8, 16), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
-    taps = [(i, j) for i in range(kernel[0]) for j in range(kernel[1])]
-    block_bytes = 64 * ((len(taps) + 1) // 2)
-    zero = ir.Constant(v16, None)
-    orders = [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]]
-    with cgutils.for_range_slice(builder, I64(0), columns, I64(16)) as (c, _):
-        w_block = builder.add(weights, builder.mul(builder.udiv(c, I64(16)), I64(block_bytes)))
-        out = builder.add(dst, builder.mul(c, I64(4)))
-        with cgutils.for_range(builder, pixels) as pixel:
-            corner = builder.add(builder.add(src, c), builder.mul(pixel.index, pixel_stride))
-            lines = [builder.add(corner, builder.mul(row_stride, I64(i))) for i in range(kernel[0])]
-            acc = [ir.Constant(v32, None), ir.Constant(v32, None)]
-            for t in range(0, len(taps), 2):
-                pair: list[Any] = []
-                for i, j in taps[t : t + 2]:
-                    raw = _load(builder, builder.add(lines[i], builder.mul(tap_stride, I64(j))), v8)
-                    pair.append(builder.sext(raw, v16) if signed else builder.zext(raw, v16))
-                first, second = pair[0], pair[1] if len(pair) == 2 else zero
-                for half in (0, 1):
-                    w = _load(builder, builder.add(w_block, I64(32 * t + 32 * half)), v16)
-                    acc[half] = _pair_sum(builder, acc[half], _interleave(builder, first, second, half == 1), w)
-            line = builder.add(out, builder.mul(pixel.index, dst_stride))
-            # back to channel order
-            for half in (0, 1):
-                wanted = range(8 * half, 8 * half + 8)
-                mask = [orders[0].index(n) if n in orders[0] else 8 + orders[1].index(n) for n in wanted]
-                value = builder.shuffle_vector(acc[0], acc[1], ir.Constant(v32, mask))
-                _store(builder, value, builder.add(line, I64(32 * half)), 4)
-
-
-def make_depthwise_row(kernel: tuple[int, int], signed: bool) -> Any:
-    """row(src, row_stride, tap_stride, pixel_stride, pixels, weights, dst, dst_stride, columns): strides in bytes.
-
-    dst[p, c] = sum over taps (i, j) of src[i, p, j, c] * w[i, j, c] for `pixels` outputs of a padded row of 8-bit
-    activations; weights: int16 pairs of taps as `pack_depthwise` orders them; 16 channels at a time.
-    """
-    return _intrinsic(9, lambda builder, args: _depthwise_row(builder, args, kernel, signed))
-
-
-def _winograd_input(builder: Any, args: Any) -> None:
-    src, row_stride, pixel_stride, dst, plane_stride, channels = args
-    vector = ir.VectorType(I16, 16)
-
-    def forward(d: list[Any]) -> list[Any]:
-        return [builder.sub(d[0], d[2]), builder.add(d[1], d[2]), builder.sub(d[2], d[1]), builder.sub(d[1], d[3])]
-
-    with cgutils.for_range_slice(builder, I64(0), channels, I64(16)) as (c, _):
-        lane = builder.mul(c, I64(2))
-        rows: list[list[Any]] = []
-        for i in range(4):
-            line = builder.add(builder.add(src, lane), builder.mul(row_stride, I64(i)))
-            pixels = [_load(builder, builder.add(line, builder.mul(pixel_stride, I64(j))), vector) for j in range(4)]
-            rows.append(forward(pixels))
-        for j in range(4):
-            for i, value in enumerate(forward([rows[r][j] for r in range(4)])):
-                plane = builder.mul(plane_stride, I64(4 * i + j))
-                _store(builder, value, builder.add(builder.add(dst, lane), plane))
-
-
-winograd_input = _intrinsic(6, _winograd_input)
-"""winograd_input(src, row_stride, pixel_stride, dst, plane_stride, channels): B^T d B of one 4x4 tile, int16.
-
-Sixteen planes, strides in bytes; 16 channels at a time.
-"""
-
-
-def _winograd_output(builder: Any, args: Any, row: int) -> None:
-    src, plane_stride, dst, pixel_stride, columns = args
-    vector = ir.VectorType(I32, 8)
-    two = ir.Constant(vector, [2] * 8)
-    with cgutils.for_range_slice(builder, I64(0), columns, I64(8)) as (c, _):
-        lane = builder.mul(c, I64(4))
-        sums: list[Any] = []
-        for j in range(4):
-            first, second, third = (
-                _load(
-                    builder, builder.add(builder.add(src, lane), builder.mul(plane_stride, I64(4 * i + j))), vector, 4
-                )
-                for i in ((0, 1, 2) if row == 0 else (1, 2, 3))
-            )
-            joined = builder.add if row == 0 else builder.sub
-            sums.append(joined(joined(first, second), third))
-        even = builder.add(builder.add(sums[0], sums[1]), sums[2])
-        odd = builder.sub(builder.sub(sums[1], sums[2]), sums[3])
-        at = builder.add(dst, lane)
-        _store(builder, builder.ashr(even, two), at, 4)
-        _store(builder, builder.ashr(odd, two), builder.add(at, pixel_stride), 4)
-
-
-winograd_output_0 = _intrinsic(5, lambda builder, args: _winograd_output(builder, args, 0))
-winograd_output_1 = _intrinsic(5, lambda builder, args: _winograd_output(builder, args, 1))
-"""winograd_output_*(src, plane_stride, dst, pixel_stride, columns): two pixels of output row 0 or 1 of one tile.
-
-A^T m A / 4 in int32, from sixteen planes; the division is exact, because the kernel transform is scaled by 4.
-"""
+    return make_intrinsic(8, lambda builder, args: _tile(builder, rows, vectors, args, wide))
 
 
 def _fetch_add(builder: Any, args: Any) -> Any:
-    return builder.atomic_rmw("add", _pointer(builder, args[0], I64), args[1], "seq_cst")
+    return builder.atomic_rmw("add", pointer(builder, args[0], I64), args[1], "seq_cst")
 
 
-fetch_add = _intrinsic(2, _fetch_add, types.int64)
+fetch_add = make_intrinsic(2, _fetch_add, types.int64)
 """fetch_add(address, value): the old value of an int64, atomically."""
 
 
 def _atomic_load(builder: Any, args: Any) -> Any:
-    return builder.load_atomic(_pointer(builder, args[0], I64), "acquire", 8)
+    return builder.load_atomic(pointer(builder, args[0], I64), "acquire", 8)
 
 
-atomic_load = _intrinsic(1, _atomic_load, types.int64)
+atomic_load = make_intrinsic(1, _atomic_load, types.int64)
 
 
 def _pause(builder: Any, _args: Any) -> None:
     if KIND != "generic":
-        builder.call(_external(builder, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
+        builder.call(external(builder, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
 
 
-pause = _intrinsic(1, _pause)
+pause = make_intrinsic(1, _pause)
 """pause(0): tells the core that it spins."""
 
 
-@intrinsic
-def as_pointer(_context: Any, _address: Any) -> Any:
+def _as_pointer(_context: Any, _address: Any) -> Any:
     """as_pointer(address): an int64 as the void pointer that carray takes."""
 
     def codegen(_ctx: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), codegen
+
+
+as_pointer: Any = intrinsic(_as_pointer)
+carray: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]  # numba documents it
+"""carray(pointer, count, dtype): memory as an array, nothing allocated."""

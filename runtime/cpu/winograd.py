@@ -12,16 +12,35 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import njit
 
 from .fields import (
-    AT_PANEL, AT_REGISTERS, AT_ROWS, CHANNELS, COLUMN_CHUNKS, GROUPS, IMAGES, LD, OUT_H, OUT_W, PANEL_COUNT, PANELS,
-    PATCH_W, REGISTER_BYTES, ROW_CHUNKS, SEGMENTS, TAIL_COUNT, TAIL_FIRST, WEIGHTS, WINOGRAD_TILES,
-)  # fmt: skip
+    AT_PANEL,
+    AT_REGISTERS,
+    AT_ROWS,
+    CHANNELS,
+    COLUMN_CHUNKS,
+    GROUPS,
+    IMAGES,
+    LD,
+    OUT_H,
+    OUT_W,
+    PANEL_COUNT,
+    PANELS,
+    PATCH_W,
+    REGISTER_BYTES,
+    ROW_CHUNKS,
+    SEGMENTS,
+    TAIL_COUNT,
+    TAIL_FIRST,
+    WEIGHTS,
+    WINOGRAD_TILES,
+)
 from .heads import build_patch
+from .lanes import winograd_input, winograd_output_0, winograd_output_1
 from .tail import address, run_tail
 from .tiles import wide_tile
-from .vector import LANES, MAX_ROWS, VECTORS, as_pointer, winograd_input, winograd_output_0, winograd_output_1
+from .vector import LANES, MAX_ROWS, VECTORS, as_pointer, carray
 
 
 @njit(nogil=True)

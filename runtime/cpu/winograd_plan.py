@@ -11,10 +11,28 @@ from ..plan import View
 from .builder import Builder
 from .chain import Chain, padded
 from .fields import (
-    CHUNKS, COLUMN_CHUNKS, COLUMNS, GROUPS, LD, OP, PAD_ROW, PANEL_COUNT, PANELS, PATCH_ELEMENT, PATCH_W, ROW_CHUNKS, ROWS, SEGMENTS,
-    WEIGHTS, WINOGRAD, WINOGRAD_TILES, X, X_DTYPE, X_STRIDE,
-)  # fmt: skip
-from .linear import Packed, Window
+    CHUNKS,
+    COLUMN_CHUNKS,
+    COLUMNS,
+    GROUPS,
+    LD,
+    OP,
+    PAD_ROW,
+    PANEL_COUNT,
+    PANELS,
+    PATCH_ELEMENT,
+    PATCH_W,
+    ROW_CHUNKS,
+    ROWS,
+    SEGMENTS,
+    WEIGHTS,
+    WINOGRAD,
+    WINOGRAD_TILES,
+    X_DTYPE,
+    X_STRIDE,
+    X,
+)
+from .packing import Packed, Window
 from .steps import Step, constant, ref
 from .vector import GROUP, LANES, PANEL
 
@@ -63,8 +81,8 @@ def pack(w: Array, zero_point: int) -> Packed:
         at += blocks[-1].nbytes
     data = np.concatenate([*blocks, np.zeros(32, np.int16)])
     return Packed(
-        constant(data), constant(np.asarray(table, np.int64)), len(table), np.zeros(m, np.int64), False, groups, 1, False,
-        0, 0, data.nbytes,
+        constant(data), constant(np.asarray(table, np.int64)), len(table), np.zeros(m, np.int64), False, groups, 1,
+        False, 0, 0, data.nbytes,
     )  # fmt: skip
 
 
@@ -101,7 +119,8 @@ def emit(
                 ROW_CHUNKS: window.images * blocks, COLUMN_CHUNKS: column_chunks, LD: ld, X: ref(view),
                 X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pads)), WEIGHTS: packed.data,
                 SEGMENTS: constant(np.zeros(1, np.int64)), GROUPS: packed.groups, PANELS: packed.table,
-                PANEL_COUNT: packed.panels, PATCH_W: width, PATCH_ELEMENT: 2, WINOGRAD_TILES: stretch, **window.fields(),
+                PANEL_COUNT: packed.panels, PATCH_W: width, PATCH_ELEMENT: 2, WINOGRAD_TILES: stretch,
+                **window.fields(),
             },
             chain.tail(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
             macs=chain.rows * w.size, weight_bytes=packed.bytes, patch_bytes=space,

@@ -1,0 +1,180 @@
+"""Geometry of windows, and weights packed into the panels that the tile kernel reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qir.graph import Value
+from qir.types import Array
+
+from .builder import Builder
+from .fields import (
+    CHANNELS,
+    DILATION_H,
+    DILATION_W,
+    IMAGES,
+    IN_H,
+    IN_W,
+    KERNEL_H,
+    KERNEL_W,
+    OUT_H,
+    OUT_W,
+    PAD_LEFT,
+    PAD_TOP,
+    STRIDE_H,
+    STRIDE_W,
+)
+from .steps import Number, Ref, constant
+from .vector import ELEMENT, GROUP, LANES, PANEL
+
+BLOCK = 64
+"""Output channels of a register block."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Geometry of a 2-D window over channels-last images."""
+
+    images: int
+    channels: int
+    in_h: int
+    in_w: int
+    out_h: int
+    out_w: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pad_top: int
+    pad_left: int
+
+    def fields(self) -> dict[int, Number]:
+        return {
+            IMAGES: self.images, CHANNELS: self.channels, IN_H: self.in_h, IN_W: self.in_w, OUT_H: self.out_h,
+            OUT_W: self.out_w, KERNEL_H: self.kernel[0], KERNEL_W: self.kernel[1], STRIDE_H: self.strides[0],
+            STRIDE_W: self.strides[1], DILATION_H: self.dilations[0], DILATION_W: self.dilations[1],
+            PAD_TOP: self.pad_top, PAD_LEFT: self.pad_left,
+        }  # fmt: skip
+
+    @property
+    def patch_width(self) -> int:
+        if self.kernel[1] == 1:
+            return self.out_w
+        return (self.out_w - 1) * self.strides[1] + (self.kernel[1] - 1) * self.dilations[1] + 1
+
+    def patch_rows(self, out_rows: int) -> int:
+        if self.kernel[0] == 1:
+            return out_rows
+        return (out_rows - 1) * self.strides[0] + (self.kernel[0] - 1) * self.dilations[0] + 1
+
+    @property
+    def plain(self) -> bool:
+        """A 1x1 window that looks at every pixel: a matrix product over all pixels of all images."""
+        return (
+            self.kernel == (1, 1) and self.strides == (1, 1) and not self.pad_top and not self.pad_left
+            and (self.out_h, self.out_w) == (self.in_h, self.in_w)
+        )  # fmt: skip
+
+    def flattened(self) -> Window:
+        pixels = self.images * self.in_h * self.in_w
+        return Window(1, self.channels, pixels, 1, pixels, 1, (1, 1), (1, 1), (1, 1), 0, 0)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A layer's weights in panels. data: (segment, k, column, GROUP) int8 for each panel, or nibbles of them.
+
+    table: int64 (panels, 5): byte offset, first column, columns, byte offset of its group's segments, bytes.
+    correction: what int32 sums lack where the kernel offsets signed activations by 128.
+    """
+
+    data: Ref
+    table: Ref
+    panels: int
+    correction: Array
+    twice: bool
+    groups: int
+    segments: int
+    nibbles: bool
+    block_bytes: int
+    widest: int
+    bytes: int
+
+
+def window_of(b: Builder, x: Value, out: Value, kernel: Any, attrs: Any, pads: Any) -> Window:
+    """The 2-D window of a 1-D or 2-D convolution or pool."""
+    shape, result = b.shape(x), b.shape(out)
+    if len(kernel) == 1:
+        return Window(
+            shape[0], shape[1], 1, shape[2], 1, result[2], (1, kernel[0]), (1, attrs["strides"][0]),
+            (1, attrs["dilations"][0]), 0, pads[0],
+        )  # fmt: skip
+    return Window(
+        shape[0], shape[1], shape[2], shape[3], result[2], result[3], tuple(kernel), tuple(attrs["strides"]),
+        tuple(attrs["dilations"]), pads[0], pads[1],
+    )  # fmt: skip
+
+
+def pack(w: Array, group: int, zero_point: int, window: Window, bits: int, signed_x: bool) -> Packed:
+    """w: (M, C/group, kh, kw) integers, less zero_point, as panels for the tile kernel."""
+    centred = w.astype(np.int16) - np.int16(zero_point)
+    merged = group == 1 and window.dilations[1] == 1
+    m, c, kh, kw = centred.shape
+    per_group = m // group
+    low = np.clip(centred, -128, 127)
+    parts = [low]
+    if (low != centred).any():  # a 9-bit difference from its zero point: two passes over the same patch
+        parts.append(centred - low)
+    rows = [p.reshape(group, per_group, c, kh, kw).transpose(0, 1, 3, 4, 2) for p in parts]
+    runs = [
+        r.reshape(group, per_group, kh, kw * c) if merged else r.reshape(group, per_group, kh * kw, c) for r in rows
+    ]
+    stacked = np.concatenate(runs, axis=2).astype(np.int8)
+    segments, length = stacked.shape[2:]
+    groups = -(-length // GROUP)
+    full = np.zeros((group, -(-per_group // PANEL) * PANEL, segments, groups * GROUP), np.int8)
+    full[:, :per_group, :, :length] = stacked
+    nibbles = bits == 4 and len(parts) == 1 and bool((np.abs(centred) <= 7).all())
+    table: list[list[int]] = []
+    blocks: list[Array] = []
+    at = 0
+    for g in range(group):
+        for n in range(0, per_group, PANEL):
+            columns = min(PANEL, per_group - n)
+            width = LANES if columns <= LANES else PANEL
+            block = full[g, n : n + width].reshape(width, segments, groups, GROUP).transpose(1, 2, 0, 3)
+            blocks.append(block.reshape(-1))
+            table.append([at, g * per_group + n, columns, g * 8 * segments, block.size])
+            at += block.size
+    data = np.concatenate(blocks)
+    if nibbles:
+        data = ((data[0::2] & 15) | (data[1::2] << 4)).astype(np.int8)
+    correction = (
+        -128 * centred.astype(np.int64).reshape(m, -1).sum(axis=1)
+        if ELEMENT == 1 and signed_x
+        else np.zeros(m, np.int64)
+    )
+    widest = max(sum(row[4] for row in table[i : i + BLOCK // LANES]) for i in range(len(table)))
+    # vector loads of the last panel's end stay inside the array
+    data = np.concatenate([data, np.zeros(64, np.int8)])
+    return Packed(
+        constant(data), constant(np.asarray(table, np.int64)), len(table), correction, len(parts) == 2, groups,
+        segments, nibbles, widest + 64 if nibbles else 0, widest, data.nbytes,
+    )  # fmt: skip
+
+
+def segment_offsets(window: Window, group: int, twice: bool) -> Array:
+    """Byte offsets in the patch of each run of activations, for each group."""
+    pixel = window.channels * ELEMENT
+    (kh, kw), (dh, dw) = window.kernel, window.dilations
+    merged = group == 1 and dw == 1
+    offsets: list[int] = []
+    for g in range(group):
+        base = g * (window.channels // group) * ELEMENT
+        one = [
+            (i * dh * window.patch_width + j * dw) * pixel + base for i in range(kh) for j in range(1 if merged else kw)
+        ]
+        offsets += one * (2 if twice else 1)
+    return np.asarray(offsets, np.int64)
