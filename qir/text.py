@@ -8,7 +8,8 @@
       return %y
     }
 
-Names that are not plain words are quoted (`%"a b"`), an absent input before others is `-`, attributes at their default are left out,
+Names that are not plain words are quoted (`%"a b"`), an absent input before others is `-`, attributes at their
+default are left out,
 a node's name is left out where it is its first output's.  Constants of more than 8 elements are elided (`...`), and so
 are per-channel scales (`scale=...`); `elided(graph)` collects what the parser (`qir.text_parser`) wants back for them.
 """

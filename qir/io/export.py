@@ -22,6 +22,9 @@ DEFAULT_OPSET = 21
 OPSETS = range(21, 29)
 """Opsets that can be written; 21 is what runtimes take today, from 28 on BitShift is signed and arithmetic."""
 
+MAX_TENSOR = 2**31 - 2**20
+"""Bytes of one tensor that protobuf can hold; larger models are fine, as long as no single tensor is."""
+
 IR_VERSION = {21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13, 27: 13, 28: 14}
 
 
@@ -30,7 +33,7 @@ def to_onnx(graph: Graph, opset: int = DEFAULT_OPSET, extra_outputs: Sequence[st
 
     extra_outputs: names of intermediate values that become outputs too, after the graph's own.
     Metadata "qir" holds the stage and the quantization of each tensor, so that loading restores them.
-    Raises UnsupportedError on an opset outside 21..28, GraphError on an unknown value.
+    Raises UnsupportedError on an opset outside 21..28 or a tensor over 2 GB, GraphError on an unknown value.
     """
     if opset not in OPSETS:
         raise UnsupportedError(f"cannot export to opset {opset}", hint=f"{OPSETS[0]} to {OPSETS[-1]} are written")
@@ -141,4 +144,6 @@ def surgeon_tensor(name: str, kind: TensorType, value: Value) -> gs.Tensor:
     its own conversion knows no 4-bit types."""
     if value.data is None:
         return gs.Variable(name, ONNX_TYPE[kind.dtype], list(kind.shape))
+    if value.data.nbytes > MAX_TENSOR:
+        raise UnsupportedError(f"{value.data.nbytes} bytes do not fit one ONNX tensor", where=f"constant {name!r}")
     return gs.Constant(name, LazyValues(tensor_proto(name, np.asarray(value.data), kind.dtype)))  # pyright: ignore[reportArgumentType]
