@@ -48,8 +48,8 @@ def main() -> None:
     evaluate = kit_module()
     lines = [
         "# What equalization, bias absorption and bias correction are worth", "",
-        "Written by `python benchmarks/ablation.py`. Agreement with the float network % / SQNR of the logits dB; FP32 is",
-        "the float network after the rewrite. 128 calibration images, activation ranges by MSE.", "",
+        "Written by `python benchmarks/ablation.py`. Agreement with the float network % / SQNR of the logits dB; FP32",
+        "is the float network after the rewrite. 128 calibration images, activation ranges by MSE.", "",
     ]  # fmt: skip
     for net in args.nets.split(","):
         x, labels = evaluate.load(net, "dev", args.dev)
