@@ -83,8 +83,8 @@ def table(lines: list[dict[str, Any]]) -> str:
     head = """# Exactness
 
 `python benchmarks/exactness.py`: each network is quantized, saved, checked by `onnx.checker` (full_check), loaded, and
-run by the reference (NumPy) and by onnxruntime; every tensor that a node computes is compared bit by bit. "Offences" are
-float values off the border and divisions, found by the verifier or by the audit of the inlined ONNX.
+run by the reference (NumPy) and by onnxruntime; every tensor that a node computes is compared bit by bit. "Offences"
+are float values off the border and divisions, found by the verifier or by the audit of the inlined ONNX.
 
 | network | recipe | samples | tensors | values compared | differing | offences | file, MB | float file, MB |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |

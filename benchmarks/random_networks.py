@@ -46,7 +46,9 @@ def check(network: RandomNetwork, recipe: str) -> int:
         k: np.concatenate([v, network.feeds(1, salt=4, stretch=100.0)[k]]) for k, v in network.feeds(2, salt=3).items()
     }
     result = exactness(integer, feeds)
-    assert result.exact, f"{len(result.differing)} of {result.tensors} tensors differ: {dict(list(result.differing.items())[:3])}"
+    assert result.exact, (
+        f"{len(result.differing)} of {result.tensors} tensors differ: {dict(list(result.differing.items())[:3])}"
+    )
     return result.tensors
 
 
@@ -82,8 +84,8 @@ def main() -> None:
     seconds = time.perf_counter() - start
     lines = [
         "# Random networks", "",
-        f"`python benchmarks/random_networks.py --count {args.count} --seed {args.seed}`: {args.count} networks, recipes "
-        f"{', '.join(NAMES)} in turn, {tensors:,} tensors compared bit by bit between the reference and onnxruntime, "
+        f"`python benchmarks/random_networks.py --count {args.count} --seed {args.seed}`: {args.count} networks, "
+        f"recipes {', '.join(NAMES)} in turn, {tensors:,} tensors compared bit by bit between the reference and onnxruntime, "
         f"{len(failures)} failures, {seconds:.0f} s.", "",
         "Networks with each operator: " + ", ".join(f"{k} {v}" for k, v in operators.most_common()) + ".", "",
         *(f"- {f}" for f in failures),

@@ -53,7 +53,7 @@ class Moments:
         """[min(mean - alpha std), max(mean + alpha std)] within the limits  [White Paper eq. 18-19]."""
         lo = np.maximum(self.mean - alpha * self.std, self.lo)
         hi = np.minimum(self.mean + alpha * self.std, self.hi)
-        return float(lo.min()), float(hi.max())
+        return float(np.minimum(lo, hi).min()), float(np.maximum(lo, hi).max())  # a constant's may cross by rounding
 
     def clipped(self, lo: float, hi: float) -> Moments:
         """After clamping to [lo, hi], the values being normal before."""
@@ -141,6 +141,8 @@ def _propagate(node: Node, value: Value, found: Mapping[Value, Moments]) -> Mome
         return _sum(node, found)
     if node.op in POOLS and node.op != "ReduceSum":
         return _fit(known[0], _channels(value))
+    if node.op == "Mul":
+        return _product(node, value, found)
     if len(known) == 1 and len(node.inputs) >= 1 and _is_unary(node):
         return _unary(node, known[0])
     return _moved(node, value, found)
@@ -179,17 +181,34 @@ def _grouped(w: Floats, x: Floats, group: int) -> Floats:
     return np.einsum("gmc,gc->gm", w.reshape(group, -1, w.shape[1]), full).reshape(-1)
 
 
+def _operand(v: Value, found: Mapping[Value, Moments]) -> Moments | None:
+    """Moments of an activation or of a constant's elements."""
+    m = found.get(v)
+    if m is None and v.data is not None:
+        c = v.data.astype(np.float64)
+        centre = np.asarray([c.mean()]) if c.size else np.zeros(1)
+        m = Moments(centre, np.asarray([c.std()]), np.asarray([c.min()]), np.asarray([c.max()]))
+    return m
+
+
+def _product(node: Node, value: Value, found: Mapping[Value, Moments]) -> Moments:
+    """Of independent variables: mean = m1 m2, variance = m1^2 v2 + m2^2 v1 + v1 v2; limits: those of the corners."""
+    pair = [_operand(node.input(i), found) for i in (0, 1)]
+    a, b = (_fit(m, _channels(value)) if m is not None else Moments.normal(np.zeros(1), np.ones(1)) for m in pair)
+    var = np.square(a.mean * b.std) + np.square(b.mean * a.std) + np.square(a.std * b.std)
+    with np.errstate(invalid="ignore"):  # zero times no limit
+        corners = np.stack([np.nan_to_num(p * q, nan=0.0, posinf=np.inf, neginf=-np.inf)
+                            for p in (a.lo, a.hi) for q in (b.lo, b.hi)])  # fmt: skip
+    return Moments(a.mean * b.mean, np.sqrt(var), corners.min(0), corners.max(0))
+
+
 def _sum(node: Node, found: Mapping[Value, Moments]) -> Moments:
     mean, var, lo, hi = (np.zeros(1) for _ in range(4))
     for i, v in enumerate(node.inputs):
         if v is None:
             continue
         sign = -1.0 if node.op == "Sub" and i else 1.0
-        m = found.get(v)
-        if m is None and v.data is not None:
-            c = v.data.astype(np.float64)
-            centre = np.asarray([c.mean()]) if c.size else np.zeros(1)
-            m = Moments(centre, np.asarray([c.std()]), np.asarray([c.min()]), np.asarray([c.max()]))
+        m = _operand(v, found)
         if m is not None:
             mean, var = mean + sign * m.mean, var + m.std**2
             lo, hi = lo + (m.lo if sign > 0 else -m.hi), hi + (m.hi if sign > 0 else -m.lo)
@@ -225,7 +244,13 @@ def _moved(node: Node, value: Value, found: Mapping[Value, Moments]) -> Moments:
         std = np.asarray([max(float(np.abs(m.mean).max() + m.std.max()) for m in known)])
         return Moments.normal(mean, std)
     mean, std, lo, hi = (p for p in parts if p is not None)
-    return Moments(mean, np.abs(std), lo, hi)
+    return Moments(mean, np.abs(std), *_ordered(mean, lo, hi))
+
+
+def _ordered(mean: Floats, lo: Floats, hi: Floats) -> tuple[Floats, Floats]:
+    """Limits in order where the operator turned them round; none where it made none of them."""
+    low, high = np.minimum(lo, hi), np.maximum(lo, hi)
+    return np.where(low <= mean, low, -np.inf), np.where(high >= mean, high, np.inf)
 
 
 def _apply(node: Node, value: Value, found: Mapping[Value, Moments], which: str) -> Floats | None:

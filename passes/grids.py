@@ -15,7 +15,9 @@ from qir.types import DType, QuantParams
 Floats = NDArray[np.float64]
 
 TINY = 2.0**-40
-"""Scale of a tensor that is always zero (any positive number would do; this one keeps ratios of scales in reach)."""
+"""Least scale."""
+NOTHING = 1.0
+"""Scale of a tensor that is always zero: any number would do, one in the middle keeps ratios of scales in reach."""
 
 
 def affine(lo: float, hi: float, dtype: DType) -> QuantParams:
@@ -27,7 +29,7 @@ def affine(lo: float, hi: float, dtype: DType) -> QuantParams:
 def affine_arrays(lo: Floats, hi: Floats, dtype: DType) -> tuple[Floats, Floats]:
     """(scale rounded to float32, zero point) of many ranges at once; `affine` elementwise."""
     lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
-    scale = np.maximum((hi - lo) / (dtype.hi - dtype.lo), TINY)
+    scale = np.where(hi > lo, np.maximum((hi - lo) / (dtype.hi - dtype.lo), TINY), NOTHING)
     scale = scale.astype(np.float32).astype(np.float64)
     zero_point = np.clip(np.rint(dtype.lo - lo / scale), dtype.lo, dtype.hi)
     return scale, zero_point
@@ -35,7 +37,8 @@ def affine_arrays(lo: Floats, hi: Floats, dtype: DType) -> tuple[Floats, Floats]
 
 def symmetric(lo: float, hi: float, dtype: DType) -> QuantParams:
     """Symmetric per-tensor grid: zero point 0 for a signed dtype (and for an unsigned one, where lo >= 0)."""
-    return QuantParams.make(max(max(abs(lo), abs(hi)) / dtype.hi, TINY), 0, dtype)
+    reach = max(abs(lo), abs(hi))
+    return QuantParams.make(max(reach / dtype.hi, TINY) if reach else NOTHING, 0, dtype)
 
 
 def unit_interval(dtype: DType) -> QuantParams:

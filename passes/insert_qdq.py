@@ -99,6 +99,8 @@ class InsertQdq(Pass):
         roots = set(plan.roots)
         for value in values:
             work.activation(value, value in roots)
+        for value, result in work.ends:  # only now: ranges are found by name
+            work.as_output(value, result)
         for node in graph.nodes:
             if node.op in LINEAR and len(node.inputs) > 1 and node.input(1).is_constant:
                 work.weights(node, layer_bits(node, ends, self.widths, self.weight_bits)[0])
@@ -121,6 +123,7 @@ class _Inserter:
             v.name for n in graph.nodes if n.op == "Concat" or limited(n) is not None for v in n.outputs
         }  # fmt: skip
         self.dequantized: dict[tuple[Value, int | None, QuantParams], Value] = {}
+        self.ends: list[tuple[Value, Value]] = []
 
     # -- activations --------------------------------------------------------------------------
     def activation(self, value: Value, is_root: bool) -> None:
@@ -142,7 +145,7 @@ class _Inserter:
         if outer and value.producer is not None:
             wanted = max(bits, BITS[self.options.output])
             result = at[bits] if is_root else self.pair(value, value, bits)
-            self.as_output(value, result)
+            self.ends.append((value, result))
             if wanted > bits:
                 self.report.note(f"output {value.name!r} stays at {bits} bits: it only moves what is narrow already")
 

@@ -6,9 +6,8 @@ small networks, and `Dice(seed)` a plain pseudo-random stream for long runs.  hy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,8 +17,6 @@ from .types import Array
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
-
-T = TypeVar("T")
 
 
 class Choices(Protocol):
@@ -64,7 +61,8 @@ class RandomNetwork:
 
 
 def random_network(choices: Choices, *, max_blocks: int = 7) -> RandomNetwork:
-    """One network: 1 or 2 inputs (images, sequences, vectors), blocks on any of the tensors so far, 1 to 3 outputs.
+    """One network: 1 or 2 inputs (images, sequences, vectors; one may be unused), blocks on any of the tensors so far,
+    1 to 3 outputs.
 
     Weights are normal, times a power of ten between 1e-6 and 1e6; some channels are dead.  Activations stay within
     float32 by keeping track of their size.
@@ -83,10 +81,6 @@ def random_network(choices: Choices, *, max_blocks: int = 7) -> RandomNetwork:
     more = [v for v in loose[:-1][-2:] if choices.integer(0, 1)]
     b.graph.set_outputs([loose[-1], *more])
     b.graph.prune()
-    for value in list(b.graph.inputs):
-        if value.use_count == 0 and not value.is_output:
-            b.graph.inputs.remove(value)
-            b.graph.remove_constant(value) if value.is_constant else None
     return RandomNetwork(b.graph, seed, scales)
 
 
@@ -106,8 +100,3 @@ def networks(max_blocks: int = 7) -> SearchStrategy[RandomNetwork]:
         return random_network(Drawn(draw), max_blocks=max_blocks)
 
     return build()
-
-
-def pick(choices: Choices, items: Sequence[T]) -> T:
-    """One of the items; the simplest is the first."""
-    return items[choices.integer(0, len(items) - 1)]

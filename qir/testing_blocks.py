@@ -178,18 +178,19 @@ def activation(b: Builder, x: Tensor) -> Tensor:
     v = x.value
     if name == "Clip":
         lo, hi = b.pick([(0.0, 6.0), (-1.0, 1.0), (0.25, 2.0)])
-        return Tensor(b.op("Clip", v, b.const(np.float32(lo * 10.0**x.size)), b.const(np.float32(hi * 10.0**x.size))), x.size)
+        ends = [b.const(np.float32(end * 10.0**x.size)) for end in (lo, hi)]
+        return Tensor(b.op("Clip", v, *ends), x.size)
     if name == "PRelu":
         slope = b.rng.normal(size=(x.shape[0], *[1] * (len(x.shape) - 1))) * 0.3
         return Tensor(b.op("PRelu", v, b.const(slope)), x.size)
     if name == "Silu":
         return Tensor(b.op("Mul", v, b.op("Sigmoid", v)), x.size)
     if name == "Exp":
-        return Tensor(b.op("Exp", v), 0) if x.size <= 0 else Tensor(b.op("Relu", v), x.size)
+        return Tensor(b.op("Exp", b.op("Clip", v, b.const(np.float32(-9)), b.const(np.float32(5)))), 0)
     if name == "Sqrt":
         return Tensor(b.op("Sqrt", b.op("Relu", v)), x.size // 2)
     bounded = name in ("Sigmoid", "Tanh", "HardSigmoid", "Erf")
-    return Tensor(b.op(name, v), 0 if bounded or name == "Softplus" and x.size < 0 else x.size)
+    return Tensor(b.op(name, v), 0 if bounded or (name == "Softplus" and x.size < 0) else x.size)
 
 
 def constant_affine(b: Builder, x: Tensor) -> Tensor:
@@ -265,7 +266,12 @@ def pool(b: Builder, x: Tensor) -> Tensor:
         return Tensor(b.op(name, x.value, b.ints(axis), keepdims=1), x.size)
     kernel = [min(b.integer(1, 3), d) for d in x.shape[1:]]
     pads = [b.integer(0, k // 2) for k in kernel] * 2
-    attrs: dict[str, Any] = {"strides": [b.integer(1, 2) for _ in kernel], "ceil_mode": b.integer(0, 1)}
+    strides = [b.integer(1, 2) for _ in kernel]
+    attrs: dict[str, Any] = {"strides": strides}
+    # where a last window would start in the padding, onnx's own shape inference is one off
+    spare = [-(n + 2 * p - k) % s for n, k, p, s in zip(x.shape[1:], kernel, pads, strides, strict=False)]
+    if all(r <= k - p - 1 for r, k, p in zip(spare, kernel, pads, strict=False)):
+        attrs["ceil_mode"] = b.integer(0, 1)
     if name == "AveragePool":
         attrs["count_include_pad"] = b.integer(0, 1)
     return Tensor(b.op(name, x.value, kernel_shape=kernel, pads=pads, **attrs), x.size)
