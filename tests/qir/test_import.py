@@ -21,8 +21,8 @@ def test_heavy_packages_stay_out(module: str) -> None:
 
 
 def test_import_time() -> None:
-    """The best of three, against the 0.5 s that the README promises."""
-    code = "import time; t = time.perf_counter(); import qir; print(time.perf_counter() - t)"
+    """At most 0.5 s; processor time, the best of three, so that a busy machine does not count."""
+    code = "import time; import qir; print(time.process_time())"
     seconds = min(float(python(code)) for _ in range(3))
     assert seconds < 0.5
 
