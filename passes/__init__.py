@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .ranges import Ranges
     from .recipes import Recipe
     from .report import PassReport, Report
+    from .round_weights import RoundWeights
     from .simplify import Simplify
     from .strip_softmax import StripSoftmax
 
@@ -39,12 +40,14 @@ _MODULES: dict[str, str] = {
     "LowerToDyadic": "lower_to_dyadic", "quantize": "pipeline", "run_recipe": "pipeline", "Ranges": "ranges",
     "Recipe": "recipes", "PassReport": "report", "Report": "report", "Simplify": "simplify",
     "StripSoftmax": "strip_softmax",
+    "RoundWeights": "round_weights",
 }  # fmt: skip
 """Name -> module of this package that defines it."""
 
 __all__ = [
     "AbsorbBias", "Balance", "CorrectBias", "Equalize", "FoldBatchNorm", "FoldNormalization", "Images", "InsertQdq",
-    "LowerToDyadic", "Pass", "PassManager", "PassReport", "Ranges", "Recipe", "Report", "Simplify", "StripSoftmax",
+    "LowerToDyadic", "Pass", "PassManager", "PassReport", "Ranges", "Recipe", "Report", "RoundWeights",
+    "Simplify", "StripSoftmax",
     "calibrate", "collect", "data", "data_free_ranges", "quantize", "ranges_from", "recipes", "run_recipe",
 ]  # fmt: skip
 

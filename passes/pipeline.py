@@ -115,7 +115,7 @@ def run_recipe(
     calibration.seconds = time.perf_counter() - start
     if input_ranges:
         ranges = ranges.updated(input_ranges)
-    *placing, lowering = recipe.quantize(ranges, prepared, means).passes
+    *placing, lowering = recipe.quantize(ranges, prepared, means, feeds).passes
     qdq, second = PassManager(placing).run(prepared)
     integer, third = PassManager([lowering]).run(qdq)
     return Quantized(prepared, ranges, qdq, integer, report + Report([calibration]) + second + third)

@@ -11,7 +11,7 @@ load from TOML files, where `base` names one of these and the other keys change 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,9 +31,12 @@ from .insert_qdq import InsertQdq
 from .lower_to_dyadic import LowerToDyadic
 from .range_methods import METHODS, RangeOptions
 from .ranges import Ranges
+from .round_weights import METHODS as ROUNDING_METHODS
+from .round_weights import RoundWeights
 from .simplify import Simplify
 from .strip_softmax import StripSoftmax
 
+ROUNDINGS = ("nearest", *ROUNDING_METHODS)
 CORRECTIONS = ("empirical", "analytic", "none")
 EQUALIZATIONS = ("weights", "activations", "none")
 
@@ -49,6 +52,7 @@ class Recipe:
     absorb_bias:     move high biases into the next layer, after equalization.
     correct_bias:    "empirical" (from the calibration data), "analytic" (from batch-norm statistics) or "none".
     strip_softmax:   drop a final Softmax, so that the graph returns logits.
+    rounding:        of weights: "nearest", or from data "gptq" or "adaround", see `RoundWeights` (biases follow then).
     """
 
     name: str = "w8a8"
@@ -70,10 +74,13 @@ class Recipe:
     absorb_bias: bool = False
     correct_bias: str = "empirical"
     strip_softmax: bool = False
+    rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, "bn"):
             raise QuantizationError(f"no range method {self.method!r}", hint=f"one of {', '.join((*METHODS, 'bn'))}")
+        if self.rounding not in ROUNDINGS:
+            raise QuantizationError(f"rounding is {self.rounding!r}", hint=f"one of {', '.join(ROUNDINGS)}")
         if self.equalize not in EQUALIZATIONS:
             raise QuantizationError(f"equalize is {self.equalize!r}", hint=f"one of {', '.join(EQUALIZATIONS)}")
         if self.correct_bias not in CORRECTIONS:
@@ -116,11 +123,20 @@ class Recipe:
         return InsertQdq(ranges, **options)
 
     def quantize(
-        self, ranges: Ranges, reference: Graph | None = None, means: Mapping[str, Array] | None = None
+        self,
+        ranges: Ranges,
+        reference: Graph | None = None,
+        means: Mapping[str, Array] | None = None,
+        feeds: Iterable[Mapping[str, Array]] | None = None,
     ) -> PassManager:
-        """The integer side. Biases are corrected where the float graph and the input means are given."""
+        """The integer side. Biases are corrected where the float graph and the input means are given.
+
+        With `feeds`, and a rounding other than "nearest", weights are rounded from data, and biases with them.
+        """
         steps: list[Pass] = [self.insert(ranges)]
-        if reference is not None and means:
+        if self.rounding != "nearest" and reference is not None and feeds is not None:
+            steps.append(RoundWeights(reference, feeds, self.rounding, bias=self.correct_bias != "none"))
+        elif reference is not None and means:
             steps.append(CorrectBias(reference, means))
         return PassManager([*steps, LowerToDyadic()])
 
@@ -162,8 +178,8 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe("w8a8"),
         Recipe("w8a8_per_tensor", per_channel=False, equalize="activations"),
-        Recipe("w4a8", weight_bits=4, weight_range="mse"),
-        Recipe("w4a4", weight_bits=4, activation_bits=4, weight_range="mse"),
+        Recipe("w4a8", weight_bits=4, weight_range="mse", rounding="gptq"),
+        Recipe("w4a4", weight_bits=4, activation_bits=4, weight_range="mse", rounding="gptq"),
         Recipe("data_free", method="bn", correct_bias="analytic"),
     )
 }
