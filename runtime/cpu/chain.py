@@ -226,14 +226,14 @@ class Chain:
         """("column" | "row" | "none", the tensor as (period, columns) in memory order)."""
         rank = len(self.order)
         full = m.reshape((1,) * (rank - m.ndim) + m.shape) if m.ndim <= rank else m
-        memory = np.transpose(full, self.order) if rank else full.reshape(())
+        memory: Array = np.transpose(full, self.order) if rank else full.reshape(())
         if memory.size == 1:
             return "column", np.broadcast_to(memory.reshape(1, 1), (1, self.columns))
-        shape: tuple[int, ...] = tuple(memory.shape)
+        shape = [int(n) for n in memory.shape]
         if all(n == 1 for n in shape[:-1]):
             return "column", memory.reshape(1, -1)
         kept = [i for i, n in enumerate(shape[:-1]) if n != 1]
-        if shape[-1] == 1 and shape[min(kept) : -1] == self.shape[min(kept) : -1]:
+        if shape[-1] == 1 and tuple(shape[min(kept) : -1]) == self.shape[min(kept) : -1]:
             return "row", memory.reshape(-1, 1)
         return "none", memory
 

@@ -139,7 +139,7 @@ def test_run_allocates_nothing_but_its_outputs(one: Graph) -> None:
     session = Session(one, "cpu")
     x = feed(one, 64)
     outputs = sum(a.nbytes for a in session.run(x).values())
-    assert session.executor.plan(64).arena_bytes > 500_000
+    assert session.executor.plan(64).arena_bytes > 250_000
     tracemalloc.start()
     for _ in range(300):  # free lists and the threads' own state settle
         session.run(x)
@@ -204,10 +204,8 @@ def test_a_second_process_starts_quickly(one: Graph, tmp_path: Path) -> None:
         "graph = qir.load(sys.argv[1]); Session(graph, 'cpu').run(random_feeds(graph, 1))\n"
         "print(time.perf_counter() - start)"
     )
-    runs = [
-        float(subprocess.run([sys.executable, "-c", code, str(tmp_path / "net.onnx")], capture_output=True, check=True, text=True).stdout)
-        for _ in range(2)
-    ]  # fmt: skip
+    command = [sys.executable, "-c", code, str(tmp_path / "net.onnx")]
+    runs = [float(subprocess.run(command, capture_output=True, check=True, text=True).stdout) for _ in range(2)]
     assert min(runs) < 10.0, runs  # a compilation takes 20 s and more; the rest is room for a busy machine
 
 
