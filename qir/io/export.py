@@ -69,19 +69,24 @@ class _Functions:
     def name_of(self, op: Op, node: Node) -> str:
         """The name of the function that a node calls, its body written if it is a new one."""
         name = function_stem(op)
-        body = Body(node, formal_names(op.inputs, len(node.inputs)), self.opset)
-        outputs = formal_names(op.outputs, len(node.outputs))[: len(node.outputs)]
-        if op.needs_function(node, self.opset):
-            op.function_body(body, node)
-        else:
-            widen.write_body(body, node, outputs)
-        proto = body.proto(name, outputs)
+        proto = function_of(op, node, self.opset)
         key = (name, proto.SerializeToString(deterministic=True))
         if key not in self._names:
             n = self._count[name] = self._count.get(name, 0) + 1
             proto.name = self._names[key] = name if n == 1 else f"{name}_{n}"
             self.protos.append(proto)
         return self._names[key]
+
+
+def function_of(op: Op, node: Node, opset: int) -> onnx.FunctionProto:
+    """The local function that a node is exported as, under its operator's own name."""
+    body = Body(node, formal_names(op.inputs, len(node.inputs)), opset)
+    outputs = formal_names(op.outputs, len(node.outputs))[: len(node.outputs)]
+    if op.needs_function(node, opset):
+        op.function_body(body, node)
+    else:
+        widen.write_body(body, node, outputs)
+    return body.proto(function_stem(op), outputs)
 
 
 def formal_names(schema: str, count: int) -> list[str]:

@@ -6,7 +6,7 @@ different ones of the same operator are numbered: Conv, Conv_2 ...
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +43,14 @@ def operator_of(function: str) -> str:
     return stem.removeprefix(STANDARD_PREFIX) if stem.startswith(STANDARD_PREFIX) else f"qir.{stem}"
 
 
+def without_tail(names: Sequence[str]) -> list[str]:
+    """Input names without the absent ones at the end: one way to write a node, and equal bodies are equal bytes."""
+    kept = list(names)
+    while kept and not kept[-1]:
+        kept.pop()
+    return kept
+
+
 class Body:
     """Builds one function body. Inputs are called by the operator's own input names, the output is `y`."""
 
@@ -60,13 +68,13 @@ class Body:
     def op(self, op_type: str, *inputs: str, output: str | None = None, **attrs: Any) -> str:
         """One standard operator with one output; returns the output's name."""
         out = output or self.fresh()
-        self.nodes.append(helper.make_node(op_type, list(inputs), [out], **attrs))
+        self.nodes.append(helper.make_node(op_type, without_tail(inputs), [out], **attrs))
         return out
 
     def ops(self, op_type: str, *inputs: str, count: int, **attrs: Any) -> list[str]:
         """One standard operator with several outputs."""
         outs = [self.fresh() for _ in range(count)]
-        self.nodes.append(helper.make_node(op_type, list(inputs), outs, **attrs))
+        self.nodes.append(helper.make_node(op_type, without_tail(inputs), outs, **attrs))
         return outs
 
     def constant(self, array: Array) -> str:
@@ -101,6 +109,11 @@ class Body:
     def dtype(self, name: str) -> DType:
         """dtype of one of the node's inputs, by its operator's input name."""
         return self._value(name).dtype
+
+    def reach(self, name: str, zero_point: int = 0) -> int:
+        """A bound of |x - zero_point| for one of the node's inputs, from its dtype."""
+        kind = self.dtype(name)
+        return max(kind.hi - zero_point, zero_point - kind.lo)
 
     def rank(self, name: str) -> int:
         return self._value(name).type.rank
@@ -138,11 +151,21 @@ class Body:
         offset = self.power_of_two(self.op("Sub", self.int64(62), shift_i64))
         return self.op("Sub", self.cast(u, DType.INT64), offset)
 
-    def store(self, x_i64: str, attrs: Mapping[str, Any]) -> None:
-        """+ zero_point, clamp to [lo, hi], cast to the output dtype, as `y`."""
+    def store(self, x_i64: str, attrs: Mapping[str, Any], reach: int) -> None:
+        """+ zero_point, clamp to [lo, hi], cast to the output dtype, as `y`.
+
+        reach: a bound of |x|.  onnxruntime's vectorized Clip, Min and Max of int64 compare the low halves as signed
+        numbers (seen in 1.31.1: Clip(-3506357618, -32768, 32767) returns it as it is), so that they are right within
+        int32 only; beyond it the clamp is written with comparisons.
+        """
         if attrs["zero_point"]:
             x_i64 = self.op("Add", x_i64, self.int64(attrs["zero_point"]))
-        clipped = self.op("Clip", x_i64, self.int64(attrs["lo"]), self.int64(attrs["hi"]))
+        lo, hi = self.int64(attrs["lo"]), self.int64(attrs["hi"])
+        if reach + abs(attrs["zero_point"]) < 1 << 31:
+            clipped = self.op("Clip", x_i64, lo, hi)
+        else:
+            raised = self.op("Where", self.op("Less", x_i64, lo), lo, x_i64)
+            clipped = self.op("Where", self.op("Greater", raised, hi), hi, raised)
         self.op("Cast", clipped, output="y", to=ONNX_TYPE[DType(attrs["dtype"])])
 
     def proto(self, name: str, output_names: list[str]) -> onnx.FunctionProto:

@@ -17,6 +17,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..errors import ModelError, QirError, UnsupportedError
 from ..graph import Graph, Stage
+from ..ops import op_of
 from ..shapes import fold_shapes
 from ..types import Array, Dim, DType, TensorType
 from . import metadata
@@ -70,11 +71,36 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, input_shapes: Shapes | 
     graph.stage = _stage(graph, stage, has_quant)
     if graph.stage is not Stage.INTEGER:
         fold_shapes(graph)
+    for name in strange_functions(graph, proto, opset):
+        log.warning(
+            "function %r of this model is not written as this version of qir writes it; "
+            "qir's own executors compute what its name means, other runtimes what its body says", name,
+        )  # fmt: skip
     for name, params in quant.items():
         if name in graph and graph.value(name).dtype is params.dtype:
             value = graph.value(name)
             value.type = replace(value.type, quant=params)
     return graph
+
+
+def strange_functions(graph: Graph, proto: onnx.ModelProto, opset: int) -> list[str]:
+    """Names of the model's local functions whose bodies are not what the operators they are called by export."""
+    from .export import function_of
+
+    bodies = {f.name: _body_text(f) for f in proto.functions if f.domain == DOMAIN}
+    strange: dict[str, None] = {}
+    for call in proto.graph.node:
+        if call.domain != DOMAIN or call.op_type in strange or call.output[0] not in graph:
+            continue
+        node = graph.value(call.output[0]).producer
+        if node is not None and bodies[call.op_type] != _body_text(function_of(op_of(node.op), node, opset)):
+            strange[call.op_type] = None
+    return list(strange)
+
+
+def _body_text(function: onnx.FunctionProto) -> tuple[object, ...]:
+    nodes = tuple(n.SerializeToString(deterministic=True) for n in function.node)
+    return tuple(function.input), tuple(function.output), nodes
 
 
 def read_proto(model: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:

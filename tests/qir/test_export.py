@@ -219,3 +219,14 @@ def test_audit_sees_floats_and_divisions_inside_functions(two_convs: Any) -> Non
     model = to_onnx(two_convs())
     model.graph.initializer.append(onnx.helper.make_tensor("stray", onnx.TensorProto.FLOAT, [1], [1.0]))
     assert audit(model) == ["constant 'stray' is in float"]
+
+
+def test_a_foreign_function_body_is_noticed(two_convs: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A function under our name that computes something else: our executors would disagree with the file's."""
+    model = to_onnx(two_convs())
+    qir.load(model)
+    assert not caplog.records
+    requantize = next(f for f in model.functions if f.name == "Requantize")
+    next(n for n in requantize.node if n.op_type == "Mul").op_type = "Add"
+    qir.load(model)
+    assert "'Requantize'" in caplog.text and "not written as" in caplog.text
