@@ -51,9 +51,9 @@ class RandomNetwork:
     def feeds(self, samples: int, *, stretch: float = 1.0, salt: int = 0) -> dict[str, Array]:
         """Normal data for all inputs, `stretch` times as large as the network is meant for."""
         rng = np.random.default_rng((self.seed, salt))
+        shapes = {v.name: (samples, *(int(d) for d in v.shape[1:])) for v in self.graph.inputs}
         return {
-            v.name: (rng.normal(size=(samples, *v.shape[1:])) * self.scales[v.name] * stretch).astype(np.float32)
-            for v in self.graph.inputs
+            k: (rng.normal(size=shape) * self.scales[k] * stretch).astype(np.float32) for k, shape in shapes.items()
         }
 
     def __repr__(self) -> str:

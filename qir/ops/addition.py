@@ -51,4 +51,5 @@ class IntegerAdd(Op):
         a = body.op("Mul", body.cast("a", DType.INT64), body.int64(m_a))
         b = body.op("Mul", body.cast("b", DType.INT64), body.int64(m_b))
         total = body.op("Add", body.op("Add", a, b), body.int64(c))
-        body.store(body.shift_right(total, body.int64(shift)), attrs)
+        reach = sum(body.reach(k, attrs[f"{k}_zero_point"]) * abs(attrs[f"{k}_multiplier"]) for k in ("a", "b"))
+        body.store(body.shift_right(total, body.int64(shift)), attrs, (reach >> shift) + 1)

@@ -56,7 +56,9 @@ class IntegerMul(Op):
             zero = attrs[f"{name}_zero_point"]
             factors.append(body.op("Sub", x, body.int64(zero)) if zero else x)
         product = body.op("Mul", body.op("Mul", *factors), body.int64(attrs["multiplier"]))
-        body.store(body.rounding_shift(product, body.int64(attrs["shift"])), attrs)
+        reach = min(body.reach("a", attrs["a_zero_point"]) * body.reach("b", attrs["b_zero_point"]), 1 << 31)
+        reach = (reach * abs(attrs["multiplier"]) >> attrs["shift"]) + 1
+        body.store(body.rounding_shift(product, body.int64(attrs["shift"])), attrs, reach)
 
 
 class _Extremum(Elementwise):

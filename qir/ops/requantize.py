@@ -171,7 +171,16 @@ class Requantize(Op):
             x = body.op("Sub", x, body.int64(node.attrs["x_zero_point"]))
         product = body.op("Mul", x, body.cast("multiplier", DType.INT64))
         rounded = body.rounding_shift(product, body.cast("shift", DType.INT64))
-        body.store(rounded, node.attrs)
+        body.store(rounded, node.attrs, int(body.reach("x", node.attrs["x_zero_point"]) * largest_ratio(node)) + 1)
+
+
+def largest_ratio(node: Node) -> float:
+    """The largest of a qir.Requantize's ratios; that of any ratio where they are no constants."""
+    multiplier, shift = node.input(1).data, node.input(2).data
+    if multiplier is None or shift is None:
+        return 2.0**29
+    ratios = np.ldexp(np.abs(multiplier.astype(np.float64)), -shift.astype(int))
+    return float(ratios.max(initial=0))
 
 
 def output_grid(target: QuantParams, lo: int, hi: int) -> dict[str, Any]:

@@ -184,4 +184,4 @@ class IntegerSoftmax(Op):
         t = body.shift_right(body.op("Mul", u, r0), body.int64(30))
         r1 = body.shift_right(body.op("Mul", r0, body.op("Sub", body.int64(1 << 32), t)), body.int64(31))
         y = body.rounding_shift(body.op("Mul", e, r1), body.op("Add", p, body.int64(39)))
-        body.store(y, {"zero_point": attrs["zero_point"], "lo": kind.lo, "hi": kind.hi, "dtype": str(kind)})
+        body.store(y, {"zero_point": attrs["zero_point"], "lo": kind.lo, "hi": kind.hi, "dtype": str(kind)}, 1 << 9)
