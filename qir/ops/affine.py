@@ -7,7 +7,7 @@ layer's scale, weights and bias; elsewhere (int16, int32) one qir.Requantize, qi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -159,6 +159,10 @@ def fold_into_layer(low: Lowering, node: Node, x: Value, factor: Reals, offset: 
         w = (w * signs.reshape(shape).astype(w.dtype)).astype(w.dtype)
         bias = bias * signs.astype(np.int64)
     scale = scale * np.where(f == 0, 1.0, np.abs(f))
+    k = finer(w_value, w, c / scale) if layer.attrs["weight_zero_point"] == 0 else 1
+    if k > 1:
+        low.note(f"weights times {k}: on the grid of so few bits the constant would lose up to half a step")
+        w, scale, bias = (w.astype(np.int64) * k).astype(np.int8), scale / k, bias * k
     bias = bias + round_half_even(c / scale)
     # the proof of ARITHMETIC 3 again: z_x is inside |bias| already, so max|x| bounds the products
     source = layer.input(0)
@@ -172,9 +176,27 @@ def fold_into_layer(low: Lowering, node: Node, x: Value, factor: Reals, offset: 
         DType.INT32, None if uniform else axis,
     )  # fmt: skip
     g, name = low.graph, node.output.name
-    kept = w_value if w is w_value.data else g.add_constant(f"{name}.w", w, w_value.dtype, w_value.quant)
+    kept = w_value
+    if w is not w_value.data:
+        kind = DType.INT8 if k > 1 else w_value.dtype
+        kept = g.add_constant(f"{name}.w", w, kind, _times(w_value.quant, k, kind))
     inputs = [layer.input(0), kept, g.add_constant(f"{name}.bias", bias.astype(np.int32))]
     return g.add_node(layer.op, inputs, layer.attrs, outputs=[f"{name}.acc"], quant=quant).output
+
+
+def finer(w_value: Value, w: Array, steps: Reals) -> int:
+    """What to multiply weights of 2 or 3 bits by, within int8, where a bias lies between the accumulator's steps.
+
+    So few bits make steps of the accumulator that are a fair part of the output's.
+    """
+    most = int(np.abs(w.astype(np.int64)).max(initial=0))
+    between = np.abs(steps - np.rint(steps)).max(initial=0) > 1 / 64
+    return DType.INT8.hi // most if between and 0 < most <= 3 and w_value.dtype.bits <= 8 else 1
+
+
+def _times(q: QuantParams | None, k: int, dtype: DType) -> QuantParams | None:
+    """Quantization of the same reals by integers k times as large."""
+    return q and replace(q, scale=tuple(s / k for s in q.scale), dtype=dtype)
 
 
 def emit_affine(
