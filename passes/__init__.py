@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .images import Images
     from .insert_qdq import InsertQdq
     from .lower_to_dyadic import LowerToDyadic
+    from .pack_int4 import PackInt4
     from .pipeline import quantize, run_recipe
     from .ranges import Ranges
     from .recipes import Recipe
@@ -37,7 +38,8 @@ _MODULES: dict[str, str] = {
     "collect": "calibration", "ranges_from": "calibration", "CorrectBias": "correct_bias",
     "data_free_ranges": "data_free", "Equalize": "equalize", "FoldBatchNorm": "fold_batchnorm",
     "FoldNormalization": "fold_normalization", "Images": "images", "InsertQdq": "insert_qdq",
-    "LowerToDyadic": "lower_to_dyadic", "quantize": "pipeline", "run_recipe": "pipeline", "Ranges": "ranges",
+    "LowerToDyadic": "lower_to_dyadic", "PackInt4": "pack_int4", "quantize": "pipeline", "run_recipe": "pipeline",
+    "Ranges": "ranges",
     "Recipe": "recipes", "PassReport": "report", "Report": "report", "Simplify": "simplify",
     "StripSoftmax": "strip_softmax",
     "RoundWeights": "round_weights",
@@ -46,7 +48,7 @@ _MODULES: dict[str, str] = {
 
 __all__ = [
     "AbsorbBias", "Balance", "CorrectBias", "Equalize", "FoldBatchNorm", "FoldNormalization", "Images", "InsertQdq",
-    "LowerToDyadic", "Pass", "PassManager", "PassReport", "Ranges", "Recipe", "Report", "RoundWeights",
+    "LowerToDyadic", "PackInt4", "Pass", "PassManager", "PassReport", "Ranges", "Recipe", "Report", "RoundWeights",
     "Simplify", "StripSoftmax",
     "calibrate", "collect", "data", "data_free_ranges", "quantize", "ranges_from", "recipes", "run_recipe",
 ]  # fmt: skip
