@@ -36,6 +36,7 @@ class Chain:
     reads: list[View] = field(default_factory=lambda: [])
     writes: list[View] = field(default_factory=lambda: [])
     nodes: list[Node] = field(default_factory=lambda: [])
+    limits: dict[Value, int] = field(default_factory=lambda: {})
     free: list[int] = field(default_factory=lambda: list(range(1, REGISTERS)))
 
     def tail(self) -> list[list[Number]]:
@@ -250,16 +251,24 @@ class Chain:
         offset = -np.int64(at["x_zero_point"]) if bias is None else bias.astype(np.int64) - at["x_zero_point"]
         with np.errstate(over="ignore"):
             c = offset * m64 + (np.int64(1) << (s64 - 1))
-        lanes = kind == "column" and bool((s64 >= 32).all())
+        up = np.maximum(32 - s64, 0)
+        # the lane kernel wants the high half of a product: small shifts are made up for on the left
+        room = self.limits.get(node.input(0), _limit(node.input(0)))
+        fits = (up == 0) | (((room << up) < 2**31) & (np.abs(c) < np.int64(1) << (61 - up)))
+        lanes = kind == "column" and bool(fits.all())
+        raised: list[Number] = [0, 0]
         if lanes:
-            m32, s32 = padded(m64.reshape(-1).astype(np.int32)), padded((s64.reshape(-1) - 32).astype(np.int32))
+            m32 = padded(m64.reshape(-1).astype(np.int32))
+            s32 = padded(np.maximum(s64.reshape(-1) - 32, 0).astype(np.int32))
             # even, then odd constants of each eight channels
-            c64 = np.ascontiguousarray(padded(c.reshape(-1)).reshape(-1, 4, 2).swapaxes(1, 2))
+            c64 = np.ascontiguousarray(padded((c << up).reshape(-1)).reshape(-1, 4, 2).swapaxes(1, 2))
+            if up.any():
+                raised = [1, constant(padded(up.reshape(-1).astype(np.int32)))]
         else:
             m32, s32, c64 = m.astype(np.int32), s.astype(np.int32), c
         self.records.append(
             [REQUANTIZE, target, source, constant(m32), constant(c64), constant(s32), at["zero_point"], at["lo"],
-             at["hi"], 0 if lanes else GENERIC, m.shape[-1], m.shape[0]]
+             at["hi"], 0 if lanes else GENERIC, m.shape[-1], m.shape[0], 0, 0, *raised]
         )  # fmt: skip
 
 

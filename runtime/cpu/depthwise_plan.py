@@ -31,7 +31,7 @@ from .fields import (
     X,
 )
 from .linear import input_rows
-from .packing import Window
+from .packing import Window, accumulator_limit
 from .steps import Step, constant, ref
 
 ROW_KERNELS = ((3, 3), (5, 5))
@@ -87,6 +87,7 @@ def emit_depthwise(b: Builder, node: Node, window: Window, w: Array, pads: Array
     memory = tuple(b.shape(out)[a] for a in order)
     chain = Chain(b, order, memory)
     bias = node.optional(2)
+    chain.limits[out] = accumulator_limit(w, node.attrs["weight_zero_point"], None if bias is None else bias.array())
     chain.grow(out, 0, None if bias is None else bias.array())
     if window.kernel in ROW_KERNELS:
         _add_rows(b, node, window, centred, pads, view, stride, chain)

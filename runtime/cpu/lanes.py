@@ -65,8 +65,8 @@ def _splat32(builder: Any, value: Any) -> Any:
     return splat(builder, builder.trunc(value, I32), 8)
 
 
-def _requantize(builder: Any, args: Any, bytes_each: int) -> None:
-    src, src_stride, dst, dst_stride, rows, columns, multiplier, constant, shift, zero_point, lo, hi = args
+def _requantize(builder: Any, args: Any, bytes_each: int, raised: bool) -> None:
+    src, src_stride, dst, dst_stride, rows, columns, multiplier, constant, shift, raise_by, zero_point, lo, hi = args
     v32, wide = ir.VectorType(I32, 8), ir.VectorType(I64, 4)
     z, low, high = (_splat32(builder, v) for v in (zero_point, lo, hi))
     with cgutils.for_range(builder, rows) as row:
@@ -75,7 +75,10 @@ def _requantize(builder: Any, args: Any, bytes_each: int) -> None:
 
         def one(c: Any, i: int) -> Any:
             lane = builder.add(builder.mul(c, I64(4)), I64(32 * i))
-            x_even, x_odd = _lanes64(builder, load(builder, builder.add(line, lane), v32, 4))
+            x = load(builder, builder.add(line, lane), v32, 4)
+            if raised:
+                x = builder.shl(x, load(builder, builder.add(raise_by, lane), v32, 4))
+            x_even, x_odd = _lanes64(builder, x)
             m_even, m_odd = _lanes64(builder, load(builder, builder.add(multiplier, lane), v32, 4))
             pair = builder.add(constant, builder.mul(lane, I64(2)))
             even = builder.add(builder.mul(x_even, m_even), load(builder, pair, wide, 8))
@@ -89,13 +92,15 @@ def _requantize(builder: Any, args: Any, bytes_each: int) -> None:
         )  # fmt: skip
 
 
-requantize_lanes = make_intrinsic(12, lambda builder, args: _requantize(builder, args, 4))
-requantize_bytes = make_intrinsic(12, lambda builder, args: _requantize(builder, args, 1))
-"""requantize_*(src, src_stride, dst, dst_stride, rows, columns, multiplier, constant, shift, zero_point, lo, hi)
+requantize_lanes = make_intrinsic(13, lambda builder, args: _requantize(builder, args, 4, False))
+requantize_bytes = make_intrinsic(13, lambda builder, args: _requantize(builder, args, 1, False))
+raised_requantize_lanes = make_intrinsic(13, lambda builder, args: _requantize(builder, args, 4, True))
+raised_requantize_bytes = make_intrinsic(13, lambda builder, args: _requantize(builder, args, 1, True))
+"""*(src, src_stride, dst, dst_stride, rows, columns, multiplier, constant, shift, raise, zero_point, lo, hi)
 
-int32 rows of `columns` (a multiple of 8) to int32 (lanes) or 8 bits (bytes), strides in bytes; every shift is 32 or
-more and is given less 32; constant holds bias * multiplier + 2^(shift-1), for each 8 channels the even ones, then
-the odd ones.
+int32 rows of `columns` (a multiple of 8) to int32 (lanes) or 8 bits (bytes), strides in bytes; shifts are given less
+32; constant holds bias * multiplier + 2^(shift-1), for each 8 channels the even ones, then the odd ones.  Where a
+shift is below 32, x is shifted left first by raise = 32 - shift (it has the room), and the constant with it.
 """
 
 

@@ -41,7 +41,7 @@ from .fields import (
     X_STRIDE,
     X,
 )
-from .packing import BLOCK, Packed, Window, pack, segment_offsets, window_of
+from .packing import BLOCK, Packed, Window, accumulator_limit, pack, segment_offsets, window_of
 from .steps import Step, constant, ref
 from .vector import ELEMENT, GROUP, MAX_ROWS, PANEL
 
@@ -85,6 +85,7 @@ def emit_gemm(
     total = packed.correction + (0 if bias is None else bias.array().astype(np.int64))
     # sums wrap modulo 2^32 and end inside int32, so a wrapped correction is exact
     folded = (total & 0xFFFFFFFF).astype(np.uint32).view(np.int32) if total.any() else None
+    chain.limits[out] = accumulator_limit(w, node.attrs["weight_zero_point"], None if bias is None else bias.array())
     chain.grow(out, 0, folded)
     blocks, column_chunks = _cut(b, window, packed, columns)
     ld = BLOCK + PANEL

@@ -178,3 +178,9 @@ def segment_offsets(window: Window, group: int, twice: bool) -> Array:
         ]
         offsets += one * (2 if twice else 1)
     return np.asarray(offsets, np.int64)
+
+
+def accumulator_limit(w: Array, zero_point: int, bias: Array | None) -> int:
+    """A bound of |sum over taps of (w - zero_point) x + bias|, whatever the 8-bit x is and however it is offset."""
+    total = np.abs(w.astype(np.int64) - zero_point).reshape(w.shape[0], -1).sum(axis=1).max(initial=0)
+    return int(total) * 255 + (0 if bias is None else int(np.abs(bias.astype(np.int64)).max()))

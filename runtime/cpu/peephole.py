@@ -32,7 +32,7 @@ def peephole(records: list[list[Number]], columns: int) -> list[list[Number]]:
             and not _read(records, i + 2, r[1])
         )  # fmt: skip
         if follow is not None and stores and r[0] == REQUANTIZE and r[9] != GENERIC:
-            r = [REQUANTIZE_STORE, *r[1:12], follow[3], follow[4]]
+            r = [REQUANTIZE_STORE, *r[1:12], follow[3], follow[4], *r[14:16]]
             i += 1
         elif follow is not None and stores and r[0] == ADD_MEMORY:
             r = [*r[:14], follow[3], follow[4]]

@@ -35,7 +35,7 @@ from .fields import (
     U8,
     U16,
 )
-from .lanes import make_sum, requantize_bytes, requantize_lanes
+from .lanes import make_sum, raised_requantize_bytes, raised_requantize_lanes, requantize_bytes, requantize_lanes
 from .vector import as_pointer, carray
 
 sum_lanes = make_sum("int32", 4)
@@ -131,11 +131,16 @@ def _store(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int, c0: int, 
 @njit(nogil=True)
 def _requantize(t: Any, pointers: Any, dst: int, src: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
     """fields: OTHER multiplier, 4 constant, 5 shift (refs), 6 zero point, 7 lo, 8 hi, 9 mode, 10 columns of the
-    multiplier tensor, 11 its rows: row r uses (r % rows)."""
+    multiplier tensor, 11 its rows: row r uses (r % rows), 14 whether 15 (ref) holds left shifts."""
     m, c, s = address(pointers, t[T_OTHER]), address(pointers, t[4]), address(pointers, t[5])
     if t[9] != GENERIC:
         columns = (cn + 7) // 8 * 8
-        requantize_lanes(src, ld * 4, dst, ld * 4, rn, columns, m + 4 * c0, c + 8 * c0, s + 4 * c0, t[6], t[7], t[8])
+        at_m, at_c, at_s = m + 4 * c0, c + 8 * c0, s + 4 * c0
+        if t[14]:
+            up = address(pointers, t[15]) + 4 * c0
+            raised_requantize_lanes(src, ld * 4, dst, ld * 4, rn, columns, at_m, at_c, at_s, up, t[6], t[7], t[8])
+        else:
+            requantize_lanes(src, ld * 4, dst, ld * 4, rn, columns, at_m, at_c, at_s, 0, t[6], t[7], t[8])
         return
     width, period, zero_point, lo, hi = t[10], t[11], t[6], t[7], t[8]
     for r in range(rn):
@@ -163,7 +168,12 @@ def _requantize_store(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int
     """REQUANTIZE with mode lanes and an 8-bit STORE in one: fields as there, 12 target ref, 13 its row stride."""
     m, c, s = address(pointers, t[T_OTHER]), address(pointers, t[4]), address(pointers, t[5])
     out = address(pointers, t[12]) + r0 * t[13] + c0
-    requantize_bytes(src, ld * 4, out, t[13], rn, cn, m + 4 * c0, c + 8 * c0, s + 4 * c0, t[6], t[7], t[8])
+    at_m, at_c, at_s = m + 4 * c0, c + 8 * c0, s + 4 * c0
+    if t[14]:
+        up = address(pointers, t[15]) + 4 * c0
+        raised_requantize_bytes(src, ld * 4, out, t[13], rn, cn, at_m, at_c, at_s, up, t[6], t[7], t[8])
+    else:
+        requantize_bytes(src, ld * 4, out, t[13], rn, cn, at_m, at_c, at_s, 0, t[6], t[7], t[8])
 
 
 @njit(nogil=True)

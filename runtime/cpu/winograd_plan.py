@@ -32,7 +32,7 @@ from .fields import (
     X_STRIDE,
     X,
 )
-from .packing import Packed, Window
+from .packing import Packed, Window, accumulator_limit
 from .steps import Step, constant, ref
 from .vector import GROUP, LANES, PANEL
 
@@ -96,6 +96,7 @@ def emit(
     packed: Packed = b.packed[key]
     chain = Chain(b, order, tuple(b.shape(out)[a] for a in order))
     bias = node.optional(2)
+    chain.limits[out] = accumulator_limit(w, node.attrs["weight_zero_point"], None if bias is None else bias.array())
     chain.grow(out, 0, None if bias is None else bias.array())
     tall, across = -(-window.out_h // 2), -(-window.out_w // 2)
     row_bytes = -(-window.channels // 16) * 32
