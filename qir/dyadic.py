@@ -37,6 +37,8 @@ def dyadic(ratio: float, *, multiplier_bits: int = 32, where: str | None = None)
     shift = min(multiplier_bits - 1 - exponent, MAX_SHIFT)
     multiplier = round(Fraction(ratio) * (1 << shift))
     if multiplier == 1 << (multiplier_bits - 1):
+        if shift == MIN_SHIFT:  # the last step below the largest ratio
+            return multiplier - 1, shift
         multiplier, shift = multiplier >> 1, shift - 1
     return multiplier, shift
 
