@@ -3,8 +3,8 @@
 
     python benchmarks/low_bits.py [--nets a,b] [--recipes w4a8,w4a4] [--techniques ...] [--dev N]
 
-128 calibration images and the dev split, as in accuracy.py; scored on the QDQ graph before lowering (accuracy.md has the
-integer graphs). One technique more each line; results are appended to low_bits.jsonl, and the table is made from it.
+128 calibration images and the dev split, as in accuracy.py; scored on the QDQ graph before lowering (accuracy.md has
+the integer graphs). One technique more each line; results go to low_bits.jsonl, the table is made from it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from accuracy import KIT, SETTING, kit_module, outputs, peers, scores
+
 import qir
-from accuracy import KIT, SETTING, kit_module, outputs, peers, scores  # type: ignore[import-not-found]
 from qir.passes.base import PassManager
 from qir.passes.calibration import collect, ranges_from
 from qir.passes.correct_bias import CorrectBias, empirical_means
@@ -77,10 +78,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     latest = {(r["net"], r["recipe"], r["technique"]): r for r in rows}
     lines = [
         "# Below 8 bits: what each technique adds", "",
-        "Written by `benchmarks/low_bits.py`; the setting is in its docstring. The first and the last layer have 8 bits;",
-        "the peers' w4a8 figures (PEERS.md of the kit, float-simulated) are for 4 bits everywhere. `s`: seconds of placing",
-        "quantizers and rounding, two slow cores shared with other jobs; `MB`: peak memory of the process so far.", "",
-        "| network | recipe | technique | top-1 (float) | agreement % | SQNR dB | best peer: agreement, SQNR | s | MB |",
+        "Written by `benchmarks/low_bits.py`; the setting is in its docstring. The first and the last layer have 8",
+        "bits; the peers' w4a8 (PEERS.md of the kit, float-simulated) has 4 everywhere. `s`: seconds of placing",
+        "quantizers and rounding, on two slow cores shared with other jobs; `MB`: peak memory of the process so far.",
+        "", "| network | recipe | technique | top-1 (float) | agreement % | SQNR dB | peers' best two | s | MB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for (net, recipe, technique), r in latest.items():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Recipe:
     correct_bias:    "empirical" (from the calibration data), "analytic" (from batch-norm statistics) or "none".
     strip_softmax:   drop a final Softmax, so that the graph returns logits.
     rounding:        of weights: "nearest", or from data "gptq" or "adaround", see `RoundWeights` (biases follow then).
+    layers:          layer -> (weight bits, input bits), over everything else: what `search` finds.
     """
 
     name: str = "w8a8"
@@ -75,6 +76,7 @@ class Recipe:
     correct_bias: str = "empirical"
     strip_softmax: bool = False
     rounding: str = "nearest"
+    layers: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, "bn"):
@@ -99,7 +101,7 @@ class Recipe:
     @property
     def bits(self) -> tuple[int, ...]:
         """Widths of the narrow grids, for which ranges are wanted."""
-        return (8,) if self.activation_bits == 8 else (self.activation_bits, 8)
+        return tuple(sorted({8, self.activation_bits, *(a for _, a in self.layers.values())}))
 
     @property
     def range_options(self) -> RangeOptions:
@@ -168,6 +170,8 @@ class Recipe:
             raise ParseError(f"cannot be read: {error}", where=str(path)) from None
         base = raw.pop("base", "w8a8")
         raw.setdefault("name", Path(path).stem)
+        if isinstance(raw.get("layers"), dict):
+            raw["layers"] = {str(k): layer_bits(v, str(path)) for k, v in raw["layers"].items()}
         if not isinstance(base, str) or base not in RECIPES:
             raise ParseError(f"no recipe {base!r} to start from", where=str(path), hint=f"one of {', '.join(RECIPES)}")
         return RECIPES[base].but(**raw)
@@ -183,6 +187,13 @@ RECIPES: dict[str, Recipe] = {
         Recipe("data_free", method="bn", correct_bias="analytic"),
     )
 }
+
+
+def layer_bits(pair: Any, where: str) -> tuple[int, int]:
+    """[4, 8] of a TOML file.  Raises ParseError."""
+    if not (isinstance(pair, list) and len(pair) == 2 and all(b in (4, 8) for b in pair)):  # pyright: ignore[reportUnknownArgumentType]
+        raise ParseError(f"layers: {pair!r} is no [weight bits, input bits]", where=where, hint="bits are 4 or 8")
+    return (int(pair[0]), int(pair[1]))  # pyright: ignore[reportUnknownArgumentType]
 
 
 def recipe_of(recipe: str | Path | Recipe) -> Recipe:

@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qir.errors import QuantizationError
+from qir.errors import DataError, QuantizationError
 from qir.graph import Graph, Node, Stage, Value
 from qir.ops.requantize import params_of
 from qir.types import Array, QuantParams
@@ -89,8 +89,12 @@ class RoundWeights(Pass):
             paths = Path(folder, "float"), Path(folder, "quantized")
             for path in paths:
                 path.mkdir()
-            feeds = list(self.batches) if not isinstance(self.batches, list) else self.batches
-            steppers = [Stepper(g, feeds, path) for g, path in zip((self.reference, graph), paths, strict=True)]
+            steppers = [Stepper(g, path) for g, path in zip((self.reference, graph), paths, strict=True)]
+            for feeds in self.batches:
+                for stepper in steppers:
+                    stepper.add(feeds)
+            if not steppers[0].count:
+                raise DataError("no data to round weights with", hint="the iterable is empty, or was used up before")
             rng = np.random.default_rng(self.seed)
             for wave in _waves(layers, self.memory):
                 self._wave(graph, wave, steppers, rng, report)

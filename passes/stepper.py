@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from qir.errors import DataError
 from qir.graph import Graph, Node, Value
 from qir.types import Array
 
@@ -22,18 +21,18 @@ class Stepper:
     graph: may change between stops in nodes that have not run.  folder: an empty directory for what waits.
     """
 
-    def __init__(self, graph: Graph, batches: Iterable[Mapping[str, Array]], folder: Path) -> None:
+    def __init__(self, graph: Graph, folder: Path) -> None:
         self.graph, self.folder = graph, folder
         self.done: set[Node] = set()
         self.waiting: set[str] = {v.name for v in graph.inputs}
         self.count = 0
         self._numbers: dict[str, int] = {}  # value -> the number in its files' names
-        for feeds in batches:
-            for name in self.waiting:
-                self._write(name, self.count, feeds[name])
-            self.count += 1
-        if not self.count:
-            raise DataError("no data to round weights with", hint="the iterable is empty, or was used up before")
+
+    def add(self, feeds: Mapping[str, Array]) -> None:
+        """A further batch: its inputs go to files.  Before the first stop only."""
+        for name in self.waiting:
+            self._write(name, self.count, feeds[name])
+        self.count += 1
 
     def advance(self, wanted: Sequence[str]) -> Iterator[dict[str, Array]]:
         """The values `wanted` for each batch in turn; iterate to the end before the next call."""

@@ -23,6 +23,8 @@ commands, in the order in which you will want them:
   compare   float against integer, layer by layer, worst first
   inspect   what is in a model: operators, dtypes, scales, sizes, MACs, BOPS
   bench     how fast a model runs, against other backends, layer by layer
+  diagnose  why a quantized network is worse than the float one, and what to do
+  search    4 or 8 bits for each layer, under limits on size, operations or time
 
 `qir COMMAND --help` shows examples.  Exit codes: 0 done, 1 an error said in one line,
 2 wrong usage, 130 interrupted.
@@ -79,6 +81,24 @@ examples:
 Backends take turns on the same random input, so a busy machine slows all of them alike; medians are shown.
 """
 
+SEARCH = """\
+examples:
+  qir search net.onnx --data calib.npy --size 0.75x -o net.mixed.onnx
+  qir search net.onnx --data calib.npy --bops 0.6x --size 2MB -o mixed.toml --plot layers.png --pareto curve.png
+  qir search net.onnx --data calib.npy --latency table.json --latency-limit 3ms -o net.mixed.onnx
+
+A limit is a number, with a unit if you like, or a share of what all layers at 8 bits cost ("0.75x").  A latency
+table is {layer: {"4/8": seconds, "8/8": seconds}}.  A recipe .toml can be edited and given to `qir quantize`.
+"""
+
+DIAGNOSE = """\
+examples:
+  qir diagnose net.onnx --data calib.npy
+  qir diagnose net.onnx --data calib.npy --recipe w4a8 --worst 5
+
+Float check, weights or activations, then each tensor by itself; 32 samples are enough.
+"""
+
 DEMO = """\
 Takes a network trained on handwritten digits (comes with qir), quantizes it with 256 images, runs it with the
 reference executor and with onnxruntime on 454 others, and shows accuracy, size, and that both give the same bits.
@@ -126,7 +146,7 @@ def input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
     return name, tuple(int(p) if p.isdigit() else p for p in parts)
 
 
-def _data_options(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
+def _data_options(parser: argparse.ArgumentParser, what: str, required: bool = True, size: str = "--size") -> None:
     group = parser.add_argument_group("data")
     kinds = ".npy (one input, samples first), .npz (an array for each input), or a folder of images"
     group.add_argument("--data", metavar="PATH", required=required, type=Path, help=f"{what}: {kinds}")
@@ -135,7 +155,9 @@ def _data_options(parser: argparse.ArgumentParser, what: str, required: bool = T
         "--batch", type=positive, default=16, metavar="N", help="samples at a time (default: %(default)s)"
     )
     images = parser.add_argument_group("image folders", "ignored for .npy and .npz; pixel values are 0 to 255")
-    images.add_argument("--size", type=pair, metavar="HxW", help="image size (default: the model's input size)")
+    images.add_argument(
+        size, dest="size", type=pair, metavar="HxW", help="image size (default: the model's input size)"
+    )
     images.add_argument(
         "--crop",
         type=fraction,
@@ -208,6 +230,8 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--layers", action="store_true", help="every layer and every scale, not only the totals")
     _shape_option(inspect)
     _bench(commands)
+    _diagnose(commands)
+    _search(commands)
     demo = _command(commands, "demo", "demo", "quantize and check a small trained network", DEMO)
     demo.add_argument(
         "--network",
@@ -302,3 +326,42 @@ def _compare(commands: Any) -> None:
     parser.add_argument("--strip-softmax", action="store_true", help="the integer model was made with --strip-softmax")
     _shape_option(parser)
     _data_options(parser, "inputs")
+
+
+def _diagnose(commands: Any) -> None:
+    parser = _command(commands, "diagnose", "diagnose", "say where a quantized network loses accuracy", DIAGNOSE)
+    parser.add_argument("model", type=Path, metavar="FLOAT.onnx")
+    parser.add_argument("--recipe", default="w8a8", metavar="NAME|FILE.toml", help="default: %(default)s")
+    parser.add_argument("--worst", type=positive, default=8, metavar="N", help="tensors explained (default: 8)")
+    parser.add_argument("--strip-softmax", action="store_true", help="look at the logits")
+    _shape_option(parser)
+    _data_options(parser, "calibration data")
+
+
+def _search(commands: Any) -> None:
+    parser = _command(commands, "search", "search", "choose the bits of each layer under limits", SEARCH)
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="an integer .onnx, or a recipe .toml")
+    limits = parser.add_argument_group("limits", "any combination; a number, 20G, 1.5MB, or 0.75x of all at 8 bits")
+    limits.add_argument("--size", dest="size_limit", metavar="L", help="bytes of the weights")
+    limits.add_argument("--bops", metavar="L", help="bit operations")
+    limits.add_argument("--linear", metavar="L", help="MACs times the wider operand's bits")
+    limits.add_argument("--quadratic", metavar="L", help="MACs times both operands' bits / 16")
+    limits.add_argument("--latency-limit", metavar="L", help="in the unit of the --latency table")
+    parser.add_argument("--latency", type=Path, metavar="TABLE.json", help="seconds of each layer at each choice")
+    parser.add_argument("--choices", metavar="W/A,...", help="bits to choose from (default: 4/4,4/8,8/8)")
+    parser.add_argument(
+        "--measure",
+        choices=("fisher", "hessian", "kl", "mse", "sqnr"),
+        default="fisher",
+        help="of sensitivity (default: %(default)s)",
+    )
+    parser.add_argument("--loss", choices=("cross_entropy", "mse"), default="cross_entropy", help="for the derivatives")
+    parser.add_argument("--sensitivity", type=Path, metavar="FILE.json", help="measured before")
+    parser.add_argument("--save-sensitivity", type=Path, metavar="FILE.json", help="save it here")
+    parser.add_argument("--recipe", default="w4a8", metavar="NAME|FILE.toml", help="for the rest (default: w4a8)")
+    parser.add_argument("--strip-softmax", action="store_true", help="drop a final Softmax")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="bits, sensitivity and saving of each layer")
+    parser.add_argument("--pareto", type=Path, metavar="FILE.png", help="perturbation over the first limit's cost")
+    _shape_option(parser)
+    _data_options(parser, "calibration data", size="--image-size")

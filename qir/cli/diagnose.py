@@ -1,0 +1,22 @@
+"""`qir diagnose`: where a quantized network loses accuracy, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+
+from qir.passes.data import batches
+from qir.passes.diagnose import diagnose
+from qir.passes.recipes import recipe_of
+
+from . import data, show
+
+
+def main(args: argparse.Namespace) -> int:
+    recipe = recipe_of(args.recipe)
+    if args.strip_softmax:
+        recipe = recipe.but(strip_softmax=True)
+    graph = data.load_model(args.model, args.input_shape)
+    feeds = batches(data.source(args), graph, batch_size=args.batch, samples=min(args.samples or 32, 64))
+    found = diagnose(graph, data.shown(feeds, args.batch, "reading"), recipe, worst=args.worst)
+    show.say(found.text(args.worst))
+    return 0

@@ -1,0 +1,83 @@
+"""`qir search`: the bits of each layer under limits on size, BOPS or latency."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from qir.errors import QuantizationError
+from qir.io import save
+from qir.passes.calibration import calibrate
+from qir.passes.cost_model import parse_bits
+from qir.passes.data import batches
+from qir.passes.pipeline import run_recipe
+from qir.passes.recipes import Recipe, recipe_of
+from qir.passes.search import CHOICES, Found, curve, load_latency, search
+from qir.passes.sensitivity import Sensitivity
+
+from . import data, show
+
+LIMITS = {
+    "size": "size_limit",
+    "bops": "bops",
+    "latency": "latency_limit",
+    "linear": "linear",
+    "quadratic": "quadratic",
+}
+
+
+def main(args: argparse.Namespace) -> int:
+    for path in (args.output, args.plot, args.pareto, args.save_sensitivity):
+        if path:
+            data.writable(path, args.model, args.data)
+    limits = {cost: getattr(args, option) for cost, option in LIMITS.items() if getattr(args, option) is not None}
+    if not limits:
+        raise QuantizationError("no limit given", hint="e.g. --size 0.75x, --bops 20G, --latency-limit 3ms")
+    recipe = recipe_of(args.recipe)
+    if args.strip_softmax:
+        recipe = recipe.but(strip_softmax=True)
+    graph = data.load_model(args.model, args.input_shape)
+    feeds = batches(data.source(args), graph, batch_size=args.batch, samples=args.samples)
+    prepared, _ = recipe.prepare.run(graph)
+    choices = tuple(parse_bits(text) for text in args.choices.split(",")) if args.choices else CHOICES
+    widths = sorted({8, *(a for _, a in choices)})
+    ranges = calibrate(prepared, data.shown(feeds, args.batch, "calibrating"), method=recipe.method, bits=widths)
+    known = Sensitivity.load(args.sensitivity) if args.sensitivity else None
+    few = batches(data.source(args), graph, batch_size=args.batch, samples=min(args.samples or 64, 64))
+    found = search(
+        prepared, data.shown(few, args.batch, "measuring sensitivity"), ranges, limits, measure=args.measure,
+        choices=choices, sensitivity=known, latency=load_latency(args.latency) if args.latency else None,
+        loss="mse" if args.loss == "mse" else "cross_entropy",
+    )  # fmt: skip
+    show.say(found.text())
+    _keep(args, found, next(iter(limits)))
+    if args.output and args.output.suffix == ".toml":
+        args.output.write_text(as_toml(recipe, found), encoding="utf-8")
+        show.say(f"wrote {args.output}: qir quantize {args.model} --recipe {args.output}")
+    elif args.output:
+        done = run_recipe(replace(recipe, layers=found.layers), graph, feeds)
+        save(done.graph, args.output)
+        show.say(f"wrote {args.output}: integers only, mixed precision")
+    return 0
+
+
+def _keep(args: argparse.Namespace, found: Found, cost: str) -> None:
+    """The files asked for beside the model."""
+    if args.save_sensitivity:
+        found.sensitivity.save(args.save_sensitivity)
+    if args.plot or args.pareto:
+        from qir.passes.plots import plot_layers, plot_pareto
+
+        if args.plot:
+            plot_layers(found, args.plot, cost)
+        if args.pareto:
+            plot_pareto(curve(found, cost), cost, args.pareto)
+
+
+def as_toml(recipe: Recipe, found: Found) -> str:
+    """A recipe file with the bits of each layer."""
+    lines = [f'base = "{recipe.name}"', "", "[layers]"]
+    for name, (w, a) in found.layers.items():
+        quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+        lines.append(f'"{quoted}" = [{w}, {a}]')
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,185 @@
+"""Mixed-precision search, RoundWeights on graphs and diagnosis, on the small trained networks that come with qir."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qir
+from qir.errors import DataError, ParseError, QuantizationError
+from qir.graph import Graph
+from qir.passes import PassManager
+from qir.passes.assign_bits import InfeasibleError
+from qir.passes.calibration import calibrate
+from qir.passes.diagnose import diagnose
+from qir.passes.insert_qdq import InsertQdq, linear_nodes
+from qir.passes.pipeline import run_recipe
+from qir.passes.ranges import Ranges
+from qir.passes.recipes import RECIPES, Recipe
+from qir.passes.round_weights import RoundWeights
+from qir.passes.search import Found, curve, joined, limit_of, load_latency, problem_of, same_input, search
+from qir.runtime import Session
+from qir.types import Array
+
+MODELS = Path(qir.__file__).resolve().parents[1] / "models"
+Feeds = list[dict[str, Array]]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Graph, Feeds, Feeds]:
+    """(prepared float network, calibration batches, other batches)."""
+    graph = qir.load(MODELS / "digits_residual.onnx")
+    name = graph.inputs[0].name
+    with np.load(MODELS / "digits.npz") as arrays:
+        key = next(k for k in arrays.files if arrays[k].ndim > 1)
+        images = arrays[key]
+    shape = [int(d) for d in graph.inputs[0].shape[1:]]
+    x = (images.reshape(-1, *shape) / (images.max() or 1)).astype(np.float32)
+    prepared, _ = RECIPES["w8a8"].prepare.run(graph)
+    split = [{name: x[i : i + 32]} for i in range(0, 256, 32)]
+    return prepared, split[:4], split[4:]
+
+
+@pytest.fixture(scope="module")
+def ranges(digits: tuple[Graph, Feeds, Feeds]) -> Ranges:
+    return calibrate(digits[0], digits[1], method="mse", bits=(4, 8))
+
+
+@pytest.fixture(scope="module")
+def found(digits: tuple[Graph, Feeds, Feeds], ranges: Ranges) -> Found:
+    return search(digits[0], digits[1][:1], ranges, {"size": "0.7x"})
+
+
+def output(graph: Graph, feeds: Feeds) -> Array:
+    session = Session(graph, backend="onnxruntime")
+    return np.concatenate([session.run(dict(f))[graph.outputs[0].name] for f in feeds]).astype(np.float64)
+
+
+def noise(graph: Graph, reference: Graph, feeds: Feeds) -> float:
+    return float(((output(graph, feeds) - output(reference, feeds)) ** 2).mean())
+
+
+def test_the_choice_meets_the_limit_and_keeps_the_ends(digits: tuple[Graph, Feeds, Feeds], found: Found) -> None:
+    assert found.assignment.costs["size"] <= 0.7 * found.uniform.costs["size"]
+    bits = list(found.layers.values())
+    assert bits[0] == bits[-1] == (8, 8)
+    assert (4, 4) in bits or (4, 8) in bits
+    assert set(found.layers) == {n.name for n in linear_nodes(digits[0])}
+    for group in same_input(digits[0]):
+        assert len({found.layers[n] for n in group}) == 1
+    assert "size:" in found.text()
+
+
+def test_the_choice_applied_is_an_integer_network(digits: tuple[Graph, Feeds, Feeds], found: Found) -> None:
+    graph, calib, dev = digits
+    done = run_recipe(replace(RECIPES["w4a8"], layers=found.layers), graph, calib)
+    widths = {n.name: n.input(1).dtype.bits for n in done.graph.nodes if n.op in ("qir.Conv", "qir.MatMul")}
+    assert sorted(widths.values()) == sorted(w for w, _ in found.layers.values())
+    assert noise(done.graph, graph, dev) < 0.2 * float((output(graph, dev) ** 2).mean())
+    small = {k: v[:4] for k, v in dev[0].items()}
+    name = done.graph.outputs[0].name
+    both = [Session(done.graph, backend=b).run(small)[name] for b in ("reference", "onnxruntime")]
+    np.testing.assert_array_equal(both[0], both[1])
+
+
+def test_perturbation_falls_as_each_limit_loosens(found: Found) -> None:
+    for cost in ("size", "bops", "linear", "quadratic"):
+        points = curve(found, cost, 7)
+        assert len(points) >= 3
+        assert all(b.perturbation < a.perturbation for a, b in itertools.pairwise(points))
+
+
+def test_limits_and_tables(digits: tuple[Graph, Feeds, Feeds], found: Found, tmp_path: Path) -> None:
+    uniform = found.uniform
+    assert limit_of("0.5x", "size", uniform) == 0.5 * uniform.costs["size"]
+    assert limit_of("1.5MB", "size", uniform) == 1.5e6
+    assert limit_of("20G", "bops", uniform) == 20e9
+    assert limit_of(7, "bops", uniform) == 7
+    with pytest.raises(ParseError):
+        limit_of("much", "bops", uniform)
+    with pytest.raises(QuantizationError, match="no cost"):
+        limit_of("1x", "joules", uniform)
+    with pytest.raises(InfeasibleError, match="nearest"):
+        search(digits[0], [], Ranges.of({}), {"size": "0.1x"}, sensitivity=found.sensitivity)
+    rows = ", ".join(f'"{n}": {{"4/4": 1, "4/8": 2, "8/8": 3}}' for n in found.layers)
+    (tmp_path / "t.json").write_text("{" + rows + "}")
+    table = load_latency(tmp_path / "t.json")
+    problem = problem_of(digits[0], found.sensitivity, latency=table, residual_groups=True)
+    assert problem.uniform((8, 8)).costs["latency"] == 3 * len(found.layers)
+    assert joined(digits[0])
+    with pytest.raises(QuantizationError, match="latency table has no"):
+        problem_of(digits[0], found.sensitivity, latency={})
+    (tmp_path / "bad.json").write_text("[1]")
+    with pytest.raises(ParseError):
+        load_latency(tmp_path / "bad.json")
+
+
+def test_layers_in_a_recipe_file(tmp_path: Path) -> None:
+    (tmp_path / "mixed.toml").write_text('base = "w4a8"\n[layers]\n"a/b" = [8, 4]\n')
+    recipe = Recipe.load(tmp_path / "mixed.toml")
+    assert recipe.layers == {"a/b": (8, 4)}
+    assert recipe.bits == (4, 8)
+    (tmp_path / "bad.toml").write_text("[layers]\na = [8]\n")
+    with pytest.raises(ParseError, match="no \\[weight bits"):
+        Recipe.load(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize("options", [{}, {"follow": False, "refit": False}, {"method": "adaround"}], ids=str)
+def test_rounding_from_data_beats_nearest(
+    digits: tuple[Graph, Feeds, Feeds], ranges: Ranges, options: dict[str, object]
+) -> None:
+    graph, calib, dev = digits
+    insert = InsertQdq(ranges, weight_bits=4, weight_range="mse")
+    plain, _ = PassManager([insert]).run(graph)
+    rounded, report = PassManager([insert, RoundWeights(graph, calib, **options)]).run(graph)  # type: ignore[arg-type]
+    assert report["round_weights"].count == len(linear_nodes(graph))
+    assert not report["round_weights"].misses
+    assert noise(rounded, graph, dev) < 0.6 * noise(plain, graph, dev)
+
+
+def test_small_memory_and_other_batches_change_little(digits: tuple[Graph, Feeds, Feeds], ranges: Ranges) -> None:
+    graph, calib, dev = digits
+    insert = InsertQdq(ranges, weight_bits=4)
+    rows = 1 << 20  # all of them, so that nothing is drawn
+    wide, _ = PassManager([insert, RoundWeights(graph, calib, rows=rows)]).run(graph)
+    tight, _ = PassManager([insert, RoundWeights(graph, calib, rows=rows, memory=1)]).run(graph)
+    np.testing.assert_array_equal(output(wide, dev), output(tight, dev))
+
+
+def test_rounding_needs_data_and_a_known_method(digits: tuple[Graph, Feeds, Feeds], ranges: Ranges) -> None:
+    with pytest.raises(DataError, match="no data to round"):
+        PassManager([InsertQdq(ranges), RoundWeights(digits[0], [])]).run(digits[0])
+    with pytest.raises(QuantizationError, match="no rounding method"):
+        RoundWeights(digits[0], [], method="up")
+    with pytest.raises(QuantizationError, match="rounding is 'up'"):
+        RECIPES["w4a8"].but(rounding="up")
+
+
+def test_diagnosis_finds_the_layer_that_was_spoilt(digits: tuple[Graph, Feeds, Feeds]) -> None:
+    graph = digits[0].clone()
+    victim = linear_nodes(graph)[2]
+    w = victim.input(1).array().copy()
+    w.reshape(-1)[0] = 40 * np.abs(w).max()
+    graph.set_input(victim, 1, graph.add_constant("spoilt", w))
+    found = diagnose(graph, digits[1][:1], RECIPES["w8a8"].but(per_channel=False))
+    assert found.float_sqnr > 60
+    assert found.culprits[0].layer == victim.name
+    assert found.both_sqnr <= min(found.weights_sqnr, found.activations_sqnr) + 1
+    text = found.text()
+    assert "float check" in text and "weights only" in text and "->" in text
+    with pytest.raises(DataError):
+        diagnose(graph, [], RECIPES["w8a8"])
+
+
+def test_plots(found: Found, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plots = import_module("qir.passes.plots")
+    plots.plot_layers(found, tmp_path / "layers.png")
+    plots.plot_pareto(curve(found, "size", 5), "size", tmp_path / "pareto.png")
+    assert (tmp_path / "layers.png").stat().st_size > 1000
+    assert (tmp_path / "pareto.png").stat().st_size > 1000
