@@ -156,7 +156,8 @@ def pack(w: Array, group: int, zero_point: int, window: Window, bits: int, signe
         if ELEMENT == 1 and signed_x
         else np.zeros(m, np.int64)
     )
-    widest = max(sum(row[4] for row in table[i : i + BLOCK // LANES]) for i in range(len(table)))
+    # the most bytes of panels that meet in one register block: narrow groups put many panels into it
+    widest = max(sum(row[4] for row in table[i:] if row[1] + row[2] - table[i][1] <= BLOCK) for i in range(len(table)))
     # vector loads of the last panel's end stay inside the array
     data = np.concatenate([data, np.zeros(64, np.int8)])
     return Packed(

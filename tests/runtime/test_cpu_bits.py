@@ -309,3 +309,12 @@ def test_a_sum_of_int32_at_the_border() -> None:
     net = Net(16, "N", 4, 3, 3)
     acc = net.conv(net.x, 5, (3, 3))
     check(net, [net.op("DequantizeLinear", [acc, net.const(np.float32(0.001))]), acc])
+
+
+def test_many_narrow_groups() -> None:
+    """A register block meets more panels than it has vectors."""
+    net = Net(17, "N", 40, 9, 9)
+    check(
+        net,
+        [net.requantize(net.conv(net.x, 80, (3, 3), group=20)), net.requantize(net.conv(net.x, 160, (3, 2), group=40))],
+    )
