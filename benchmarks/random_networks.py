@@ -81,17 +81,27 @@ def main() -> None:
             where = traceback.extract_tb(error.__traceback__)[-1]
             failures.append(f"--seed {args.seed} --only {i} ({recipe}): {type(error).__name__}: {error}"[:300])
             print(failures[-1], f"[{Path(where.filename).name}:{where.lineno}]", flush=True)
-    seconds = time.perf_counter() - start
+        done = i + 1 - args.start
+        if done % 100 == 0 or done == args.count:
+            spent = time.perf_counter() - start
+            args.out.write_text(text(args, done, tensors, operators, failures, spent))
+    print(args.out.read_text().splitlines()[2])
+
+
+def text(
+    args: argparse.Namespace, done: int, tensors: int, operators: Counter[str], failures: list[str], seconds: float
+) -> str:
+    """The table; of a run that was stopped, as far as it came."""
     lines = [
         "# Random networks", "",
-        f"`python benchmarks/random_networks.py --count {args.count} --seed {args.seed}`: {args.count} networks, "
-        f"recipes {', '.join(NAMES)} in turn, {tensors:,} tensors compared bit by bit between the reference and onnxruntime, "
-        f"{len(failures)} failures, {seconds:.0f} s.", "",
+        f"`python benchmarks/random_networks.py --count {args.count} --seed {args.seed}`: {done} networks done, recipes "
+        f"{', '.join(NAMES)} in turn,",
+        f"{tensors:,} tensors compared bit by bit between the reference and onnxruntime, {len(failures)} failures, "
+        f"{seconds:.0f} s.", "",
         "Networks with each operator: " + ", ".join(f"{k} {v}" for k, v in operators.most_common()) + ".", "",
         *(f"- {f}" for f in failures),
     ]  # fmt: skip
-    args.out.write_text("\n".join(lines).rstrip() + "\n")
-    print("\n".join(lines[2:3]))
+    return "\n".join(lines).rstrip() + "\n"
 
 
 if __name__ == "__main__":
