@@ -94,8 +94,8 @@ def text(
     """The table; of a run that was stopped, as far as it came."""
     lines = [
         "# Random networks", "",
-        f"`python benchmarks/random_networks.py --count {args.count} --seed {args.seed}`: {done} networks done, recipes "
-        f"{', '.join(NAMES)} in turn,",
+        f"`python benchmarks/random_networks.py --count {args.count} --seed {args.seed}`: {done} networks done,",
+        f"recipes {', '.join(NAMES)} in turn,",
         f"{tensors:,} tensors compared bit by bit between the reference and onnxruntime, {len(failures)} failures, "
         f"{seconds:.0f} s.", "",
         "Networks with each operator: " + ", ".join(f"{k} {v}" for k, v in operators.most_common()) + ".", "",
