@@ -24,6 +24,7 @@ from .emit_movement import (
     emit_split,
     emit_transpose,
 )
+from .emit_rowwise import emit_interpolate, emit_pad, emit_product, emit_softmax
 from .fields import (
     BLOCK_COLUMNS,
     BLOCK_ROWS,
@@ -254,6 +255,10 @@ EMITTERS: dict[str, Callable[[Builder, Node], bool]] = {
     "Concat": emit_concat,
     "Gather": emit_gather,
     "DepthToSpace": emit_depth_to_space,
+    "Pad": emit_pad,
+    "qir.Softmax": emit_softmax,
+    "qir.Interpolate": emit_interpolate,
+    "qir.MatMulActivations": emit_product,
     **dict.fromkeys(("qir.Requantize", "qir.Add", "qir.Mul", "qir.Table", "Clip"), emit_pointwise),
 }
 """Operator -> emitter."""

@@ -28,19 +28,23 @@ from .fields import (
     DEQUANTIZE,
     GATHER,
     GEMM,
+    INTERPOLATE,
     LD,
     OP,
     POOL,
+    PRODUCT,
     QUANTIZE,
     REGISTER_BYTES,
     ROW_CHUNKS,
     ROWS,
+    SOFTMAX,
     TAIL_COUNT,
     TAIL_FIRST,
     WINOGRAD,
 )
 from .heads import gemm_chunk
 from .movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
+from .rowwise import interpolate_chunk, product_chunk, softmax_chunk
 from .tail import run_tail
 from .vector import as_pointer, atomic_load, carray, fetch_add, pause
 from .windows import depthwise_region, pool_region
@@ -48,7 +52,7 @@ from .winograd import winograd_chunk
 
 SPINS = 2000
 KERNELS = (
-    "depthwise.py", "engine.py", "fields.py", "heads.py", "lanes.py", "movement.py", "tail.py", "tiles.py", "vector.py",
+    "depthwise.py", "engine.py", "fields.py", "heads.py", "lanes.py", "movement.py", "rowwise.py", "tail.py", "tiles.py", "vector.py",
     "windows.py", "winograd.py",
 )  # fmt: skip
 
@@ -97,6 +101,12 @@ def run_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scra
         copy_chunk(step, chunk, pointers)
     elif op == GATHER:
         gather_chunk(step, chunk, pointers)
+    elif op == SOFTMAX:
+        softmax_chunk(step, chunk, pointers)
+    elif op == INTERPOLATE:
+        interpolate_chunk(step, chunk, pointers)
+    elif op == PRODUCT:
+        product_chunk(step, chunk, pointers)
     else:
         region_chunk(step, chunk, tails, pointers, scratch)
 

@@ -14,11 +14,38 @@ STEP_WIDTH = 48
     PATCH_W, PACKED4, IMAGES, POOL_MAX, WINOGRAD_TILES, PATCH_ELEMENT, WIDE,
 ) = range(16, 46)  # fmt: skip
 # movement steps: SHAPE and strides are refs to int64 vectors of RANK entries, strides in bytes, outermost first
-(M_SRC, M_DST, M_SHAPE, M_SRC_STRIDES, M_DST_STRIDES, M_DTYPE, M_SCALE, M_ZERO_POINT, M_LO, M_HI, RANK, M_INDICES) = (
-    range(16, 28)
-)
+(
+    M_SRC,
+    M_DST,
+    M_SHAPE,
+    M_SRC_STRIDES,
+    M_DST_STRIDES,
+    M_DTYPE,
+    M_SCALE,
+    M_ZERO_POINT,
+    M_LO,
+    M_HI,
+    RANK,
+    M_INDICES,
+    M_OTHER,
+    M_OTHER_STRIDES,
+) = range(16, 30)
 
-GEMM, DEPTHWISE, POOL, POINTWISE, QUANTIZE, DEQUANTIZE, COPY, GATHER, WINOGRAD, DEPTHWISE_ROWS = range(10)
+(
+    GEMM,
+    DEPTHWISE,
+    POOL,
+    POINTWISE,
+    QUANTIZE,
+    DEQUANTIZE,
+    COPY,
+    GATHER,
+    WINOGRAD,
+    DEPTHWISE_ROWS,
+    SOFTMAX,
+    INTERPOLATE,
+    PRODUCT,
+) = range(13)
 
 # tail records
 TAIL_WIDTH = 16

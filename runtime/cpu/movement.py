@@ -42,7 +42,7 @@ rint32: Any = intrinsic(_rint32)
 
 
 @njit(nogil=True)
-def _line(step: Any, pointers: Any, line: int, which: int) -> int:
+def line_offset(step: Any, pointers: Any, line: int, which: int) -> int:
     """Byte offset of an innermost row, `line` counting all rows."""
     rank = step[RANK]
     shape = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)
@@ -55,7 +55,7 @@ def _line(step: Any, pointers: Any, line: int, which: int) -> int:
 
 
 @njit(nogil=True)
-def _lines(step: Any, pointers: Any) -> int:
+def lines_of(step: Any, pointers: Any) -> int:
     shape = carray(as_pointer(address(pointers, step[M_SHAPE])), step[RANK], np.int64)
     n = 1
     for i in range(step[RANK] - 1):
@@ -67,7 +67,7 @@ def _lines(step: Any, pointers: Any) -> int:
 def quantize_chunk(step: Any, chunk: int, pointers: Any) -> None:
     """clip(rint(x / scale) + zero_point), in float32; M_SCALE: ref to a float32."""
     rank = step[RANK]
-    lines = _lines(step, pointers)
+    lines = lines_of(step, pointers)
     inner = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)[rank - 1]
     stride = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), rank, np.int64)[rank - 1]
     src_stride = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), rank, np.int64)[rank - 1]
@@ -76,8 +76,8 @@ def quantize_chunk(step: Any, chunk: int, pointers: Any) -> None:
     src, dst = address(pointers, step[M_SRC]), address(pointers, step[M_DST])
     wide = step[M_DTYPE] >= 2
     for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
-        x_at = src + _line(step, pointers, line, M_SRC_STRIDES)
-        y_at = dst + _line(step, pointers, line, M_DST_STRIDES)
+        x_at = src + line_offset(step, pointers, line, M_SRC_STRIDES)
+        y_at = dst + line_offset(step, pointers, line, M_DST_STRIDES)
         if src_stride == 4:
             x = carray(as_pointer(x_at), inner, np.float32)
             if wide:
@@ -102,7 +102,7 @@ def quantize_chunk(step: Any, chunk: int, pointers: Any) -> None:
 def dequantize_chunk(step: Any, chunk: int, pointers: Any) -> None:
     """(x - zero_point) * scale, the difference rounded to float32 first."""
     rank = step[RANK]
-    lines = _lines(step, pointers)
+    lines = lines_of(step, pointers)
     inner = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)[rank - 1]
     d_stride = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), rank, np.int64)[rank - 1]
     s_stride = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), rank, np.int64)[rank - 1]
@@ -110,8 +110,8 @@ def dequantize_chunk(step: Any, chunk: int, pointers: Any) -> None:
     src, dst, code = address(pointers, step[M_SRC]), address(pointers, step[M_DST]), step[M_DTYPE]
     zero = np.int64(step[M_ZERO_POINT])
     for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
-        x_at = src + _line(step, pointers, line, M_SRC_STRIDES)
-        y_at = dst + _line(step, pointers, line, M_DST_STRIDES)
+        x_at = src + line_offset(step, pointers, line, M_SRC_STRIDES)
+        y_at = dst + line_offset(step, pointers, line, M_DST_STRIDES)
         for i in range(inner):
             # the output's own place holds the widened integer for a moment
             at = y_at + i * d_stride
@@ -149,14 +149,14 @@ def _move(dst: int, d_stride: int, src: int, s_stride: int, count: int, code: in
 def copy_chunk(step: Any, chunk: int, pointers: Any) -> None:
     """A strided copy (layout changes, concatenation where it cannot be written in place, slices, splits)."""
     rank = step[RANK]
-    lines = _lines(step, pointers)
+    lines = lines_of(step, pointers)
     inner = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)[rank - 1]
     d_stride = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), rank, np.int64)[rank - 1]
     s_stride = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), rank, np.int64)[rank - 1]
     src, dst = address(pointers, step[M_SRC]), address(pointers, step[M_DST])
     for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
-        x_at = src + _line(step, pointers, line, M_SRC_STRIDES)
-        y_at = dst + _line(step, pointers, line, M_DST_STRIDES)
+        x_at = src + line_offset(step, pointers, line, M_SRC_STRIDES)
+        y_at = dst + line_offset(step, pointers, line, M_DST_STRIDES)
         _move(y_at, d_stride, x_at, s_stride, inner, step[M_DTYPE])
 
 

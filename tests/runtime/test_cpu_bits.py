@@ -318,3 +318,41 @@ def test_many_narrow_groups() -> None:
         net,
         [net.requantize(net.conv(net.x, 80, (3, 3), group=20)), net.requantize(net.conv(net.x, 160, (3, 2), group=40))],
     )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_softmax_along_any_axis(dtype: str) -> None:
+    net = Net(18, "N", 7, 5, 11, dtype=dtype)
+    exps = np.rint(2.0**16 * np.exp(-0.05 * np.arange(256))).astype(np.int64)
+    reciprocals = np.rint(2.0**39 / (256 + np.arange(256) + 0.5)).astype(np.int64)
+    tables = [net.const(exps), net.const(reciprocals)]
+    outs = [net.op("qir.Softmax", [net.x, *tables], axis=a, zero_point=z, dtype=d)
+            for a, z, d in ((1, 0, "uint8"), (-1, -128, "int8"), (2, 0, "uint8"))]  # fmt: skip
+    check(net, outs)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16"])
+def test_interpolation(dtype: str) -> None:
+    net = Net(19, "N", 6, 5, 4, dtype=dtype)
+
+    def along(x: Value, axis: int, n: int, size: int) -> Value:
+        weight = net.rng.integers(0, 33, n).astype(np.int32)
+        index = [net.const(net.rng.integers(0, size, n)) for _ in range(2)]
+        return net.op("qir.Interpolate", [x, *index, net.const(weight), net.const(np.int32(32) - weight)], axis=axis)
+
+    wide = along(along(net.x, 2, 9, 5), 3, 7, 4)
+    check(net, [net.requantize(wide, dtype, 2.0**-10, per_channel=False), along(net.x, 1, 5, 6)])
+
+
+@pytest.mark.parametrize("dtypes", [("uint8", "int8"), ("int8", "uint8")])
+def test_products_of_activations(dtypes: tuple[str, str]) -> None:
+    net = Net(20, "N", 3, 8, 10, dtype=dtypes[0])
+    other = net.table(net.x, dtypes[1])
+    transposed = net.op("Transpose", [other], perm=[0, 1, 3, 2])
+    weights = net.const(net.rng.integers(0, 200, (1, 3, 10, 4)).astype(np.uint8))
+    outs = [
+        net.op("qir.MatMulActivations", [net.x, transposed], a_zero_point=5, b_zero_point=-3),
+        net.op("qir.MatMulActivations", [transposed, net.x], a_zero_point=0, b_zero_point=9),
+        net.op("qir.MatMulActivations", [net.x, weights], a_zero_point=0, b_zero_point=9),
+    ]
+    check(net, outs)
