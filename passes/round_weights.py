@@ -40,7 +40,8 @@ class RoundWeights(Pass):
     batches:    mappings from input name to array; iterated once.
     method:     "gptq" or "adaround".
     sweeps:     of coordinate descent after the feedback.   refit: move each row's scale to its best value.
-    follow:     aim at the float output from the quantized input (else each layer keeps to its own weights).
+    follow:     how far to aim at the float output from the quantized input: 0 each layer keeps to its own weights, 1
+                least squared error of each layer (noisy inputs then shrink weights more than is good later on).
     bias:       shift the bias so that the mean output is the float one; CorrectBias is not needed then.
     damping:    share of the mean diagonal added to the second moments.
     rows:       input columns looked at for each layer, at least 4 for each weight of a sum.
@@ -57,7 +58,7 @@ class RoundWeights(Pass):
     method: str = "gptq"
     sweeps: int = 2
     refit: bool = True
-    follow: bool = True
+    follow: float = 0.3
     bias: bool = True
     damping: float = 0.01
     rows: int = 8192
@@ -171,7 +172,9 @@ class _Layer:
         centred = options.bias and self.has_bias
         mean, mean_q = self.moments.means()
         h, cross = self.moments.second(centred)
-        target = shifted_target(self.rows, h, cross, options.damping) if options.follow else self.rows
+        target = self.rows
+        if options.follow:
+            target = shifted_target(target, h, cross, options.damping, options.follow)
         g, m = self.rows.shape[:2]
         scale: Floats = np.broadcast_to(np.asarray(self.quant.scale), (g * m,)).reshape(g, m)
         grid = Grid(scale, self.quant.dtype.hi)

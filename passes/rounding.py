@@ -136,10 +136,11 @@ def round_rows(
     return Rounded(q, scale, float(np.where(worse, base, error).sum()), float(base.sum()))
 
 
-def shifted_target(w: Array, h: Array, cross: Array, damping: float) -> Any:
+def shifted_target(w: Array, h: Array, cross: Array, damping: float, strength: float = 1.0) -> Any:
     """Weights that reproduce W x from the quantized input: argmin over V of E|W x - V x_q|^2 + ridge |V - W|^2.
 
     h = E[x_q x_q^T], cross = E[x x_q^T];  V = W + W (cross - h) (h + ridge)^-1.
+    strength: the share of the way from W that is gone; noisy inputs make V smaller than is good for later layers.
     """
     step = np.matmul(w, cross - h)
-    return w + np.swapaxes(np.linalg.solve(damped(h, damping), np.swapaxes(step, 1, 2)), 1, 2)
+    return w + strength * np.swapaxes(np.linalg.solve(damped(h, damping), np.swapaxes(step, 1, 2)), 1, 2)
