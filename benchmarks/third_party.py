@@ -74,6 +74,8 @@ class Result:
     rounded: int = 0
     near_ties: int = 0
     tied: Steps = field(default_factory=Steps)
+    fused: Steps = field(default_factory=Steps)
+    themselves: Steps = field(default_factory=Steps)
     elsewhere: Counter[str] = field(default_factory=Counter[str])
     offences: list[str] = field(default_factory=list[str])
     same_top: list[bool] = field(default_factory=list[bool])
@@ -116,14 +118,32 @@ def written_out(model: onnx.ModelProto) -> onnx.ModelProto:
             model.graph.initializer.extend(ends)
             clip = helper.make_node("Clip", [names[1], ends[0].name, ends[1].name], [names[2]])
         nodes += [
-            helper.make_node("Div", [x, scale], [names[0]]), helper.make_node("Add", [names[0], zero], [names[1]]), clip,
+            helper.make_node("Div", [x, scale], [names[0]]),
+            helper.make_node("Add", [names[0], zero], [names[1]]),
+            clip,
             helper.make_node("Add", [names[2], "round.magic"], [names[3]]),
             helper.make_node("Sub", [names[3], "round.magic"], [names[4]]),
-            helper.make_node("Sub", [names[4], zero], [names[5]]), helper.make_node("Mul", [names[5], scale], [node.output[0]]),
+            helper.make_node("Sub", [names[4], zero], [names[5]]),
+            helper.make_node("Mul", [names[5], scale], [node.output[0]]),
         ]  # fmt: skip
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return model
+
+
+def fused_kernels(path: Path) -> Any:
+    """onnxruntime with its integer kernels in the place of DequantizeLinear, operator, QuantizeLinear.
+
+    int8 stays int8: as uint8 by int8, onnxruntime's choice on x86, the products saturate where there is no VNNI.
+    """
+    model = onnx.load(path)
+    _repair(model)
+    if any(n.op_type == "Quant" for n in model.graph.node):
+        return None
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def original(path: Path) -> tuple[Any, dict[str, str]]:
@@ -160,6 +180,7 @@ def compare(name: str, samples: int) -> Result:
     integer, _ = passes.LowerToDyadic().apply(qir.load(path))
     result = Result(name, samples, offences=[*is_integer_only(integer), *audit(to_onnx(integer))])
     session, quantized = original(path)
+    fused = fused_kernels(path)
     x = kit_module().load(name, "dev", samples)[0]
     batch = session.get_inputs()[0].shape[0]
     size = batch if isinstance(batch, int) else 2
@@ -181,6 +202,10 @@ def compare(name: str, samples: int) -> Result:
         if before is not None and before.name in ints:
             result.scores.add(mine[before.name].astype(np.int64) - ints[before.name].astype(np.int64))
         layer_by_layer(integer, part, ints, result)
+        if fused is not None:
+            other = fused.run(None, {fused.get_inputs()[0].name: part})[0]
+            result.fused.add(np.rint((mine[end.name].astype(np.float64) - other) / step))
+            result.themselves.add(np.rint((want.astype(np.float64) - other) / step))
         tied = with_their_ties(integer, part, ints)
         result.tied.add(np.rint((tied.astype(np.float64) - want) / step))
     return result
@@ -241,20 +266,37 @@ def report(results: list[Result]) -> str:
     lines = [
         "# Other people's quantized models", "",
         (
-            "`python benchmarks/third_party.py`: each model is loaded, lowered to integers and run by the reference (whose "
+            "`python benchmarks/third_party.py`: each model is loaded, lowered to integers and run by the reference "
+            "(whose "
             "bits onnxruntime gives too, see tests/runtime/test_third_party.py); the original is run by onnxruntime "
-            f"{ort.__version__} with graph optimizations off (ORT_DISABLE_ALL), which is the meaning its QuantizeLinear and "
+            f"{ort.__version__} with graph optimizations off (ORT_DISABLE_ALL), which is the meaning its "
+            f"QuantizeLinear and "
             "DequantizeLinear nodes have in the standard, in float32. A step is one unit of the output's integer grid; "
             "counts are `steps apart: values`."
         ), "",
-        "| model | samples | outputs within one step % | output, steps apart | near ties as theirs: within one step % | same top-1 "
-        "| offences |", "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+        "| model | samples | outputs within one step % | output, steps apart | near ties as theirs: within one step % "
+        "| onnxruntime beside itself: within one step % | same top-1 | offences |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for r in results:
         top = f"{sum(r.same_top)}/{len(r.same_top)}" if r.same_top else ""
+        itself = f"{r.themselves.share(1):.3f}" if r.themselves.total else ""
         lines.append(
-            f"| {r.name} | {r.samples} | {r.output.share(1):.3f} | {r.output} | {r.tied.share(1):.3f} | {top} | {len(r.offences)} |"
+            f"| {r.name} | {r.samples} | {r.output.share(1):.3f} | {r.output} | {r.tied.share(1):.3f} | {itself} | "
+            f"{top} "
+            f"| {len(r.offences)} |"
         )
+    lines += [
+        "",
+        (
+            '"Near ties as theirs": the same integer network, but where the exact value of a rescaling lies within '
+            f"{NEAR_TIE:g} of a step of a half, it is rounded as the original rounded it. "
+            '"onnxruntime beside itself": the '
+            "same file with all graph optimizations, which put integer kernels in the place of the float simulation "
+            "(session.qdqisint8allowed=1), against the run without: how far apart two correct executions of the "
+            "original lie."
+        ),
+    ]
     lines += [
         "", "The tensor before a final Softmax or ArgMax, whole network:", "",
         "| model | tensor | equal % | within one step % | steps apart |", "| --- | --- | ---: | ---: | --- |",
@@ -266,24 +308,30 @@ def report(results: list[Result]) -> str:
             )
     lines += [
         "", "Layer by layer, each layer fed the original's integers:", "",
-        "| model | values | equal % | steps apart | differing in a rescaling | of these near a tie | differing elsewhere |",
+        "| model | values | equal % | steps apart | differing in a rescaling "
+        "| of these near a tie | differing elsewhere |",
         "| --- | ---: | ---: | --- | ---: | ---: | --- |",
     ]  # fmt: skip
     for r in results:
         if r.layers.total:
             other = ", ".join(f"{k} {v:,}" for k, v in r.elsewhere.items())
             lines.append(
-                f"| {r.name} | {r.layers.total:,} | {r.layers.share(0):.5f} | {r.layers} | {r.rounded:,} | {r.near_ties:,} "
+                f"| {r.name} | {r.layers.total:,} | {r.layers.share(0):.5f} | {r.layers} | {r.rounded:,} | "
+                f"{r.near_ties:,} "
                 f"| {other} |"
             )
     lines += [
         "",
         (
-            "What explains the rest. The originals round half to even (QuantizeLinear) a float32 value that carries the "
-            "rounding errors of a float32 sum; we round half up (TOSA RESCALE, SINGLE_ROUND) the exact integer sum times a "
-            f"31-bit multiplier. The two disagree only where the exact value lies next to a half: \"near a tie\" counts those "
+            "What explains the rest. The originals round half to even (QuantizeLinear) a float32 value that carries "
+            "the "
+            "rounding errors of a float32 sum; we round half up (TOSA RESCALE, SINGLE_ROUND) the exact integer sum "
+            "times a "
+            f"31-bit multiplier. The two disagree only where the exact value lies next to a half: \"near a tie\" "
+            f"counts those "
             f"within {NEAR_TIE:g} of a step of it. A difference of one step then travels through the layers below, "
-            "which is all that the whole-network columns add to the layer-by-layer ones. In qir.Add, qir.SumPool's rescaling "
+            "which is all that the whole-network columns add to the layer-by-layer ones. In qir.Add, qir.SumPool's "
+            "rescaling "
             "and qir.Mul the same holds; a biased accumulator differs where the original keeps its bias in float "
             "(we round it to the accumulator's grid); qir.Softmax is an integer algorithm at most one step from the "
             "rounded float softmax; bilinear Resize uses weights of 11 bits."
