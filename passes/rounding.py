@@ -40,12 +40,23 @@ class Grid:
 
 
 def damped(h: Array, damping: float) -> Array:
-    """H with a share of its mean diagonal added, and ones for inputs that are always zero."""
+    """H with a share of its mean diagonal added, and ones for inputs that are always zero.
+
+    H is a difference of moments: of inputs that hardly vary around a large mean little but rounding errors is left,
+    which may be negative.  The share grows until the matrix is positive definite.
+    """
     h = np.array(h)
     g, k = h.shape[0], h.shape[1]
     diagonal = np.arange(k)
-    mean = h[:, diagonal, diagonal].mean(axis=1, keepdims=True)
-    h[:, diagonal, diagonal] += np.where(mean > 0, damping * mean, 1.0)
+    own = np.abs(h[:, diagonal, diagonal])
+    mean = own.mean(axis=1, keepdims=True)
+    for _ in range(40):
+        h[:, diagonal, diagonal] = own + np.where(mean > 0, damping * mean, 1.0)
+        try:
+            np.linalg.cholesky(h)
+            break
+        except np.linalg.LinAlgError:
+            damping = max(4 * damping, 1e-6)
     assert h.shape == (g, k, k)
     return h
 
