@@ -4,7 +4,9 @@
     python benchmarks/accuracy.py [--nets a,b] [--recipes w8a8,w8a8_per_tensor,w4a8,w4a4] [--dev N] [--out accuracy.md]
 
 The kit's own conventions: 128 calibration images (every second one of the calib split), the dev split, a final Softmax
-stripped so that SQNR is on logits, and what is scored is the exported integer-only model, run by onnxruntime.
+stripped so that SQNR is on logits. What is scored is the integer-only model, run by qir's CPU runtime (its bits are
+those of the reference and of onnxruntime: benchmarks/exactness.py and the tests) and, for the first SAME samples, by
+onnxruntime too, with a check that the bits are the same.
 Results are appended to a .jsonl file beside the table, one line a run; `--table` only writes the table from it.
 """
 
@@ -46,8 +48,11 @@ def kit_module() -> Any:
     return module
 
 
-def outputs(graph: qir.Graph, x: np.ndarray, batch: int = 10) -> np.ndarray:
-    session = Session(graph, backend="onnxruntime")
+SAME = 20
+
+
+def outputs(graph: qir.Graph, x: np.ndarray, backend: str = "onnxruntime", batch: int = 10) -> np.ndarray:
+    session = Session(graph, backend=backend)
     name, out = graph.inputs[0].name, graph.outputs[0].name
     parts = [session.run({name: x[i : i + batch]})[out] for i in range(0, len(x), batch)]
     return np.concatenate(parts).astype(np.float64).reshape(len(x), -1)
@@ -83,8 +88,9 @@ def run(net: str, recipe: str, dev: int | None, evaluate: Any) -> dict[str, Any]
     ref = outputs(plain, x)
     row: dict[str, Any] = {"net": net, "recipe": recipe, "samples": len(x), "seconds": round(seconds, 1)}
     row["float"] = scores(ref, ref, labels, offset)["top1"]
-    row["qdq"] = scores(outputs(done.qdq, x), ref, labels, offset)
-    row["integer"] = scores(outputs(done.graph, x), ref, labels, offset)
+    y = outputs(done.graph, x, "cpu")
+    np.testing.assert_array_equal(y[:SAME], outputs(done.graph, x[:SAME]))
+    row["integer"] = scores(y, ref, labels, offset)
     return row
 
 
@@ -92,8 +98,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     latest = {(r["net"], r["recipe"]): r for r in rows}
     lines = [
         "# Accuracy on the kit's dev split", "",
-        "Written by `python benchmarks/accuracy.py`. Ours is the integer-only ONNX model, executed by onnxruntime; the",
-        "peers are float-simulated QDQ models (PEERS.md of the kit). 128 calibration images; agreement with the float",
+        "Written by `python benchmarks/accuracy.py`. Ours is the integer-only model, executed (CPU runtime, the bits of",
+        "onnxruntime checked on 20 samples); the peers are float-simulated QDQ models (PEERS.md of the kit). 128 calibration images; agreement with the float",
         "network and SQNR of the logits. `s` is the time of the whole recipe in seconds. w4a8 and w4a4 keep the first",
         "and the last layer at 8 bits, the peers' w4a8 does not.", "",
         "| network | recipe | float top-1 | top-1 | agreement % | SQNR dB | best peer: agreement, SQNR | s | images |",

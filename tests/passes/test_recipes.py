@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,10 +89,11 @@ def test_balance_keeps_the_function_and_helps_one_scale_a_tensor() -> None:
 
 
 def test_every_option_is_reachable() -> None:
-    for options in (
+    choices: tuple[dict[str, Any], ...] = (
         {"method": "ema"}, {"method": "percentile", "percentile": 99.9}, {"symmetric": True}, {"residual": "int8"},
         {"output": "int8"}, {"equalize": "weights", "absorb_bias": True}, {"correct_bias": "none"}, {"pool": "int16"},
-    ):  # fmt: skip
+    )  # fmt: skip
+    for options in choices:
         graph, _ = qir.quantize(G, X, "w8a8", samples=16, **options)
         assert sqnr(graph) > 5, options
 
