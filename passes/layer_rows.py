@@ -73,7 +73,10 @@ def columns(node: Node, x: Array, w_shape: tuple[int, ...], pick: NDArray[np.int
 
 @dataclass
 class Moments:
-    """Sums over columns: of x_q x_q^T, x x_q^T, and of both inputs themselves.  (G, K, K) and (G, K), float64."""
+    """Sums over columns: of x_q x_q^T, x x_q^T, and of both inputs themselves.  (G, K, K) and (G, K), float64.
+
+    All sums are of differences from `origin`, the first batch's mean: products of large means would swallow the rest.
+    """
 
     groups: int
     size: int
@@ -82,14 +85,19 @@ class Moments:
     cross: Floats = field(init=False)
     total: Floats = field(init=False)
     total_q: Floats = field(init=False)
+    origin: Floats = field(init=False)
 
     def __post_init__(self) -> None:
         shape = (self.groups, self.size)
         self.square, self.cross = np.zeros((*shape, self.size)), np.zeros((*shape, self.size))
-        self.total, self.total_q = np.zeros(shape), np.zeros(shape)
+        self.total, self.total_q, self.origin = np.zeros(shape), np.zeros(shape), np.zeros(shape)
 
     def add(self, x: Array, x_q: Array) -> None:
         """Columns (G, P, K) of the float layer's input and of the quantized one's."""
+        if not self.count:
+            self.origin = x_q.mean(axis=1).astype(np.float64)  # a number of the inputs' own dtype
+        start = self.origin[:, None, :].astype(x_q.dtype)
+        x, x_q = x - start, x_q - start
         transposed = np.swapaxes(x_q, 1, 2)
         self.square += np.matmul(transposed, x_q)
         self.cross += np.swapaxes(np.matmul(transposed, x), 1, 2)
@@ -99,15 +107,18 @@ class Moments:
 
     def means(self) -> tuple[Floats, Floats]:
         """(E[x], E[x_q])."""
-        return self.total / self.count, self.total_q / self.count
+        return self.origin + self.total / self.count, self.origin + self.total_q / self.count
 
     def second(self, centred: bool) -> tuple[Floats, Floats]:
         """(E[x_q x_q^T], E[x x_q^T]); centred where a bias takes up the means.  The sums are used up."""
         h, c = self.square, self.cross
         h /= self.count
         c /= self.count
-        if centred:
+        shift, shift_q = self.total / self.count, self.total_q / self.count
+        h -= shift_q[:, :, None] * shift_q[:, None, :]
+        c -= shift[:, :, None] * shift_q[:, None, :]
+        if not centred:
             mean, mean_q = self.means()
-            h -= mean_q[:, :, None] * mean_q[:, None, :]
-            c -= mean[:, :, None] * mean_q[:, None, :]
+            h += mean_q[:, :, None] * mean_q[:, None, :]
+            c += mean[:, :, None] * mean_q[:, None, :]
         return h, c

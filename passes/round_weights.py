@@ -173,7 +173,7 @@ class _Layer:
         mean, mean_q = self.moments.means()
         h, cross = self.moments.second(centred)
         target = self.rows
-        if options.follow:
+        if options.follow and np.isfinite(cross).all():
             target = shifted_target(target, h, cross, options.damping, options.follow)
         g, m = self.rows.shape[:2]
         scale: Floats = np.broadcast_to(np.asarray(self.quant.scale), (g * m,)).reshape(g, m)

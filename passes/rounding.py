@@ -134,8 +134,18 @@ def round_rows(
     w = np.asarray(w, np.float64)
     plain = grid.nearest(w)
     base = output_error(w, plain, grid.scale, h)
-    hd = damped(h, damping)
-    q, scale = with_feedback(w, hd, grid), grid.scale
+    if not np.isfinite(h).all():
+        return Rounded(plain, grid.scale, 0.0, 0.0)
+    for attempt in range(5):
+        hd = damped(h, damping * 10**attempt)
+        try:
+            q = with_feedback(w, hd, grid)
+            break
+        except np.linalg.LinAlgError:  # rounding errors made a variance negative: more damping hides it
+            continue
+    else:
+        return Rounded(plain, grid.scale, float(base.sum()), float(base.sum()))
+    scale = grid.scale
     for _ in range(sweeps):
         if refit:
             scale = best_scale(w, q, hd, scale)

@@ -86,6 +86,10 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
     x[:, :, [2, 7]] = 0
     found = round_rows(w, np.swapaxes(x, 1, 2) @ x / len(x), grid)
     assert np.isfinite(found.error)
+    broken = np.eye(10)[None] - 1.02 * np.full((1, 10, 10), 0.1)  # one eigenvalue below zero
+    assert round_rows(w, broken, grid).error <= round_rows(w, broken, grid).nearest
+    broken[0, 3, 3] = np.nan
+    np.testing.assert_array_equal(round_rows(w, broken, grid).q, grid.nearest(w))
     dead = np.zeros((1, 10, 10))
     assert round_rows(w, dead, grid).error == 0
 
@@ -146,6 +150,17 @@ def test_moments_do_not_depend_on_the_batches() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
     centred = x_q - x_q.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(parts.square, np.swapaxes(centred, 1, 2) @ centred / 30, rtol=1e-9, atol=1e-12)
+
+
+def test_large_means_do_not_swallow_the_variances() -> None:
+    rng = np.random.default_rng(3)
+    x = (1e4 + rng.standard_normal((1, 2000, 3))).astype(np.float32)
+    moments = Moments(1, 3)
+    for i in range(0, 2000, 500):
+        moments.add(x[:, i : i + 500], x[:, i : i + 500])
+    exact = np.cov(x[0].astype(np.float64).T, bias=True)
+    np.testing.assert_allclose(moments.means()[0][0], x[0].mean(axis=0, dtype=np.float64), rtol=1e-7)
+    np.testing.assert_allclose(moments.second(True)[0][0], exact, atol=2e-3)
 
 
 @pytest.mark.parametrize(("g", "m", "k"), [(1, 8, 18), (5, 1, 9)])
