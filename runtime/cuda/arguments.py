@@ -30,7 +30,7 @@ WINDOW = _struct(
 EPILOGUE = _struct(
     *_ints("bias multiplier shift residual table output", POINTER),
     *_ints("output_stride output_offset residual_stride residual_offset", S64),
-    *_ints("per_channel store zero_point lo hi residual_bits residual_signed"),
+    *_ints("per_channel store zero_point lo hi residual_bits residual_signed vectors residual_vectors"),
     ("add_constant", S64),
     *_ints("a_multiplier b_multiplier add_shift add_zero add_lo add_hi"),
 )
@@ -38,7 +38,16 @@ CONV = _struct(
     *_ints("x w", POINTER),
     *_ints(
         "batch height width channels out_height out_width out_channels kernel_h kernel_w stride_h stride_w "
-        "dilation_h dilation_w pad_top pad_left k_padded pad_value pixel_stride"
+        "dilation_h dilation_w pad_top pad_left k_padded pad_value pixel_stride "
+        "split_slices"
+    ),
+    ("split_step", S64),
+)
+DEPTHWISE_CONV = _struct(
+    *_ints("x w", POINTER),
+    *_ints(
+        "batch height width channels out_height out_width kernel_h kernel_w stride_h stride_w dilation_h dilation_w "
+        "pad_top pad_left pad_value pixel_stride"
     ),
 )
 DIRECT_CONV = _struct(

@@ -30,23 +30,33 @@ class ConvTile(Kernel):
     rows: int = 64
     columns: int = 64
     stages: int = 3
+    cell: int = 16
+    packed: bool = False
 
     @property
     def shared_bytes(self) -> int:
-        return self.stages * (self.rows + self.columns) * 64
+        return self.stages * (self.rows * 64 + self.columns * (32 if self.packed else 64))
 
 
-def conv_tile(signed: bool, rows: int, columns: int, warps_m: int, stages: int) -> ConvTile:
-    """The instance of conv_igemm with that tile; stages * (rows + columns) * 64 bytes of shared memory."""
-    flag = "true" if signed else "false"
+def conv_tile(signed: bool, cell: int, packed: bool, rows: int, columns: int, warps_m: int, stages: int) -> ConvTile:
+    """The instance of conv_igemm with that tile; see conv_igemm.cu for what cell and packed mean."""
+    flags = [str(f).lower() for f in (signed, packed)]
     return ConvTile(
-        "conv_igemm.cu", f"qir::conv_igemm<{flag}, {rows}, {columns}, {warps_m}, {stages}>",
-        rows=rows, columns=columns, stages=stages,
+        "conv_igemm.cu",
+        f"qir::conv_igemm<{flags[0]}, {cell}, {flags[1]}, {rows}, {columns}, {warps_m}, {stages}>",
+        rows=rows, columns=columns, stages=stages, cell=cell, packed=packed,
     )  # fmt: skip
 
 
 TILES = ((64, 64, 2, 3), (128, 64, 4, 3), (64, 128, 2, 3), (128, 128, 2, 3))
-CONV_TILES = {s: tuple(conv_tile(s, *t) for t in TILES) for s in (False, True)}
+CONV_TILES = {
+    (signed, cell, packed): tuple(
+        conv_tile(signed, cell, packed, *t) for t in TILES[: 2 if cell == 4 else 3 if packed else 4]
+    )
+    for signed in (False, True)
+    for cell, packed in ((16, False), (16, True), (4, False))
+}
+"""(signed activations, cell, packed weights) -> tiles to choose from."""
 
 _PLAIN = {
     "elementwise.cu": (
@@ -54,16 +64,19 @@ _PLAIN = {
         "clip_elements",
         "quantize_elements", "dequantize_elements", "interpolate_elements",
     ),
+    "logic.cu": ("relate_elements", "select_elements", "cast_elements"),
     "movement.cu": (
         *(f"{k}_elements<qir::{t}>" for k in ("copy", "gather", "lookup") for t in ("u8", "u16", "u32", "u64")),
         "fill_elements",
     ),
-    "reduce.cu": ("pool<false>", "pool<true>", "reduce<0>", "reduce<1>", "reduce<2>", "softmax", "top_k"),
+    "reduce.cu": ("pool<false>", "pool<true>", "reduce<0>", "reduce<1>", "reduce<2>", "reduce<3>", "softmax", "top_k"),
+    "conv_igemm.cu": ("finish_splits",),
+    "conv_depthwise.cu": tuple(f"conv_depthwise<{s}, {k}>" for s in ("false", "true") for k in (0, 3, 5)),
     "conv_direct.cu": ("conv_direct", "matmul_activations"),
 }  # fmt: skip
 PLAIN = {name: Kernel(source, f"qir::{name}") for source, names in _PLAIN.items() for name in names}
 
-INSTANCES: tuple[Kernel, ...] = (*PLAIN.values(), *CONV_TILES[False], *CONV_TILES[True])
+INSTANCES: tuple[Kernel, ...] = (*PLAIN.values(), *(t for tiles in CONV_TILES.values() for t in tiles))
 
 
 def kernel(name: str) -> Kernel:

@@ -17,7 +17,10 @@ ALIGNMENT = 256
 """Bytes: what the arena aligns storages to, and the slack kept after each so that 16-byte reads stay inside."""
 
 CHUNK = 16
-"""Channels of 8-bit images are padded to a multiple of this."""
+"""Channels of images are padded to a multiple of this."""
+
+SMALL = 4
+"""8-bit images of no more channels (network inputs) are padded to this many instead."""
 
 
 @dataclass(eq=False)
@@ -28,6 +31,7 @@ class Storage:
     pointer: int = 0
     first: int = -1
     last: int = -1
+    spare_channels: bool = False  # channels are padded, and nobody reads what is written there
 
 
 @dataclass(frozen=True)
@@ -85,14 +89,15 @@ def place(value: Value, batch: int, image: bool) -> Placement:
     shape = tuple(dim_at(d, batch) for d in value.shape)
     dtype = value.dtype.numpy
     if image:
-        channels = shape[1] if dtype.itemsize > 1 else -(-shape[1] // CHUNK) * CHUNK
+        unit = SMALL if shape[1] <= SMALL and dtype.itemsize == 1 else CHUNK
+        channels = -(-shape[1] // unit) * unit
         spatial = row_major(shape[2:])
         pixels = int(np.prod(shape[2:]))
         strides = (pixels * channels, 1, *(s * channels for s in spatial))
         size = shape[0] * pixels * channels
     else:
         strides, size = row_major(shape), int(np.prod(shape))
-    return Placement(Storage(size * dtype.itemsize), dtype, shape, strides)
+    return Placement(Storage(size * dtype.itemsize, spare_channels=image), dtype, shape, strides)
 
 
 def lay_out(storages: Sequence[Storage]) -> tuple[dict[Storage, int], int]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from qir.errors import BackendError
 from qir.graph import Graph, Node, Value
+from qir.ops import op_of
+from qir.ops.base import dim_at
 from qir.types import Array
 
 from .arguments import RANK, SHAPE, record
@@ -60,6 +62,7 @@ class Plan:
         self.graph, self.device, self.batch, self.outputs = graph, device, batch, list(outputs)
         self.packed = packed
         self.placements: dict[Value, Placement] = {}
+        self._known: dict[Value, Array] = {}
         self._storages: dict[Storage, None] = {}
         self._step = 0
         self._one_dimensional = any(n.op == "qir.Conv" and n.input(1).type.rank == 3 for n in graph.nodes)
@@ -75,6 +78,8 @@ class Plan:
             self.define(value)
         groups = fuse(self.graph, set(self.outputs))
         for self._step, group in enumerate(groups, start=1):
+            if self._evaluate(group.nodes):
+                continue
             operator = OPERATORS.get(group.head.op)
             if operator is None:
                 raise BackendError("has no CUDA kernel", where=str(group.head))
@@ -92,6 +97,26 @@ class Plan:
         self.launches = [Launch(*build(), node) for build, node in self._pending]
         self._pending.clear()
         self._replay = self.device.record(self.launches)
+
+    def _evaluate(self, nodes: Sequence[Node]) -> bool:
+        """Shapes, and what is computed from shapes and constants alone, are known once the batch is: done here."""
+        node = nodes[0]
+        inputs = [v for v in node.inputs if v is not None]
+        op = op_of(node.op)
+        if len(nodes) > 1 or not (op.reads_shape_only or all(v.data is not None or v in self._known for v in inputs)):
+            return False
+        arrays: list[Array | None] = []
+        for v in node.inputs:
+            if v is None:
+                arrays.append(None)
+            elif op.reads_shape_only:
+                arrays.append(np.broadcast_to(np.zeros((), np.int8), [dim_at(d, self.batch) for d in v.shape]))
+            else:
+                arrays.append(self._known[v] if v.data is None else v.data)
+        for value, data in zip(node.outputs, op.reference(node.attrs, *arrays), strict=False):
+            self._known[value] = data
+            self.placements[value] = self.packed.constant(data)
+        return True
 
     def _result(self, value: Value) -> Placement:
         """Where an output is fetched from: row-major, copied there if it lives in another layout."""
@@ -187,18 +212,22 @@ class Packed:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._memory: dict[tuple[Any, ...], tuple[Memory, Placement, Array]] = {}
+        self._memory: dict[tuple[Any, ...], tuple[Memory, Placement, object]] = {}
 
-    def constant(self, array: Array, key: tuple[Any, ...] | None = None) -> Placement:
-        """A constant array, row-major.  `key` tells apart what was made from one array; default: the array itself."""
+    def constant(self, array: Array, key: tuple[Any, ...] | None = None, origin: object = None) -> Placement:
+        """A constant array, row-major.
+
+        key: tells apart what was made from one array; default: the array itself.  origin: what ids in the key belong
+        to, kept so that they stay its own.
+        """
         key = key or (id(array), "plain")
         if key not in self._memory:
             data = np.ascontiguousarray(array)
             memory = self.device.allocate(data.nbytes)
             self.device.upload(memory.pointer, data)
             storage = Storage(data.nbytes, memory.pointer)
-            placement = Placement(storage, data.dtype, data.shape, row_major(data.shape))
-            self._memory[key] = (memory, placement, array)  # the array too: its id must stay its own
+            placement = Placement(storage, data.dtype, array.shape, row_major(array.shape))
+            self._memory[key] = (memory, placement, (array, origin))
         return self._memory[key][1]
 
     @property

@@ -51,10 +51,10 @@ class Profile:
     def __str__(self) -> str:
         total = self.seconds or 1.0
         lines = [f"{self.device}, batch {self.batch}: {self.seconds * 1e6:.1f} us"]
-        lines.append(f"{'node':<40} {'kernel':<34} {'us':>10} {'share':>7} {'TOP/s':>8} {'GB/s':>8}")
+        lines.append(f"{'node':<40} {'kernel':<48} {'us':>10} {'share':>7} {'TOP/s':>8} {'GB/s':>8}")
         for r in self.rows:
             lines.append(
-                f"{r.node[-40:]:<40} {r.kernel[-34:]:<34} {r.seconds * 1e6:>10.2f} {r.seconds / total:>7.1%} "
+                f"{r.node[-40:]:<40} {r.kernel[:48]:<48} {r.seconds * 1e6:>10.2f} {r.seconds / total:>7.1%} "
                 f"{r.tops:>8.2f} {r.gbs:>8.1f}"
             )
         return "\n".join(lines)

@@ -5,6 +5,7 @@ The .cu sources are compiled by the host's C++ compiler against an emulation of 
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 
 from qir import DType, Graph, QuantParams, Stage, TensorType, Value
 from qir.dyadic import dyadic
+from qir.ops.logic import _Elementwise  # pyright: ignore[reportPrivateUsage]
+from qir.ops.movement import Movement
 from qir.runtime.session import Session
 from qir.types import Array
 
@@ -141,6 +144,79 @@ def matrix_products(c: Case) -> None:
     c.node("qir.MatMulActivations", x, other, a_zero_point=7, b_zero_point=-3)
 
 
+def first_layer(c: Case) -> None:
+    """Three channels in cells of four bytes, dilated too; and one channel."""
+    x = c.input(DType.UINT8, 3, 11, 9)
+    c.requantize(c.conv(x, 20, (3, 3), strides=[2, 2], pads=[0, 1, 1, 1]), channels=20)
+    y = c.table(x)
+    c.requantize(c.conv(y, 70, (7, 2), pads=[3, 0, 3, 1], dilations=[1, 3], pad_value=[-9]), DType.INT8, channels=70)
+    c.requantize(c.conv(c.input(DType.INT8, 1, 6, 6), 8, (1, 1)), DType.INT8, channels=8)
+
+
+def depthwise(c: Case) -> None:
+    """Windows of 3, 5 and 4x2, both signs, channels that fill chunks and not, a residual."""
+    x = c.input(DType.UINT8, 35, 7, 6)
+    y = c.requantize(c.conv(x, 35, (3, 3), group=35, pads=[1, 1, 1, 1]), DType.INT8, channels=35)
+    z = c.requantize(c.conv(y, 35, (5, 5), group=35, pads=[2, 2, 2, 2]), DType.INT8, channels=35)
+    c.add(z, y, DType.INT16)
+    z = c.conv(z, 35, (4, 2), group=35, pads=[1, 0, 2, 0], dilations=[1, 2], pad_value=[-7])
+    c.conv(c.requantize(c.conv(x, 32, (1, 1)), channels=32), 32, (3, 3), group=32, strides=[2, 1])
+
+
+def split_products(c: Case) -> None:
+    """Few rows, long sums: K is shared among blocks."""
+    x = c.input(DType.UINT8, 2100)
+    w = c.graph.add_constant("w", c.ints(DType.INT8, (2100, 90)))
+    c.requantize(c.node("qir.MatMul", x, w, None, weight_zero_point=0), DType.INT8, channels=None)
+    y = c.input(DType.INT8, 300, 3, 3)
+    y = c.requantize(c.conv(y, 20, (3, 3)), DType.INT8, channels=20)
+    c.add(y, y, DType.INT16)
+
+
+def four_bits(c: Case) -> None:
+    """int4 weights, packed; both activation signs, every tile width, a product."""
+    for kind, filters in ((DType.UINT8, 37), (DType.INT8, 130)):
+        x = c.input(kind, 21, 6, 5)
+        w = c.graph.add_constant("w", c.ints(DType.INT8, (filters, 21, 3, 3), 7), DType.INT4)
+        attrs: dict[str, Any] = {"strides": [1, 2], "pads": [1, 1, 1, 1], "dilations": [1, 1], "pad_value": [3]}
+        c.requantize(c.node("qir.Conv", x, w, None, **attrs), channels=filters)
+        w = c.graph.add_constant("w", c.ints(DType.INT8, (5, 19), 7), DType.INT4)
+        c.node("qir.MatMul", x, w, None, weight_zero_point=0)
+
+
+def weights_of_others(c: Case) -> None:
+    """Zero points of weights: those that fit int8 once subtracted, and those that do not."""
+    x = c.input(DType.UINT8, 5, 6, 6)
+    for zero, lo, hi in ((128, 0, 256), (17, 0, 256), (3, 0, 16)):
+        w = c.graph.add_constant("w", c.rng.integers(lo, hi, (7, 5, 3, 3)).astype(np.uint8))
+        attrs: dict[str, Any] = {"strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1], "pad_value": [3]}
+        c.requantize(c.node("qir.Conv", x, w, None, weight_zero_point=zero, **attrs), channels=7)
+        w = c.graph.add_constant("w", c.rng.integers(lo, hi, (6, 9)).astype(np.uint8))
+        c.requantize(c.node("qir.MatMul", x, w, None, weight_zero_point=zero), DType.INT8)
+
+
+def logic(c: Case) -> None:
+    x, y = c.input(DType.INT8, 4, 3, span=2), c.input(DType.INT8, 4, 1, span=2)
+    found = [c.node(op, x, y) for op in ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual")]
+    both = c.node("And", found[0], c.node("Not", found[1]))
+    either = c.node("Or", both, found[2])
+    c.node("Where", either, x, y)
+    c.node("Cast", either, to="uint8")
+    c.node("Cast", x, to="int64")
+    c.node("Cast", x, to="bool")
+    c.node("Cast", c.node("ReduceSum", c.node("Cast", x, to="int32"), c.constant([1])), to="int8")
+    c.node("ReduceProd", c.node("Cast", x, to="int64"), c.constant([2]), keepdims=0)
+    c.node("ReduceMin", x, c.constant([1]))
+    c.node("Gather", c.constant(np.arange(50).reshape(10, 5)), c.node("ArgMax", x, axis=1, keepdims=0), axis=0)
+
+
+def shapes(c: Case) -> None:
+    """Shape subgraphs that follow the batch are worked out when the plan is made."""
+    x = c.input(DType.INT8, 4, 3)
+    c.node("Gather", c.node("Shape", x), c.constant(0), axis=0)
+    c.node("Cast", c.node("Size", x), to="int32")
+
+
 def elementwise(c: Case) -> None:
     x = c.input(DType.UINT8, 5, 4, 3)
     gate = c.input(DType.UINT8, 5, 1, 1)
@@ -222,7 +298,8 @@ def softmax(c: Case) -> None:
 
 BUILDERS: tuple[Build, ...] = (
     conv_odd, conv_signed, conv_depthwise, conv_grouped_per_channel_pad, conv_one_dimensional, residual_block,
-    matrix_products, elementwise, windows, movement, channel_shuffle, interpolation, ranking, softmax,
+    first_layer, depthwise, split_products, four_bits, weights_of_others,
+    logic, shapes, matrix_products, elementwise, windows, movement, channel_shuffle, interpolation, ranking, softmax,
 )  # fmt: skip
 
 
@@ -247,6 +324,27 @@ def test_operator_matches_the_reference(build: Build, order: int) -> None:
     case = Case(seed=11 + order, batch=1 + order % 3)
     build(case)
     compare(case, order)
+
+
+def test_every_integer_operator_has_a_launcher() -> None:
+    """Whatever a lowering can leave in an integer graph: our own operators, and those named where nodes are made."""
+    from pathlib import Path
+
+    import qir.ops
+    from qir.ops.base import REGISTRY
+    from qir.runtime.cuda.operators import OPERATORS
+    from qir.verify import FORBIDDEN
+
+    made: set[str] = set()
+    folder = Path(str(qir.ops.__file__)).parent
+    for file in (*folder.glob("*.py"), folder.parent / "lowering.py"):
+        made.update(re.findall(r'add_node\(\s*"([A-Za-z.]+)"', file.read_text()))
+    moved = {n for n, op in REGISTRY.items() if isinstance(op, (Movement, _Elementwise))}
+    own = {n for n, op in REGISTRY.items() if op.is_integer_op}
+    plain = {"ArgMax", "ArgMin", "TopK", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd", "Cast", "Where"}
+    at_planning = {"Shape", "Size", "ConstantOfShape", "Range"}
+    assert own and {"Clip", "Concat", "MaxPool"} <= made and "Transpose" in moved
+    assert not {o for o in made | moved | own | plain if o not in OPERATORS} - FORBIDDEN - at_planning
 
 
 def test_border() -> None:

@@ -39,7 +39,7 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 
 namespace emu {
 
-struct Copy { void* to; const void* from; };
+struct Copy { void* to; const void* from; std::size_t bytes; };
 
 struct Fiber {
     ucontext_t start;

@@ -8,14 +8,17 @@ namespace qir {
 
 // Asynchronous copies are carried out only when they are waited for: a missing wait shows as stale data.
 inline void copy16_async(void* shared, const void* global) {
-    emu::check_access(global, 16), emu::self().pending.back().push_back({shared, global});
+    emu::check_access(global, 16), emu::self().pending.back().push_back({shared, global, 16});
+}
+inline void copy4_async(void* shared, const void* global) {
+    emu::check_access(global, 4), emu::self().pending.back().push_back({shared, global, 4});
 }
 inline void copy_commit() { emu::self().pending.emplace_back(); }
 template <int pending>
 inline void copy_wait() {
     auto& groups = emu::self().pending;
     while (int(groups.size()) > pending + 1) {
-        for (auto& c : groups.front()) std::memcpy(c.to, c.from, 16);
+        for (auto& c : groups.front()) std::memcpy(c.to, c.from, c.bytes);
         groups.pop_front();
     }
 }

@@ -1,15 +1,20 @@
-// Implicit-GEMM convolution on integer tensor cores, 8-bit activations (u8 or s8) x s8 weights -> s32.
+// Implicit-GEMM convolution on integer tensor cores, 8-bit activations (u8 or s8) x s8 (or packed s4) weights -> s32.
 //
 //   M = batch * out_h * out_w (pixels)   N = output channels   K = kernel taps * padded input channels
 //
-// Activations: NHWC, channels padded to a multiple of 16 (the padding's weights are zero).
+// Activations: NHWC. CELL = 16: channels padded to a multiple of 16 (the padding's weights are zero), one 16-byte copy
+// a chunk. CELL = 4: up to 4 channels padded to 4, a chunk gathers four taps (a first layer's K is 9 * 4, not 9 * 16).
 // Weights: (N rounded up to BN, K rounded up to BK), K contiguous, in the order (tap, channel), zero filled.
+// PACKED: two to a byte; word t of a row's k-step (32 k's) holds k = 4t + i in nibble 2i and k = 16 + 4t + i in nibble
+// 2i + 1, so that one 32-bit load of lane t is its whole B fragment  [eight to a word: HAWQ-V3 III-F].
 // A block of 256 threads (8 warps) owns a BM x BN tile of the output; K goes by in slices of BK = 64 bytes through
 // STAGES buffers of shared memory filled by cp.async while the tensor cores work on the one before.
 // Shared rows are 64 bytes = 4 chunks of 16; chunk c of row r lies at c ^ ((r >> 1) & 3), so that the eight rows of an
-// ldmatrix touch all 32 banks once.
+// ldmatrix touch all 32 banks once.  Packed rows are 32 bytes; their k-steps change places in rows 4-7 of eight.
+// Accumulators leave through shared memory, 16 channels of a pixel to a thread (see epilogue.cuh).
+// Split K: block z takes `split_slices` slices and writes its sums at z * split_step; finish_splits adds them up.
 //
-// Shared memory: STAGES * (BM + BN) * 64 bytes.  Grid: (ceil(M / BM), N rounded up / BN).
+// Shared memory: STAGES * (BM + BN) * 64 bytes (BN * 32 if packed).  Grid: (ceil(M / BM), N rounded up / BN, splits).
 #include "epilogue.cuh"
 #include <ptx.cuh>  // by path, so that the emulation can put its own in front
 
@@ -18,12 +23,14 @@ namespace qir {
 struct Conv {
     const u8* x;
     const s8* w;
-    s32 batch, height, width, channels;  // channels: padded, a multiple of 16
+    s32 batch, height, width, channels;  // channels: padded, a multiple of CELL
     s32 out_height, out_width, out_channels;
     s32 kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
-    s32 k_padded;                        // bytes of a weight row
+    s32 k_padded;                        // k's of a weight row
     s32 pad_value;                       // the activation's zero point
     s32 pixel_stride;                    // bytes between pixels: `channels`, or more in a wider buffer
+    s32 split_slices;                    // slices of K that one block takes
+    s64 split_step;                      // elements between the outputs of two splits
 };
 
 constexpr int BK = 64;
@@ -35,7 +42,7 @@ __device__ __forceinline__ int swizzled(int row, int chunk) {
 }
 
 // One thread's share of filling the A tile: rows thread/4, thread/4 + 64, ... and always the same chunk column.
-template <int BM>
+template <int BM, int CELL>
 struct Gather {
     static constexpr int ROWS = BM * 4 / THREADS;
     const u8* image[ROWS];
@@ -59,44 +66,73 @@ struct Gather {
     }
 
     __device__ __forceinline__ void fill(const Conv& p, u8* tile, int slice, int thread) const {
-        const int per_tap = p.channels / CHUNK;
-        const int chunk = slice * (BK / CHUNK) + column;
-        const int tap = chunk / per_tap;
-        const int channel = (chunk - tap * per_tap) * CHUNK;
-        const int ky = tap / p.kernel_w;
-        const bool real = ky < p.kernel_h;
-        const int dy = ky * p.dilation_h, dx = (tap - ky * p.kernel_w) * p.dilation_w;
         const u32 splat = u32(u8(p.pad_value)) * 0x01010101u;
 #pragma unroll
-        for (int i = 0; i < ROWS; ++i) {
-            const int row = (thread >> 2) + i * (THREADS / 4);
-            u8* to = tile + swizzled(row, column);
-            const int iy = y[i] + dy, ix = x[i] + dx;
-            if (real && live[i] && iy >= 0 && iy < p.height && ix >= 0 && ix < p.width)
-                copy16_async(to, image[i] + (s64(iy) * p.width + ix) * p.pixel_stride + channel);
-            else
-                *reinterpret_cast<uint4*>(to) = make_uint4(splat, splat, splat, splat);
+        for (int part = 0; part < CHUNK / CELL; ++part) {
+            const int cell = (slice * (BK / CHUNK) + column) * (CHUNK / CELL) + part;
+            const int per_tap = p.channels / CELL;
+            const int tap = CELL == 4 ? cell : cell / per_tap;
+            const int channel = CELL == 4 ? 0 : (cell - tap * per_tap) * CELL;
+            const int ky = tap / p.kernel_w;
+            const bool real = ky < p.kernel_h;
+            const int dy = ky * p.dilation_h, dx = (tap - ky * p.kernel_w) * p.dilation_w;
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i) {
+                const int row = (thread >> 2) + i * (THREADS / 4);
+                u8* to = tile + swizzled(row, column) + part * CELL;
+                const int iy = y[i] + dy, ix = x[i] + dx;
+                const bool inside = real && live[i] && iy >= 0 && iy < p.height && ix >= 0 && ix < p.width;
+                const u8* from = image[i] + (s64(iy) * p.width + ix) * p.pixel_stride + channel;
+                if (CELL == 4) {
+                    if (inside) copy4_async(to, from);
+                    else *reinterpret_cast<u32*>(to) = splat;
+                } else {
+                    if (inside) copy16_async(to, from);
+                    else *reinterpret_cast<uint4*>(to) = make_uint4(splat, splat, splat, splat);
+                }
+            }
         }
     }
 };
 
-template <int BN>
+__device__ __forceinline__ int swizzled_packed(int row, int k_step) {
+    return row * (BK / 2) + ((k_step ^ ((row >> 2) & 1)) * CHUNK);
+}
+
+template <int BN, bool PACKED>
 __device__ __forceinline__ void fill_weights(const Conv& p, s8* tile, int first_channel, int slice, int thread) {
+    constexpr int CHUNKS = PACKED ? 2 : 4;  // of a row
 #pragma unroll
-    for (int i = 0; i < BN * 4 / THREADS; ++i) {
-        const int row = (thread >> 2) + i * (THREADS / 4);
-        copy16_async(tile + swizzled(row, thread & 3),
-                     p.w + s64(first_channel + row) * p.k_padded + slice * BK + (thread & 3) * CHUNK);
+    for (int i = thread; i < BN * CHUNKS; i += THREADS) {
+        const int row = i / CHUNKS, chunk = i % CHUNKS;
+        const s64 line = s64(first_channel + row) * (PACKED ? p.k_padded / 2 : p.k_padded);
+        copy16_async(tile + (PACKED ? swizzled_packed(row, chunk) : swizzled(row, chunk)),
+                     p.w + line + slice * (CHUNKS * CHUNK) + chunk * CHUNK);
     }
 }
 
+// The nibbles 0, 2, 4, 6 of a word as four signed bytes.
+__device__ __forceinline__ u32 widen(u32 word) {
+    return ((((word & 0x0f0f0f0fu) ^ 0x08080808u) | 0x80808080u) - 0x08080808u) ^ 0x80808080u;
+}
+
+// Words of the staging tile between two rows; quads of four words are rotated so that reads of 16 channels by
+// consecutive threads fall on different banks.
+template <int BN>
+__device__ __forceinline__ int staged(int row, int column) {
+    const int chunk = column >> 4, quad = (((column >> 2) & 3) + (chunk >> 1)) & 3;
+    return row * (BN + 8) + chunk * 16 + quad * 4 + (column & 3);
+}
+
 // BM, BN: tile.  WARPS_M x WARPS_N warps share it (8 in all); each owns BM/WARPS_M x BN/WARPS_N.
-template <bool x_signed, int BM, int BN, int WARPS_M, int STAGES>
+template <bool x_signed, int CELL, bool PACKED, int BM, int BN, int WARPS_M, int STAGES>
 __global__ void __launch_bounds__(THREADS) conv_igemm(Conv p, Epilogue e) {
     constexpr int WARPS_N = 8 / WARPS_M;
     constexpr int WM = BM / WARPS_M, WN = BN / WARPS_N;
     constexpr int TM = WM / 16, TN = WN / 8;
+    constexpr int B_BYTES = PACKED ? BN * BK / 2 : BN * BK;
     static_assert(WM % 16 == 0 && WN % 16 == 0 && BM % 64 == 0 && BN % 64 == 0, "tile");
+    static_assert(WARPS_M * 16 * (BN + 8) * 4 <= STAGES * (BM * BK + B_BYTES), "staging");
     QIR_DYNAMIC_SHARED(u8, shared);
     u8* a_tiles = shared;
     s8* b_tiles = reinterpret_cast<s8*>(shared + STAGES * BM * BK);
@@ -105,16 +141,17 @@ __global__ void __launch_bounds__(THREADS) conv_igemm(Conv p, Epilogue e) {
     const int warp_m = (warp % WARPS_M) * WM, warp_n = (warp / WARPS_M) * WN;
     const s64 first_row = s64(blockIdx.x) * BM;
     const int first_channel = blockIdx.y * BN;
-    const Gather<BM> gather(p, first_row, thread);
-    const int slices = p.k_padded / BK;
+    const Gather<BM, CELL> gather(p, first_row, thread);
+    const int begin = blockIdx.z * p.split_slices;
+    const int left = p.k_padded / BK - begin, slices = left < p.split_slices ? left : p.split_slices;
 
     s32 acc[TM][TN][4] = {};
 
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) {
         if (s < slices) {
-            gather.fill(p, a_tiles + s * BM * BK, s, thread);
-            fill_weights<BN>(p, b_tiles + s * BN * BK, first_channel, s, thread);
+            gather.fill(p, a_tiles + s * BM * BK, begin + s, thread);
+            fill_weights<BN, PACKED>(p, b_tiles + s * B_BYTES, first_channel, begin + s, thread);
         }
         copy_commit();
     }
@@ -124,41 +161,90 @@ __global__ void __launch_bounds__(THREADS) conv_igemm(Conv p, Epilogue e) {
         __syncthreads();  // slice is there, and everyone has done with the buffer that is filled next
         const int next = slice + STAGES - 1;
         if (next < slices) {
-            gather.fill(p, a_tiles + (next % STAGES) * BM * BK, next, thread);
-            fill_weights<BN>(p, b_tiles + (next % STAGES) * BN * BK, first_channel, next, thread);
+            gather.fill(p, a_tiles + (next % STAGES) * BM * BK, begin + next, thread);
+            fill_weights<BN, PACKED>(p, b_tiles + (next % STAGES) * B_BYTES, first_channel, begin + next, thread);
         }
         copy_commit();
         const u8* a_tile = a_tiles + (slice % STAGES) * BM * BK;
-        const s8* b_tile = b_tiles + (slice % STAGES) * BN * BK;
+        const s8* b_tile = b_tiles + (slice % STAGES) * B_BYTES;
 #pragma unroll
         for (int k = 0; k < BK / 32; ++k) {
-            u32 a[TM][4], b[TN / 2][4];
+            u32 a[TM][4], b[TN][2];
 #pragma unroll
             for (int i = 0; i < TM; ++i)  // matrices: rows 0-7 | 8-15 of k bytes 0-15, then of 16-31
                 load_matrix_x4(a[i], a_tile + swizzled(warp_m + i * 16 + (lane & 15), k * 2 + (lane >> 4)));
+            if (PACKED) {
 #pragma unroll
-            for (int j = 0; j < TN / 2; ++j)  // matrices: k bytes 0-15 | 16-31 of channels 0-7, then of 8-15
-                load_matrix_x4(b[j], b_tile + swizzled(warp_n + j * 16 + (lane & 7) + ((lane >> 4) << 3),
-                                                       k * 2 + ((lane >> 3) & 1)));
+                for (int j = 0; j < TN; ++j) {
+                    const u32 word = *reinterpret_cast<const u32*>(
+                        b_tile + swizzled_packed(warp_n + j * 8 + (lane >> 2), k) + (lane & 3) * 4);
+                    b[j][0] = widen(word), b[j][1] = widen(word >> 4);
+                }
+            } else {
+#pragma unroll
+                for (int j = 0; j < TN; j += 2) {  // matrices: k bytes 0-15 | 16-31 of channels 0-7, then of 8-15
+                    u32 four[4];
+                    load_matrix_x4(four, b_tile + swizzled(warp_n + j * 8 + (lane & 7) + ((lane >> 4) << 3),
+                                                           k * 2 + ((lane >> 3) & 1)));
+                    b[j][0] = four[0], b[j][1] = four[1], b[j + 1][0] = four[2], b[j + 1][1] = four[3];
+                }
+            }
 #pragma unroll
             for (int i = 0; i < TM; ++i)
 #pragma unroll
-                for (int j = 0; j < TN; ++j)
-                    mma_16x8x32<x_signed>(acc[i][j], a[i], b[j / 2][(j & 1) * 2], b[j / 2][(j & 1) * 2 + 1]);
+                for (int j = 0; j < TN; ++j) mma_16x8x32<x_signed>(acc[i][j], a[i], b[j][0], b[j][1]);
         }
     }
+    copy_wait<0>();
 
     const s64 pixels = s64(p.batch) * p.out_height * p.out_width;
+    s32* stage = reinterpret_cast<s32*>(shared);
+    if (gridDim.z > 1) e.output = static_cast<s32*>(e.output) + blockIdx.z * p.split_step;
 #pragma unroll
-    for (int i = 0; i < TM; ++i)
+    for (int i = 0; i < TM; ++i) {  // 16 rows of every warp at a time
+        __syncthreads();
 #pragma unroll
         for (int j = 0; j < TN; ++j)
 #pragma unroll
-            for (int q = 0; q < 4; ++q) {
-                const s64 m = first_row + warp_m + i * 16 + (lane >> 2) + (q >> 1) * 8;
-                const int c = first_channel + warp_n + j * 8 + (lane & 3) * 2 + (q & 1);
-                if (m < pixels && c < p.out_channels) store(e, finish(e, acc[i][j][q], m, c), m, c);
+            for (int half = 0; half < 2; ++half) {
+                const int row = (warp % WARPS_M) * 16 + (lane >> 2) + half * 8;
+                s32* to = stage + staged<BN>(row, warp_n + j * 8 + (lane & 3) * 2);
+                to[0] = acc[i][j][half * 2], to[1] = acc[i][j][half * 2 + 1];
             }
+        __syncthreads();
+        for (int task = thread; task < WARPS_M * 16 * (BN / 16); task += THREADS) {
+            const int row = task / (BN / 16), column = task % (BN / 16) * 16;
+            const s64 m = first_row + (row >> 4) * WM + i * 16 + (row & 15);
+            const int c = first_channel + column;
+            if (m >= pixels || c >= p.out_channels) continue;
+            s32 v[16];
+#pragma unroll
+            for (int q = 0; q < 4; ++q) {
+                Word w;
+                w.bits = *reinterpret_cast<const uint4*>(stage + staged<BN>(row, column + q * 4));
+#pragma unroll
+                for (int r = 0; r < 4; ++r) v[q * 4 + r] = w.as_s32[r];
+            }
+            finish_chunk(e, v, m, c, p.out_channels);
+        }
+    }
+}
+
+// The sums of all splits, (splits, rows, padded columns), through the epilogue.
+__global__ void finish_splits(const s32* sums, s32 splits, s64 rows, s32 channels, s32 pitch, Epilogue e) {
+    const int chunks = (channels + 15) / 16;
+    QIR_FOR_EACH(i, rows * chunks) {
+        const s64 m = i / chunks;
+        const int c = int(i - m * chunks) * 16;
+        s32 v[16] = {};
+        for (int s = 0; s < splits; ++s) {
+            s32 more[16];
+            read_constants<16>(more, sums + (s * rows + m) * pitch + c);
+#pragma unroll
+            for (int j = 0; j < 16; ++j) v[j] += more[j];
+        }
+        finish_chunk(e, v, m, c, channels);
+    }
 }
 
 }  // namespace qir

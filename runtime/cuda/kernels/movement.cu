@@ -12,12 +12,14 @@ __global__ void copy_elements(Shape shape, View x, View y) {
     }
 }
 
-// y[.., i, ..] = x[.., index[i], ..] along `axis` (Gather with constant indices, reflect and edge padding).
+// y[.., i.., ..] = x[.., index[i..], ..]: Gather. x does not move along the axes of the index; those positions come from
+// `index`, in steps of `step`. A negative index counts from the end of the axis, which has `size` elements.
 template <class T>
-__global__ void gather_elements(Shape shape, View x, View y, View index, s32 axis) {
+__global__ void gather_elements(Shape shape, View x, View y, View index, s64 step, s32 size) {
     QIR_FOR_EACH(i, shape.count) {
         const Index at(shape, i);
-        const s64 p = position(x, at) + x.strides[axis] * (load(index, at) - at.at[axis]);
+        const s64 from = load(index, at);
+        const s64 p = position(x, at) + step * (from < 0 ? from + size : from);
         static_cast<T*>(y.data)[position(y, at)] = static_cast<const T*>(x.data)[p];
     }
 }

@@ -22,6 +22,15 @@ __device__ __forceinline__ void copy16_async(void* shared, const void* global) {
 #endif
 }
 
+// 4 bytes likewise.
+__device__ __forceinline__ void copy4_async(void* shared, const void* global) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global));
+#else
+    *reinterpret_cast<u32*>(shared) = *reinterpret_cast<const u32*>(global);
+#endif
+}
+
 __device__ __forceinline__ void copy_commit() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;");

@@ -33,7 +33,15 @@ __global__ void pool(Shape shape, View x, View y, Window w) {
     }
 }
 
-enum Reduction : int { REDUCE_SUM, REDUCE_MAX, REDUCE_MIN };
+enum Reduction : int { REDUCE_SUM, REDUCE_MAX, REDUCE_MIN, REDUCE_PRODUCT };
+
+template <int reduction>
+__device__ __forceinline__ s64 combine(s64 a, s64 b) {
+    return reduction == REDUCE_SUM       ? a + b
+           : reduction == REDUCE_PRODUCT ? a * b
+           : reduction == REDUCE_MAX     ? (b > a ? b : a)
+                                         : (b < a ? b : a);
+}
 
 // One warp an output element: lanes share the `reduced` elements (their own shape and strides in `over`).
 template <int reduction>
@@ -43,19 +51,11 @@ __global__ void reduce(Shape shape, View x, View y, Shape reduced, View over) {
     for (s64 i = s64(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5); i < shape.count; i += warps) {
         const Index at(shape, i);
         const s64 base = position(x, at);
-        s64 result = reduction == REDUCE_SUM ? 0 : load(x, base);
-        for (s64 j = lane; j < reduced.count; j += 32) {
-            const s64 v = load(x, base + position(over, Index(reduced, j)));
-            result = reduction == REDUCE_SUM ? result + v
-                     : reduction == REDUCE_MAX ? (v > result ? v : result)
-                                               : (v < result ? v : result);
-        }
-        for (int mask = 16; mask > 0; mask >>= 1) {
-            const s64 other = __shfl_xor_sync(0xffffffffu, result, mask);
-            result = reduction == REDUCE_SUM ? result + other
-                     : reduction == REDUCE_MAX ? (other > result ? other : result)
-                                               : (other < result ? other : result);
-        }
+        s64 result = reduction == REDUCE_SUM ? 0 : reduction == REDUCE_PRODUCT ? 1 : load(x, base);
+        for (s64 j = lane; j < reduced.count; j += 32)
+            result = combine<reduction>(result, load(x, base + position(over, Index(reduced, j))));
+        for (int mask = 16; mask > 0; mask >>= 1)
+            result = combine<reduction>(result, __shfl_xor_sync(0xffffffffu, result, mask));
         if (lane == 0) put(y, position(y, at), result);
     }
 }

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from ..fusion import Group
 from ..plan import Plan
-from . import linear, moving, pointwise, reducing
+from . import linear, logic, moving, pointwise, reducing
 
 OPERATORS: dict[str, Callable[[Plan, Group], None]] = {
     **linear.OPERATORS,
+    **logic.OPERATORS,
     **moving.OPERATORS,
     **pointwise.OPERATORS,
     **reducing.OPERATORS,

@@ -10,7 +10,7 @@ from qir.graph import Node, Value
 from qir.ops import op_of
 from qir.types import Array
 
-from ..arguments import RANK, scalar
+from ..arguments import scalar
 from ..fusion import Group
 from ..placement import Placement, row_major
 from ..plan import Plan, shape_of
@@ -83,23 +83,18 @@ def split(plan: Plan, group: Group) -> None:
 
 
 def gather(plan: Plan, group: Group) -> None:
-    """Gather along one axis by a constant vector; by a scalar or a matrix it is a lookup."""
+    """Gather; the index may be computed at run time, of any rank."""
     node = group.head
-    x = plan.at(node.input(0))
-    index = node.input(1).array()
-    if index.ndim != 1 or node.input(0).data is not None:
-        lookup(plan, group)
-        return
-    y = plan.define(node.output)
-    axis = node.attrs["axis"] % len(y.shape)
-    wrapped = np.where(index < 0, index + x.shape[axis], index).astype(np.int32)
-    line = [1] * len(y.shape)
-    line[axis] = y.shape[axis]
-    table = plan.packed.constant(wrapped, (id(index), "gather", x.shape[axis])).reshaped(line)
-    stretched = Placement(x.storage, x.dtype, y.shape, x.strides, x.offset)
+    x, index, y = plan.at(node.input(0)), plan.at(node.input(1)), plan.define(node.output)
+    axis, extra = node.attrs["axis"] % len(x.shape), len(index.shape)
+    still = Placement(x.storage, x.dtype, y.shape, (*x.strides[:axis], *[0] * extra, *x.strides[axis + 1 :]), x.offset)
+    after = len(x.shape) - axis - 1
+    chosen = Placement(index.storage, index.dtype, y.shape, (*[0] * axis, *index.strides, *[0] * after), index.offset)
     plan.elements(
         f"gather_elements<qir::{WIDTHS[x.dtype.itemsize]}>", y.shape,
-        lambda: [stretched.view(), y.view(), table.view(y.shape), scalar("i4", RANK - len(y.shape) + axis)],
+        lambda: [
+            still.view(), y.view(), chosen.view(), scalar("i8", x.strides[axis]), scalar("i4", x.shape[axis]),
+        ],
     )  # fmt: skip
 
 

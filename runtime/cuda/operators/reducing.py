@@ -14,8 +14,9 @@ from ..arguments import WINDOW, record, scalar
 from ..fusion import Group
 from ..placement import Placement
 from ..plan import Plan, shape_of
+from .moving import copy
 
-SUM, MAX, MIN = 0, 1, 2
+SUM, MAX, MIN, PRODUCT = range(4)
 
 
 def _pool(plan: Plan, node: Node, name: str, pad_value: int, attrs: dict[str, Any]) -> None:
@@ -81,15 +82,21 @@ def reduce_sum(plan: Plan, group: Group) -> None:
 def _axes(node: Node) -> list[int]:
     given = node.optional(1)
     axes = [] if given is None else np.ravel(given.array()).tolist()
+    if node.attrs.get("noop_with_empty_axes"):
+        return axes
     return axes or list(range(node.input(0).type.rank))
 
 
-def reduce_max(plan: Plan, group: Group) -> None:
-    _reduce(plan, group.head, _axes(group.head), bool(group.head.attrs["keepdims"]), MAX)
+REDUCTIONS = {"ReduceMax": MAX, "ReduceMin": MIN, "ReduceSum": SUM, "ReduceProd": PRODUCT}
 
 
-def reduce_min(plan: Plan, group: Group) -> None:
-    _reduce(plan, group.head, _axes(group.head), bool(group.head.attrs["keepdims"]), MIN)
+def reduce_standard(plan: Plan, group: Group) -> None:
+    """ONNX reductions on integers as they are."""
+    node = group.head
+    if not _axes(node):
+        copy(plan, plan.at(node.input(0)), plan.define(node.output))
+        return
+    _reduce(plan, node, _axes(node), bool(node.attrs["keepdims"]), REDUCTIONS[node.op])
 
 
 def _without(p: Placement, axis: int) -> Placement:
@@ -176,8 +183,7 @@ OPERATORS = {
     "qir.ReduceSum": reduce_sum,
     "qir.Softmax": softmax,
     "MaxPool": max_pool,
-    "ReduceMax": reduce_max,
-    "ReduceMin": reduce_min,
+    **dict.fromkeys(REDUCTIONS, reduce_standard),
     "ArgMax": arg_max,
     "ArgMin": arg_min,
     "TopK": top_k,
