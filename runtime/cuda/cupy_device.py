@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,7 +18,7 @@ import numpy as np
 from qir.errors import BackendError
 from qir.types import Array
 
-from .kernels import INSTANCES, Kernel, sources
+from .kernels import Kernel, sources
 
 if TYPE_CHECKING:
     from .plan import Launch
@@ -128,21 +131,28 @@ class CupyDevice:
         self.cupy.cuda.get_current_stream().synchronize()
 
     def _load(self, kernel: Kernel) -> Any:
-        """Compile (CuPy caches on disk) all instances of the kernel's source; keep their functions."""
-        family = [k for k in INSTANCES if k.source == kernel.source]
+        """Compile one instance. CuPy keeps what it compiled on disk, by source and options: so the folder of headers
+        has a name that follows their content, not a random one."""
         texts = sources()
-        with tempfile.TemporaryDirectory() as folder:
+        digest = hashlib.sha256("\0".join(f"{n}\0{t}" for n, t in sorted(texts.items())).encode()).hexdigest()[:24]
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qir"
+        folder = cache / f"kernels-{digest}"
+        if not folder.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(dir=cache))
             for name, text in texts.items():
-                (Path(folder) / name).write_text(text)
-            module = self.cupy.RawModule(
-                code=texts[kernel.source], options=("-std=c++17", f"-I{folder}"),
-                name_expressions=[k.expression for k in family],
-            )  # fmt: skip
-            for k in family:
-                raw = module.get_function(k.expression)
-                if k.shared_bytes > 48 << 10:
-                    raw.max_dynamic_shared_size_bytes = k.shared_bytes
-                self._functions[k] = raw.kernel
+                (fresh / name).write_text(text)
+            try:
+                fresh.rename(folder)
+            except OSError:  # another process was faster
+                shutil.rmtree(fresh, ignore_errors=True)
+        module = self.cupy.RawModule(
+            code=texts[kernel.source], options=("-std=c++17", f"-I{folder}"), name_expressions=[kernel.expression]
+        )
+        raw = module.get_function(kernel.expression)
+        if kernel.shared_bytes > 48 << 10:
+            raw.max_dynamic_shared_size_bytes = kernel.shared_bytes
+        self._functions[kernel] = raw.kernel
         return self._functions[kernel]
 
 

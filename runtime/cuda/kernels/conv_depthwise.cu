@@ -27,7 +27,7 @@ __global__ void conv_depthwise(DepthwiseConv p, Epilogue e) {
         const int oy = int(rest % p.out_height);
         const u8* image = p.x + (rest / p.out_height) * p.height * p.width * p.pixel_stride + c;
         s32 v[16] = {};
-#pragma unroll
+#pragma unroll (KERNEL == 3 ? 3 : 1)
         for (int ky = 0; ky < rows; ++ky) {
             const int iy = oy * p.stride_h - p.pad_top + ky * p.dilation_h;
 #pragma unroll
