@@ -125,7 +125,7 @@ def measure(name: str, kit: Path | None, batches: list[int], threads: int, secon
 
 
 MEMORY = """
-import gc, os, resource, sys
+import gc, os, sys
 import numpy as np
 kind, path, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
 def rss():
@@ -149,7 +149,8 @@ else:
 x = {name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
 for _ in range(3):
     run(x)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# not ru_maxrss: that begins with the parent's
+peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 steady = rss()
 for _ in range(30):
     run(x)
@@ -195,13 +196,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=8.0, help="of turns for each network and batch")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
     names = args.networks or [*models.PAPERS, *(f"kit/{n}" for n in KIT if args.kit)]
     load = os.getloadavg()[0]
     started = time.time()
-    rows = [row for name in names for row in measure(name, args.kit, args.batch, args.threads, args.seconds)]
+    timed = [] if args.no_speed else names
+    rows = [row for name in timed for row in measure(name, args.kit, args.batch, args.threads, args.seconds)]
     heads = ["network", "batch", "cpu ms", "ORT QDQ u8 ms", "ORT QDQ s8 ms", "ORT float32 ms", "our export in ORT ms"]
     text = [
         "# CPU runtime against onnxruntime", "",

@@ -24,7 +24,7 @@ def warm_up(progress: Callable[[str], None]) -> None:
         if _ready:
             return
         started = time.perf_counter()
-        timer = threading.Timer(SLOW, progress, ("compiling CPU kernels, once on this machine (about 20 s) ...",))
+        timer = threading.Timer(SLOW, progress, ("compiling CPU kernels, once on this machine (half a minute) ...",))
         timer.daemon = True
         timer.start()
         scratch = np.zeros(64, np.uint8)

@@ -42,7 +42,7 @@ SPACE = 448 * 1024
 """Bytes of transformed activations of a chunk: they stay in a core's second-level cache."""
 LEAST_TILES = 36
 """Fewer tiles an image would stream the sixteenfold weights for too little work."""
-TWICE_G = np.asarray([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int64)
+TWICE_G = np.asarray([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int32)
 
 
 def suits(node: Node, window: Window, w: Array, group: int) -> bool:
@@ -63,19 +63,19 @@ def suits(node: Node, window: Window, w: Array, group: int) -> bool:
 
 def pack(w: Array, zero_point: int) -> Packed:
     """(2G) w (2G)^T as panels: (16 positions, k, column, GROUP) int16 for each panel."""
-    centred = w.astype(np.int64) - zero_point
-    m, c = centred.shape[:2]
-    transformed = np.einsum("ia,mcab,jb->mcij", TWICE_G, centred, TWICE_G).reshape(m, c, 16)
+    m, c = w.shape[:2]
     groups = -(-c // GROUP)
-    full = np.zeros((-(-m // PANEL) * PANEL, groups * GROUP, 16), np.int16)
-    full[:m, :c] = transformed
     table: list[list[int]] = []
     blocks: list[Array] = []
     at = 0
     for n in range(0, m, PANEL):
         columns = min(PANEL, m - n)
         width = LANES if columns <= LANES else PANEL
-        block = full[n : n + width].reshape(width, groups, GROUP, 16).transpose(3, 1, 0, 2)
+        # a panel at a time: the transform in int32 is large
+        centred = w[n : n + columns].astype(np.int32) - zero_point
+        full = np.zeros((width, groups * GROUP, 16), np.int16)
+        full[:columns, :c] = np.einsum("ia,mcab,jb->mcij", TWICE_G, centred, TWICE_G).reshape(columns, c, 16)
+        block = full.reshape(width, groups, GROUP, 16).transpose(3, 1, 0, 2)
         blocks.append(np.ascontiguousarray(block).reshape(-1))
         table.append([at, n, columns, 0, blocks[-1].nbytes])
         at += blocks[-1].nbytes
