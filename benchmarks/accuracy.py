@@ -98,8 +98,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     latest = {(r["net"], r["recipe"]): r for r in rows}
     lines = [
         "# Accuracy on the kit's dev split", "",
-        "Written by `python benchmarks/accuracy.py`. Ours is the integer-only model, executed (CPU runtime, the bits of",
-        "onnxruntime checked on 20 samples); the peers are float-simulated QDQ models (PEERS.md of the kit). 128 calibration images; agreement with the float",
+        "Written by `python benchmarks/accuracy.py`. Ours is the integer-only model, executed by qir's CPU runtime",
+        "(the bits of onnxruntime checked on 20 samples); the peers are float-simulated QDQ models (PEERS.md of the",
+        "kit), the best of them in each figure. 128 calibration images; agreement with the float",
         "network and SQNR of the logits. `s` is the time of the whole recipe in seconds. w4a8 and w4a4 keep the first",
         "and the last layer at 8 bits, the peers' w4a8 does not.", "",
         "| network | recipe | float top-1 | top-1 | agreement % | SQNR dB | best peer: agreement, SQNR | s | images |",

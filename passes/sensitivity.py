@@ -1,7 +1,7 @@
 """How much each layer minds each choice of bits: one interface, several measures, results as JSON.
 
 fisher   trace / n * |Q(W) - W|^2 with the trace of the Gauss-Newton matrix from the network's own predictions, plus the
-         same of the layer's input for its activation bits                             [HAWQ-V2 eq. 2.11; HAWQ-V3 eq. 11]
+         same of the layer's input for its activation bits   [HAWQ-V2 eq. 2.11; HAWQ-V3 eq. 11]
 hessian  the same with the trace of the weights' Hessian (Hutchinson)
 kl       KL divergence of softmax(output) with only this layer quantized, from the float one; mean over samples
 mse      mean squared change of the outputs with only this layer quantized
