@@ -126,7 +126,7 @@ __device__ __forceinline__ int staged(int row, int column) {
 
 // BM, BN: tile.  WARPS_M x WARPS_N warps share it (8 in all); each owns BM/WARPS_M x BN/WARPS_N.
 template <bool x_signed, int CELL, bool PACKED, int BM, int BN, int WARPS_M, int STAGES>
-__global__ void __launch_bounds__(THREADS) conv_igemm(Conv p, Epilogue e) {
+__global__ void __launch_bounds__(THREADS, 1) conv_igemm(Conv p, Epilogue e) {
     constexpr int WARPS_N = 8 / WARPS_M;
     constexpr int WM = BM / WARPS_M, WN = BN / WARPS_N;
     constexpr int TM = WM / 16, TN = WN / 8;
