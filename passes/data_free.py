@@ -56,8 +56,10 @@ class Moments:
         return float(np.minimum(lo, hi).min()), float(np.maximum(lo, hi).max())  # a constant's may cross by rounding
 
     def clipped(self, lo: float, hi: float) -> Moments:
-        """After clamping to [lo, hi], the values being normal before."""
+        """After clamping to [lo, hi], the values being normal before; a tail of 1e-6 deviations counts as none."""
         mean, std = clipped_normal(self.mean, self.std, lo, hi)
+        gone = std < 1e-6 * self.std
+        mean, std = np.where(gone, np.clip(self.mean, lo, hi), mean), np.where(gone, 0.0, std)
         return Moments(mean, std, np.clip(self.lo, lo, hi), np.clip(self.hi, lo, hi))
 
 
