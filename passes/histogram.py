@@ -57,6 +57,8 @@ class Histogram:
         self.zeros += x.size - nonzeros
         scaled = x * np.float32(math.ldexp(1.0, -self.exponent))  # exact: a power of two
         index = np.floor(scaled, out=scaled).astype(np.int64)
+        if lo < 0:
+            index -= (x < 0) & (scaled == 0)  # but below float32's least number, -0 would end up in bin 0
         index -= self.first
         self.counts += np.bincount(index, minlength=len(self.counts))[: len(self.counts)]
         if 0 <= -self.first < len(self.counts):

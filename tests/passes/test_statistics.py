@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -33,6 +33,7 @@ def seen(*parts: np.ndarray) -> TensorStatistics:
 
 
 @given(SAMPLES, st.integers(1, 8))
+@example(np.asarray([[63.0], [-1.4e-45]], dtype=np.float32), 1)
 @settings(max_examples=200, deadline=None)
 def test_histogram_does_not_depend_on_the_split(x: np.ndarray, at: int) -> None:
     """The same counts for one update, for two, for a merge in either order."""
