@@ -33,10 +33,10 @@ TECHNIQUES: dict[str, tuple[dict[str, Any], dict[str, Any] | str | None]] = {
     "min-max ranges, nearest": ({"weight_range": "minmax", "method": "minmax"}, None),
     "+ MSE weight and activation ranges": ({}, None),
     "+ bias correction": ({}, "bias"),
-    "GPTQ feedback, bias": ({}, {"sweeps": 0, "refit": False, "follow": False}),
-    "+ coordinate descent": ({}, {"refit": False, "follow": False}),
-    "+ scale refit": ({}, {"follow": False}),
-    "+ float output from quantized input": ({}, {}),
+    "GPTQ feedback, bias": ({}, {"sweeps": 0, "refit": False, "follow": 0.0}),
+    "+ coordinate descent": ({}, {"refit": False, "follow": 0.0}),
+    "+ scale refit": ({}, {"follow": 0.0}),
+    "+ making good what inputs lack (w4a8, w4a4)": ({}, {}),
     "AdaRound, bias": ({}, {"method": "adaround"}),
 }
 

@@ -80,7 +80,7 @@ class Moments:
 
     groups: int
     size: int
-    count: int = 0
+    count: float = 0.0
     square: Floats = field(init=False)
     cross: Floats = field(init=False)
     total: Floats = field(init=False)
@@ -92,18 +92,19 @@ class Moments:
         self.square, self.cross = np.zeros((*shape, self.size)), np.zeros((*shape, self.size))
         self.total, self.total_q, self.origin = np.zeros(shape), np.zeros(shape), np.zeros(shape)
 
-    def add(self, x: Array, x_q: Array) -> None:
-        """Columns (G, P, K) of the float layer's input and of the quantized one's."""
+    def add(self, x: Array, x_q: Array, weight: Array | None = None) -> None:
+        """Columns (G, P, K) of the float layer's input and of the quantized one's; weight: (P,), of each position."""
         if not self.count:
             self.origin = x_q.mean(axis=1).astype(np.float64)  # a number of the inputs' own dtype
         start = self.origin[:, None, :].astype(x_q.dtype)
         x, x_q = x - start, x_q - start
-        transposed = np.swapaxes(x_q, 1, 2)
+        share = np.ones(x.shape[1], x_q.dtype) if weight is None else weight.astype(x_q.dtype)
+        transposed = np.swapaxes(x_q * share[:, None], 1, 2)
         self.square += np.matmul(transposed, x_q)
         self.cross += np.swapaxes(np.matmul(transposed, x), 1, 2)
-        self.total += x.sum(axis=1, dtype=np.float64)
-        self.total_q += x_q.sum(axis=1, dtype=np.float64)
-        self.count += x.shape[1]
+        self.total += np.einsum("gpk,p->gk", x, share, dtype=np.float64)
+        self.total_q += np.einsum("gpk,p->gk", x_q, share, dtype=np.float64)
+        self.count += float(share.sum(dtype=np.float64))
 
     def means(self) -> tuple[Floats, Floats]:
         """(E[x], E[x_q])."""

@@ -22,7 +22,7 @@ from qir.graph import Graph, Node, Stage, Value
 from qir.ops.requantize import params_of
 from qir.types import Array, QuantParams
 
-from .adaround import AdaRoundOptions, Samples, activation_after, adaround
+from .adaround import AdaRoundOptions, Samples, activation_after, adaround, identity
 from .base import Pass
 from .layer_rows import Moments, as_rows, columns, from_rows, positions, why_not
 from .report import PassReport
@@ -30,6 +30,8 @@ from .rounding import Floats, Grid, Rounded, round_rows, shifted_target
 from .stepper import Stepper
 
 METHODS = ("gptq", "adaround")
+LEAST_IMPORTANCE = 0.02
+"""Weight of a position at which no output passes the activation."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class RoundWeights(Pass):
     batches:    mappings from input name to array; iterated once.
     method:     "gptq" or "adaround".
     sweeps:     of coordinate descent after the feedback.   refit: move each row's scale to its best value.
-    follow:     how far to aim at the float output from the quantized input: 0 each layer keeps to its own weights, 1
-                least squared error of each layer (noisy inputs then shrink weights more than is good later on).
-    bias:       shift the bias so that the mean output is the float one; CorrectBias is not needed then.
+    follow:     how far a layer makes good what its inputs lack: 0 it keeps to its own weights, 1 weights and bias have
+                the least squared error (with noisy inputs they then shrink and shift more than is good later on).
+    bias:       shift the bias by what rounding changes in the mean output; CorrectBias is not needed then.
     damping:    share of the mean diagonal added to the second moments.
     rows:       input columns looked at for each layer, at least 4 for each weight of a sum.
     memory:     bytes that moments of layers collected at the same time may take.
@@ -162,9 +164,22 @@ class _Layer:
         share = -(-self.wanted // batches)
         pick: NDArray[np.int64] = np.arange(total) if total <= share else np.sort(rng.choice(total, share, False))
         both = [columns(self.node, v, self.w.shape, pick) for v in (x, x_q)]
-        self.moments.add(both[0], both[1])
+        self.moments.add(both[0], both[1], self._importance(both[0]))
         if self.samples is not None:
             self.samples.add(both[0], both[1], batches, rng)
+
+    def _importance(self, x: Array) -> Array | None:
+        """Weight of each position: the share of outputs that the activation after the layer lets through, and a bit.
+
+        Where a Relu leaves little, errors below zero do not count, and a least-squares fit must not be ruled by them.
+        """
+        f = activation_after(self.twin)
+        if f is identity:
+            return None
+        g, m = self.rows.shape[:2]
+        b = _bias(self.twin.optional(2), g * m).reshape(g, 1, m)
+        y = np.matmul(x, np.swapaxes(self.rows, 1, 2).astype(x.dtype)) + b.astype(x.dtype)
+        return f(np, y)[1].mean(axis=(0, 2)) + LEAST_IMPORTANCE
 
     def solve(self, options: RoundWeights) -> Rounded:
         """The integers; also the bias that goes with them, in `self.shift`."""
@@ -189,6 +204,7 @@ class _Layer:
         self.shift = np.zeros(g * m)
         if centred:
             made = found.q * found.scale[..., None]
+            mean_q = mean + options.follow * (mean_q - mean)
             wanted = np.einsum("gmk,gk->gm", self.rows, mean) - np.einsum("gmk,gk->gm", made, mean_q)
             self.shift = wanted.reshape(-1)
         return found

@@ -129,7 +129,7 @@ def test_layers_in_a_recipe_file(tmp_path: Path) -> None:
         Recipe.load(tmp_path / "bad.toml")
 
 
-@pytest.mark.parametrize("options", [{}, {"follow": False, "refit": False}, {"method": "adaround"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"follow": 0.0, "refit": False}, {"method": "adaround"}], ids=str)
 def test_rounding_from_data_beats_nearest(
     digits: tuple[Graph, Feeds, Feeds], ranges: Ranges, options: dict[str, object]
 ) -> None:
