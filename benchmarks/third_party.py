@@ -334,7 +334,8 @@ def report(results: list[Result]) -> str:
             "rescaling "
             "and qir.Mul the same holds; a biased accumulator differs where the original keeps its bias in float "
             "(we round it to the accumulator's grid); qir.Softmax is an integer algorithm at most one step from the "
-            "rounded float softmax; bilinear Resize uses weights of 11 bits."
+            "rounded float softmax; bilinear Resize uses weights of 11 bits. "
+            "DeepLab's output is a class (ArgMax), not a grid: only equal values count there."
         ),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
