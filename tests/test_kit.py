@@ -21,8 +21,10 @@ def measure(kit: Path) -> Any:
 
 
 RECIPES = ("w8a8", "w8a8_per_tensor", "w4a8", "w4a4")
-CASES = [(net, recipe) for net in ("mlperf_resnet8", "mlperf_dscnn_kws_tfl") for recipe in RECIPES]
-CASES += [(net, "w8a8") for net in ("mlperf_ad", "mlperf_vww", "ppocr_cls")]
+CASES = [
+    *((net, recipe) for net in ("mlperf_resnet8", "mlperf_dscnn_kws_tfl") for recipe in RECIPES),
+    *((net, "w8a8") for net in ("mlperf_ad", "mlperf_vww", "ppocr_cls")),
+]
 
 
 @pytest.mark.kit

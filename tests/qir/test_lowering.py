@@ -83,7 +83,7 @@ def test_border_and_names() -> None:
 
 def test_an_activation_is_fused_into_the_limits() -> None:
     m, y = conv()
-    ends = [m.graph.add_constant("c", np.float32(v)) for v in (0.0, 1.0)]
+    ends = [m.graph.add_constant("c", np.asarray(v, np.float32)) for v in (0.0, 1.0)]
     integer = m.lowered(m.pair(m.op("Clip", y, *ends, output="clipped"), Y, "y"))
     (node,) = (n for n in integer.nodes if n.op == "qir.Requantize")
     assert (node.attrs["lo"], node.attrs["hi"]) == (3, 23)
