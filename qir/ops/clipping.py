@@ -49,12 +49,12 @@ class Clip(Elementwise):
         return [TensorType(types[0].dtype, types[0].shape)]
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
-        y = inputs[0]
+        x = y = inputs[0]
         if len(inputs) > 1 and inputs[1] is not None:
             y = np.maximum(y, inputs[1])
         if len(inputs) > 2 and inputs[2] is not None:
             y = np.minimum(y, inputs[2])
-        return (np.asarray(y, dtype=inputs[0].dtype),)
+        return (np.asarray(y, dtype=x.dtype),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
         lo, hi = (_limit(low, node.optional(i), end) for i, end in ((1, -math.inf), (2, math.inf)))

@@ -105,7 +105,8 @@ class Gemm(Op):
         c = node.optional(2)
         offset = np.zeros(()) if c is None else low.real_constant(c) * float(attrs["beta"])
         alpha = float(attrs["alpha"])
-        columns = offset.reshape(-1) if offset.size == 1 or offset.ndim == 1 or offset.shape[0] == 1 else None
+        row = offset.ndim < 2 or len(offset) == 1
+        columns = offset.reshape(-1) if row or offset.size == 1 else None
         if isinstance(right, Fixed):
             x = low.quantized(a)
             x = swap_last(low, x, f"{out}.a_transposed") if attrs["transA"] else x

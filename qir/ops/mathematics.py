@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..types import Array
 from .base import register
+from .elementwise import Elementwise
+from .table import lower_unary
 from .unary import Reals, Unary
+
+if TYPE_CHECKING:
+    from ..graph import Node
+    from ..lowering import Lowering
 
 
 @register
@@ -56,17 +62,17 @@ class Reciprocal(Unary):
         return 1 / x
 
 
-class _Exact(Unary):
+class _Exact(Elementwise):
     """Functions that NumPy computes exactly in any dtype, integers included."""
 
+    inputs = "x"
     exact: Callable[[Array], Array]
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
         return (np.asarray(type(self).exact(inputs[0])).astype(inputs[0].dtype),)
 
-    @classmethod
-    def f(cls, x: Reals, attrs: Mapping[str, Any]) -> Reals:
-        return cls.exact(x)
+    def to_integer(self, low: Lowering, node: Node) -> None:
+        lower_unary(low, node, type(self).exact)
 
 
 @register
