@@ -83,7 +83,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "quantizers and rounding, on two slow cores shared with other jobs; `MB`: peak memory of the process so far.",
         "`images`: dev images scored (the peers: all of them).  Not all of it is blind: how far inputs' errors are",
         "made good (0.3) was chosen on dev images of mlperf_resnet8 and mlperf_vww (tried: 0, 0.3, 0.5, 0.6, 0.7, 1),",
-        "and that biases follow only so far was found on 40 to 150 dev images of squeezenet, where full following failed.",
+        "and that biases follow only so far was found on 40 to 150 dev images of squeezenet (full following failed).",
         "",
         "| network | recipe | technique | top-1 (float) | agreement % | SQNR dB | peers' best two | s | MB | images |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
