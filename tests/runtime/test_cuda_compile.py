@@ -8,7 +8,6 @@ from qir.errors import BackendError
 from qir.runtime.cuda.kernels import ARCHITECTURES, INSTANCES
 from qir.runtime.cuda.nvrtc import Nvrtc, usage
 
-
 pytestmark = pytest.mark.slow  # minutes of compiling: `pytest -m slow tests/runtime/test_cuda_compile.py`
 
 
