@@ -29,7 +29,7 @@ LONG_RUN = _long_run()
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example, HealthCheck.filter_too_much]
 
 
-# derandomize: the same 200 networks every time, so that CI does not fail by chance; fresh ones are the long run's matter
+# derandomize: the same 200 networks every time, so that CI does not fail by chance; fresh ones are for the long run
 @settings(derandomize=True, max_examples=200, deadline=None, print_blob=True, suppress_health_check=QUIET)
 @given(networks(), st.sampled_from(LONG_RUN.NAMES))
 def test_reference_is_onnxruntime_on_random_networks(network: RandomNetwork, recipe: str) -> None:
