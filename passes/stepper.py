@@ -5,13 +5,13 @@ What later parts need of earlier ones waits in files, so that memory holds one b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from qir.graph import Graph, Node, Value
+from qir.graph import Graph, Node, Value, ancestors
 from qir.types import Array
 
 
@@ -37,7 +37,7 @@ class Stepper:
     def advance(self, wanted: Sequence[str]) -> Iterator[dict[str, Array]]:
         """The values `wanted` for each batch in turn; iterate to the end before the next call."""
         targets = [self.graph.value(name) for name in wanted]
-        run = _ancestors(targets) - self.done
+        run = ancestors(targets) - self.done
         done = self.done | run
         live = {v.name for v in _boundary(self.graph, done)}
         need = {v.name for n in run for v in n.inputs if v is not None and v.name in self.waiting}
@@ -88,18 +88,6 @@ def part(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> Graph:
     new.prune()
     new.inputs[:] = [v for v in new.inputs if v.use_count]
     return new
-
-
-def _ancestors(values: Iterable[Value]) -> set[Node]:
-    found: set[Node] = set()
-    stack = [v.producer for v in values]
-    while stack:
-        node = stack.pop()
-        if node is None or node in found:
-            continue
-        found.add(node)
-        stack += [v.producer for v in node.inputs if v is not None]
-    return found
 
 
 def _boundary(graph: Graph, done: set[Node]) -> list[Value]:

@@ -325,14 +325,7 @@ class Graph:
 
     def prune(self) -> int:
         """Remove nodes and constants that no output needs; returns how many nodes went."""
-        live: set[Node] = set()
-        stack = [v.output_of for v in self._outputs if v.output_of]
-        while stack:
-            node = stack.pop()
-            if node in live:
-                continue
-            live.add(node)
-            stack += [v.output_of for v in node.inputs if v is not None and v.output_of]
+        live = ancestors(self._outputs)
         dead = [n for n in reversed(self.nodes) if n not in live]
         for node in dead:
             self.remove_node(node)
@@ -397,3 +390,16 @@ class Graph:
         from .text_parser import parse_graph
 
         return parse_graph(text, constants or {})
+
+
+def ancestors(values: Iterable[Value]) -> set[Node]:
+    """Nodes that the values depend on, their producers included."""
+    found: set[Node] = set()
+    stack = [v.output_of for v in values]
+    while stack:
+        node = stack.pop()
+        if node is None or node in found:
+            continue
+        found.add(node)
+        stack += [v.output_of for v in node.inputs if v is not None]
+    return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -246,8 +246,3 @@ class Lowering:
         """Quantization of an int32 accumulator: scale s_w s_x, zero point 0, per channel where w is."""
         scale = tuple(x.scale[0] * s for s in w.scale)
         return QuantParams(scale, (0,) * len(scale), DType.INT32, axis if w.per_channel else None)
-
-
-def with_axis(q: QuantParams, axis: int | None) -> QuantParams:
-    """The same quantization along another axis (after a Transpose, Reshape ...)."""
-    return replace(q, axis=axis)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qir.errors import BackendError, QirError
-from qir.graph import Graph, Node, Value
+from qir.graph import Graph, Node, Value, ancestors
 from qir.ops import op_of
 from qir.types import Array
 
@@ -27,7 +27,7 @@ class Reference:
         for value in wanted:
             if value.data is not None:
                 live[value] = value.data
-        needed = _ancestors(wanted)
+        needed = ancestors(wanted)
         for node in self.nodes:
             if node not in needed:
                 continue
@@ -62,16 +62,3 @@ def last_uses(nodes: Sequence[Node], kept: Sequence[Value]) -> dict[Value, Node]
     for value in kept:
         last.pop(value, None)
     return last
-
-
-def _ancestors(values: Sequence[Value]) -> set[Node]:
-    """Nodes that the values depend on."""
-    found: set[Node] = set()
-    stack = [v.producer for v in values]
-    while stack:
-        node = stack.pop()
-        if node is None or node in found:
-            continue
-        found.add(node)
-        stack += [v.producer for v in node.inputs if v is not None]
-    return found

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from ..errors import LoweringError, QirError, TypeInferenceError, UnsupportedError
-from ..types import Array, Dim, DType, TensorType
+from ..types import Array, Dim, TensorType
 
 if TYPE_CHECKING:
     from ..graph import Node
@@ -177,8 +175,3 @@ def op_of(name: str) -> Op:
         near = get_close_matches(name, REGISTRY, 3)
         hint = f"did you mean {', '.join(near)}?" if near else None
         raise UnsupportedError(f"operator {name!r} is not supported", hint=hint) from None
-
-
-def as_dtype(x: Any, dtype: DType) -> Array:
-    """An array of the dtype's NumPy type."""
-    return np.asarray(x).astype(dtype.numpy, copy=False)

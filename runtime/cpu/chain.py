@@ -7,7 +7,6 @@ joins the chain, and whatever somebody outside the chain still needs is stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from qir.graph import Node, Value
 from qir.types import Array
 
-from ..plan import View, dense_strides, same_order
+from ..plan import View, dense_strides
 from .builder import Builder
 from .fields import ADD, BIAS, CLAMP, GENERIC, LOAD, MUL, REGISTERS, REQUANTIZE, STORE, TABLE
 from .peephole import peephole
@@ -292,10 +291,3 @@ def block_of(columns: int, rows: int, most: int = 256, room: int = 4096) -> tupl
     """(block rows, block columns, leading dimension) of a step's register block."""
     width = min(-(-columns // 16) * 16, most)
     return max(1, min(rows, room // width)), width, width
-
-
-def orders_match(shape: Sequence[int], a: Sequence[int], b: Sequence[int]) -> bool:
-    return same_order(shape, a, b)
-
-
-__all__ = ["POINTWISE_OPS", "Chain", "block_of", "padded", "rows_of"]
