@@ -8,6 +8,9 @@ from importlib import resources
 ARCHITECTURES = ("75", "80", "86", "89", "90a")
 """Compute capabilities that the kernels are compiled for in CI."""
 
+SHARED_LIMIT = {"75": 64 << 10, "80": 163 << 10, "86": 99 << 10, "89": 99 << 10, "90a": 227 << 10}
+"""Shared memory that one block can have, in bytes  [CUDA Programming Guide, compute capabilities]."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -16,6 +19,7 @@ class Kernel:
     source: str
     expression: str
     threads: int = 256
+    architectures: tuple[str, ...] = ARCHITECTURES  # those that it is made for
 
     @property
     def shared_bytes(self) -> int:
@@ -77,6 +81,11 @@ _PLAIN = {
 PLAIN = {name: Kernel(source, f"qir::{name}") for source, names in _PLAIN.items() for name in names}
 
 INSTANCES: tuple[Kernel, ...] = (*PLAIN.values(), *(t for tiles in CONV_TILES.values() for t in tiles))
+
+
+def instances(architecture: str) -> tuple[Kernel, ...]:
+    """What a launcher can ask for on one architecture."""
+    return tuple(k for k in INSTANCES if architecture in k.architectures)
 
 
 def kernel(name: str) -> Kernel:
