@@ -56,6 +56,7 @@ class Solution:
         self._parent: dict[Key, Key] = {}
         self._reach: dict[Key, tuple[float, float]] = {}
         self._derived: list[Derived] = []
+        self._alone: dict[Key, tuple[float, float]] = {}
         for relation in relations:
             if isinstance(relation, Shared):
                 self._union(relation.a, relation.b)
@@ -65,6 +66,8 @@ class Solution:
             root = self.root(one.key)
             lo, hi = self._reach.get(root, (one.lo, one.hi))
             self._reach[root] = (min(lo, one.lo), max(hi, one.hi))
+            lo, hi = self._alone.get(one.key, (one.lo, one.hi))
+            self._alone[one.key] = (min(lo, one.lo), max(hi, one.hi))
         self._members: dict[Key, list[Key]] = {}
         for key in self._parent:
             self._members.setdefault(self.root(key), []).append(key)
@@ -85,6 +88,10 @@ class Solution:
     def reach(self, key: Key) -> tuple[float, float] | None:
         """The interval that the class must hold besides what was observed."""
         return self._reach.get(self.root(key))
+
+    def reach_alone(self, key: Key) -> tuple[float, float] | None:
+        """The same of a key without its class."""
+        return self._alone.get(key)
 
     def classes(self) -> Iterator[list[Key]]:
         """Classes of more than one key."""

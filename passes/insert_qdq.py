@@ -34,6 +34,10 @@ from .weight_grids import quantize_weights, weight_grid
 
 BITS = {"int16": WIDE, "int8": NARROW}
 
+APART = 256.0
+"""A concatenation's grid this many times as coarse as an operand's own leaves nothing of the operand: where other
+operators compute with it too, they get its own grid, and the concatenation a requantized copy."""
+
 
 @dataclass(frozen=True)
 class InsertQdq(Pass):
@@ -115,6 +119,7 @@ class _Inserter:
     ) -> None:
         self.graph, self.options, self.plan, self.solution, self.report = graph, options, plan, solution, report
         self.grids: dict[Key, QuantParams] = {}
+        self.own: dict[Key, QuantParams | None] = {}
         self.fixed = {
             v.name: unit_interval(activation_dtype(NARROW, options.symmetric))
             for n in graph.nodes if n.op == "Softmax" for v in n.outputs
@@ -136,12 +141,18 @@ class _Inserter:
         if not is_root and plan.origin[value] is value and maker is not None and maker.op != "Concat":
             return  # fused: its activation's result has the quantizer
         at = {bits: self.pair(value, value, bits)} if is_root else {bits: value}
+        joint: dict[int, Value] = {}
         for node, index in uses:
             width = plan.at_use(value, (node, index))
             if width not in at:
                 at[width] = self.pair(at[bits], value, width)
-            if at[width] is not value:
-                self.graph.set_input(node, index, at[width])
+            given = at[width]
+            if node.op == "Concat" and self.apart(value, width) is not None:
+                if width not in joint:
+                    joint[width] = self.on_grid(given, value, self.grid(value, width), f"{value.name}.joined")
+                given = joint[width]
+            if given is not value:
+                self.graph.set_input(node, index, given)
         if outer and value.producer is not None:
             wanted = max(bits, BITS[self.options.output])
             result = at[bits] if is_root else self.pair(value, value, bits)
@@ -151,8 +162,12 @@ class _Inserter:
 
     def pair(self, source: Value, value: Value, bits: int) -> Value:
         """source -> QuantizeLinear -> DequantizeLinear on the grid of `value` at `bits`."""
-        q = self.grid(value, bits)
-        g, stem = self.graph, f"{value.name}.{q.dtype}"
+        q = self.apart(value, bits) or self.grid(value, bits)
+        return self.on_grid(source, value, q, f"{value.name}.{q.dtype}")
+
+    def on_grid(self, source: Value, value: Value, q: QuantParams, stem: str) -> Value:
+        """source -> QuantizeLinear -> DequantizeLinear on the grid `q`."""
+        g = self.graph
         scale, zero = self.constants(q, stem, source)
         ints = g.add_node("QuantizeLinear", [source, scale, zero], outputs=[g.fresh(f"{stem}.q")], quant=q)
         back = g.add_node("DequantizeLinear", [ints.output, scale, zero], outputs=[g.fresh(f"{stem}.dq")])
@@ -182,6 +197,25 @@ class _Inserter:
             self.grids[key] = self._grid(key, value, bits)
         return self.grids[key]
 
+    def apart(self, value: Value, bits: int) -> QuantParams | None:
+        """A tensor's own grid, where a concatenation's would leave nothing of it to others; None: they share."""
+        key = self.plan.key(value, bits)
+        if key not in self.own:
+            self.own[key] = self._apart(key, value, bits)
+        return self.own[key]
+
+    def _apart(self, key: Key, value: Value, bits: int) -> QuantParams | None:
+        name = key[0]
+        maker = self.plan.origin[value].producer
+        if key not in self.plan.joined or key not in self.plan.computed or name in self.joined or name in self.fixed:
+            return None
+        if name not in self.options.ranges or (maker is not None and maker.op == "Concat"):
+            return None
+        alone = self.solution.reach_alone(key)
+        q = self._over([self.interval(name, bits), *([alone] if alone else [])], bits)
+        lo, hi = self.options.ranges.at(name, bits)
+        return q if lo < hi and self.grid(value, bits).scale[0] > APART * q.scale[0] else None
+
     def _grid(self, key: Key, value: Value, bits: int) -> QuantParams:
         members = [name for name, _ in self.solution.members(key)]
         joined = [name for name in members if name in self.joined and name in self.options.ranges]
@@ -196,6 +230,10 @@ class _Inserter:
             raise QuantizationError(
                 "has no range", where=f"tensor {value.name!r}", hint="calibrate the graph as it is before this pass"
             )
+        return self._over(intervals, bits)
+
+    def _over(self, intervals: list[Interval], bits: int) -> QuantParams:
+        """The grid that holds all intervals."""
         lo, hi = min(i[0] for i in intervals), max(i[1] for i in intervals)
         dtype = activation_dtype(bits, self.options.symmetric)
         if bits > NARROW:

@@ -68,13 +68,16 @@ class Need:
 @dataclass
 class Placement:
     """width: bits of each activation's grid (roots and what passes through).  origin: activation -> its root or Concat.
-    roots: values to quantize, in topological order.  needs: of each use of an activation."""
+    roots: values to quantize, in topological order.  needs: of each use of an activation.
+    joined: grids that a concatenation shares; computed: grids that some other operator computes with, or an output."""
 
     width: dict[Value, int]
     origin: dict[Value, Value]
     roots: list[Value]
     needs: dict[tuple[Node, int], Need]
     relations: Relations
+    joined: set[Key] = field(default_factory=set[Key])
+    computed: set[Key] = field(default_factory=set[Key])
 
     def key(self, value: Value, bits: int) -> Key:
         """Names the grid of `value` at `bits`."""
@@ -211,6 +214,10 @@ def _spread(graph: Graph, wanted: dict[Value, int], needs: dict[tuple[Node, int]
     plan = Placement(width, origin, roots, needs, Relations())
     for node in graph.nodes:
         results = [v for v in node.outputs if v in wanted]
+        for index, value in enumerate(node.inputs):
+            if value in origin and (node.op == "Concat" or not passes_through(node)):
+                key = plan.key(value, plan.at_use(value, (node, index)))
+                (plan.joined if node.op == "Concat" else plan.computed).add(key)
         if not results:
             continue
         source = node.inputs[0] if node.inputs else None
@@ -234,6 +241,7 @@ def _spread(graph: Graph, wanted: dict[Value, int], needs: dict[tuple[Node, int]
             clamped = limited(node)
             if clamped is not None and origin[clamped] is clamped:
                 plan.relations.shared(plan.key(results[0], NARROW), plan.key(clamped, NARROW))
+    plan.computed.update(plan.key(v, width[v]) for v in graph.outputs if v in origin)
     return plan
 
 

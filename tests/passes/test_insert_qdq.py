@@ -11,6 +11,7 @@ from qir.errors import QuantizationError, StageError
 from qir.graph import Graph, Node, Stage, Value
 from qir.passes.align_scales import Derived, Shared, Solution
 from qir.passes.insert_qdq import InsertQdq
+from qir.passes.lower_to_dyadic import LowerToDyadic
 from qir.passes.placement import Widths, first_and_last, observed, place
 from qir.passes.ranges import Ranges
 from qir.passes.weight_grids import quantize_weights, weight_grid
@@ -263,3 +264,38 @@ def test_zero_channels_and_bad_weights() -> None:
             weight_grid(w, bad[1], 0, bad[0])
     with pytest.raises(QuantizationError, match="finite"):
         weight_grid(np.full((2, 3), np.inf, np.float32), 8, 0)
+
+
+def concatenated(scales: tuple[float, float]) -> tuple[Graph, Ranges]:
+    """a, b -> Concat, and an AveragePool of a, with the operands' magnitudes."""
+    net = Net()
+    small, large = net.conv(net.x, "small"), net.conv(net.x, "large")
+    both = net.op("Concat", small, large, name="both", axis=1)
+    pool = net.op("AveragePool", small, name="pool", kernel_shape=[2, 2])
+    graph = net.done(both, pool)
+    reach = dict.fromkeys(("small", "pool"), scales[0]) | dict.fromkeys(("large", "both"), scales[1]) | {"x": 1.0}
+    for name, conv in (("small", 0), ("large", 1)):
+        for constant in (graph.value(f"{name}.w"), graph.value(f"{name}.b")):
+            constant.data = (constant.array() * scales[conv]).astype(np.float32)
+    return graph, Ranges.of({k: (-8 * v, 8 * v) for k, v in reach.items()})
+
+
+def test_operand_far_below_its_concatenation_keeps_a_grid_of_its_own() -> None:
+    graph, ranges = concatenated((1e-5, 1e5))
+    qdq, _ = InsertQdq(ranges).apply(graph)
+    own, joint = quantizers(qdq)["small"], quantizers(qdq)["small.int16.dq"]
+    assert len(own) == len(joint) == 1
+    assert joint == quantizers(qdq)["large"]
+    assert joint[0].scale[0] > 1e9 * own[0].scale[0]
+    integer, _ = LowerToDyadic().apply(qdq)  # the pool had no dyadic ratio on the joint grid
+    x = np.random.default_rng(3).normal(size=(2, 4, 6, 6)).astype(np.float32)
+    want, got = (Session(g, "reference").run({"x": x})["pool"] for g in (graph, integer))
+    assert np.any(want)
+    assert np.abs(want - got).max() < 0.05 * np.abs(want).max()
+
+
+def test_operands_of_like_size_share_their_concatenation_s_grid() -> None:
+    graph, ranges = concatenated((1.0, 100.0))
+    qdq, _ = InsertQdq(ranges).apply(graph)
+    assert quantizers(qdq)["small"] == quantizers(qdq)["large"]
+    assert "small.int16.dq" not in quantizers(qdq)
