@@ -14,11 +14,13 @@ from onnx import helper
 from qir.errors import BackendError
 from qir.graph import Graph, Stage, Value
 from qir.io import to_onnx
-from qir.io.functions import ONNX_TYPE
+from qir.io.functions import ONNX_TYPE, carries_wide, wire_dtype
 from qir.types import Array, DType
 
 MAX_BYTES = 2**31 - 2**20
 """Protobuf's limit, less a margin; larger models go to onnxruntime through a file with external data."""
+
+FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
 
 class OnnxRuntime:
@@ -38,7 +40,9 @@ class OnnxRuntime:
         self.options.log_severity_level = 3
         self.options.enable_profiling = profile
         # before 1.31 a buffer of n 4-bit elements (n/2 bytes) was given again to tensors of n bytes
-        self.options.enable_mem_reuse = not (old_runtime() and any(v.dtype.bits == 4 for v in graph.values))
+        self.wide = carries_wide(graph, opset)
+        packed = any(v.data is None and wire_dtype(v, self.wide).bits == 4 for v in graph.values)
+        self.options.enable_mem_reuse = not (old_runtime() and packed)
         level = optimize or ("basic" if graph.stage is Stage.QDQ else "all")
         self.options.graph_optimization_level = {
             "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -63,14 +67,18 @@ class OnnxRuntime:
         if compute:
             own = set(self.graph.outputs)
             extra = tuple(dict.fromkeys(v.name for v in compute if v not in own))
-            given = {_wire_name(self.graph.value(k)): v for k, v in feeds.items()}
-            fetch = [_wire_name(v) for v in compute]
+            given = {self._wire_name(self.graph.value(k)): v for k, v in feeds.items()}
+            fetch = [self._wire_name(v) for v in compute]
             try:
                 arrays = self._session(extra).run(fetch, given)
             except Exception as error:  # onnxruntime's exceptions share no base class
                 raise BackendError(f"onnxruntime: {_first_line(error)}", where=f"graph {self.graph.name!r}") from error
             results.update({v.name: a for v, a in zip(compute, arrays, strict=True)})
         return {v.name: results[v.name] for v in wanted}
+
+    def _wire_name(self, value: Value) -> str:
+        """What a value is called in the model that onnxruntime gets."""
+        return f"{value.name}/wide" if wire_dtype(value, self.wide).bits == 4 else value.name
 
     def _session(self, extra: tuple[str, ...]) -> Any:
         if extra not in self._sessions:
@@ -94,11 +102,6 @@ def _open(model: onnx.ModelProto, options: Any) -> Any:
         return ort.InferenceSession(str(path), options, providers=providers)
 
 
-def _wire_name(value: Value) -> str:
-    """What a value is called in the model that onnxruntime gets."""
-    return f"{value.name}/wide" if value.dtype.bits == 4 else value.name
-
-
 def old_runtime() -> bool:
     """Whether onnxruntime is older than 1.31, where 4-bit activations are right."""
     major, minor = (int(part) for part in ort.__version__.split(".")[:2])
@@ -109,9 +112,9 @@ def with_int4_casts(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
     """4-bit inputs and outputs as 8-bit ones called `<name>/wide`, cast inside: NumPy has no 4-bit dtypes to pass."""
 
     def widened(info: onnx.ValueInfoProto) -> tuple[onnx.ValueInfoProto, DType] | None:
-        kind = graph.value(info.name).dtype if info.name in graph else DType.INT8
-        if kind.bits != 4:
+        if info.type.tensor_type.elem_type not in FOUR_BITS:
             return None
+        kind = graph.value(info.name).dtype
         wide = onnx.TensorProto.INT8 if kind.is_signed else onnx.TensorProto.UINT8
         return helper.make_tensor_value_info(f"{info.name}/wide", wide, list(graph.value(info.name).shape)), kind
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from ..graph import Graph, Node, Value
 from ..ops import Op, op_of
 from ..types import TensorType
 from . import metadata, widen
-from .functions import DOMAIN, ONNX_TYPE, Body, function_stem
+from .functions import DOMAIN, ONNX_TYPE, Body, carries_wide, function_stem, wire_dtype
 from .protos import attribute_proto, export_attrs, tensor_proto
 
 DEFAULT_OPSET = 21
@@ -42,14 +43,15 @@ def to_onnx(graph: Graph, opset: int = DEFAULT_OPSET, extra_outputs: Sequence[st
         value = graph.value(name)
         if value not in outputs:
             outputs.append(value)
-    functions = _Functions(opset)
+    wide = carries_wide(graph, opset)
+    functions = _Functions(opset, wide)
     exporter = _Exporter(graph, functions)
     model = gs.export_onnx(exporter.surgeon_graph(outputs, opset), do_type_check=True, ir_version=IR_VERSION[opset])
     model.producer_name = "qir"
     for proto, attributes in zip(model.graph.node, exporter.attributes, strict=True):
         proto.attribute.extend(attributes)
     model.functions.extend(functions.protos)
-    props = {**graph.metadata, metadata.KEY: metadata.dump(graph)}
+    props = {**graph.metadata, metadata.KEY: metadata.dump(graph, wide)}
     helper.set_model_props(model, props)
     return model
 
@@ -60,8 +62,8 @@ class _Functions:
     ONNX has `overload` for this, but some runtimes (onnx.reference 1.23 among them) look functions up without it.
     """
 
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
+    def __init__(self, opset: int, wide: bool) -> None:
+        self.opset, self.wide = opset, wide
         self.protos: list[onnx.FunctionProto] = []
         self._names: dict[tuple[str, bytes], str] = {}
         self._count: dict[str, int] = {}
@@ -69,7 +71,7 @@ class _Functions:
     def name_of(self, op: Op, node: Node) -> str:
         """The name of the function that a node calls, its body written if it is a new one."""
         name = function_stem(op)
-        proto = function_of(op, node, self.opset)
+        proto = function_of(op, node, self.opset, self.wide)
         key = (name, proto.SerializeToString(deterministic=True))
         if key not in self._names:
             n = self._count[name] = self._count.get(name, 0) + 1
@@ -78,9 +80,9 @@ class _Functions:
         return self._names[key]
 
 
-def function_of(op: Op, node: Node, opset: int) -> onnx.FunctionProto:
-    """The local function that a node is exported as, under its operator's own name."""
-    body = Body(node, formal_names(op.inputs, len(node.inputs)), opset)
+def function_of(op: Op, node: Node, opset: int, wide: bool) -> onnx.FunctionProto:
+    """The local function that a node is exported as, under its operator's own name; wide: see `carries_wide`."""
+    body = Body(node, formal_names(op.inputs, len(node.inputs)), opset, wide)
     outputs = formal_names(op.outputs, len(node.outputs))[: len(node.outputs)]
     if op.needs_function(node, opset):
         op.function_body(body, node)
@@ -124,12 +126,13 @@ class _Exporter:
         if value is None:
             return gs.Variable.empty()
         if value not in self.tensors:
-            self.tensors[value] = surgeon_tensor(value.name, value.type, value)
+            kind = replace(value.type, dtype=wire_dtype(value, self.functions.wide), quant=None)
+            self.tensors[value] = surgeon_tensor(value.name, kind, value)
         return self.tensors[value]
 
     def node(self, node: Node, opset: int) -> gs.Node:
         op = op_of(node.op)
-        local = op.needs_function(node, opset) or widen.needs_body(node)
+        local = op.needs_function(node, opset) or widen.needs_body(node, self.functions.wide)
         attrs = export_attrs(node.attrs, standard=not op.is_integer_op)
         op_type = self.functions.name_of(op, node) if local else node.op
         self.attributes.append([attribute_proto(k, v) for k, v in attrs.items()])

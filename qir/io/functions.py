@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ..graph import Node
+from ..graph import Graph, Node, Stage, Value
 from ..types import Array, DType
 
 if TYPE_CHECKING:
@@ -51,11 +51,33 @@ def without_tail(names: Sequence[str]) -> list[str]:
     return kept
 
 
-class Body:
-    """Builds one function body. Inputs are called by the operator's own input names, the output is `y`."""
+def carries_wide(graph: Graph, opset: int) -> bool:
+    """Whether 4-bit activations of a graph travel as 8-bit tensors in its file (4-bit constants never do).
 
-    def __init__(self, node: Node, input_names: list[str], opset: int) -> None:
-        self.node, self.inputs, self.opset = node, input_names, opset
+    So they do in integer graphs of the profile that runs today: ONNX Runtime before 1.31 writes over the ends of 4-bit
+    activations, and every version would only unpack and pack them around each operator.
+    """
+    return graph.stage is Stage.INTEGER and opset < 28
+
+
+def eight_bits(kind: DType) -> DType:
+    """The 8-bit dtype that holds a 4-bit one."""
+    return DType.INT8 if kind.is_signed else DType.UINT8
+
+
+def wire_dtype(value: Value, wide: bool) -> DType:
+    """The dtype that a value has in the file; wide: see `carries_wide`."""
+    return eight_bits(value.dtype) if wide and value.dtype.bits == 4 and value.data is None else value.dtype
+
+
+class Body:
+    """Builds one function body. Inputs are called by the operator's own input names, the output is `y`.
+
+    wide: 4-bit activations come and go as 8-bit tensors (`carries_wide`).
+    """
+
+    def __init__(self, node: Node, input_names: list[str], opset: int, wide: bool) -> None:
+        self.node, self.inputs, self.opset, self.wide = node, input_names, opset, wide
         self.nodes: list[onnx.NodeProto] = []
         self._count = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -91,10 +113,13 @@ class Body:
     def cast(self, x: str, dtype: DType) -> str:
         return self.op("Cast", x, to=ONNX_TYPE[dtype])
 
-    @staticmethod
-    def onnx_type(dtype: DType) -> int:
-        """The element type's number in ONNX."""
-        return ONNX_TYPE[dtype]
+    def result_type(self, dtype: DType) -> int:
+        """The number in ONNX of the element type in which a result of `dtype` leaves the function."""
+        return ONNX_TYPE[eight_bits(dtype) if self.wide and dtype.bits == 4 else dtype]
+
+    def wire(self, name: str) -> DType:
+        """The dtype in which one of the node's inputs comes."""
+        return wire_dtype(self._value(name), self.wide)
 
     def widen4(self, x: str, kind: DType) -> str:
         """A 4-bit tensor as int8/uint8.
@@ -104,7 +129,7 @@ class Body:
         """
         limits = (self.constant(np.asarray(end, np.int32)) for end in (kind.lo, kind.hi))
         wide = self.op("Clip", self.cast(x, DType.INT32), *limits)
-        return self.cast(wide, DType.INT8 if kind.is_signed else DType.UINT8)
+        return self.cast(wide, eight_bits(kind))
 
     def dtype(self, name: str) -> DType:
         """dtype of one of the node's inputs, by its operator's input name."""
@@ -166,7 +191,7 @@ class Body:
         else:
             raised = self.op("Where", self.op("Less", x_i64, lo), lo, x_i64)
             clipped = self.op("Where", self.op("Greater", raised, hi), hi, raised)
-        self.op("Cast", clipped, output="y", to=ONNX_TYPE[DType(attrs["dtype"])])
+        self.op("Cast", clipped, output="y", to=self.result_type(DType(attrs["dtype"])))
 
     def proto(self, name: str, output_names: list[str]) -> onnx.FunctionProto:
         """The finished FunctionProto; the call node's attributes are declared so that it stays a valid call."""

@@ -22,7 +22,7 @@ from ..shapes import fold_shapes
 from ..types import Array, Dim, DType, TensorType
 from . import metadata
 from .adapters import Raw
-from .functions import DOMAIN
+from .functions import DOMAIN, carries_wide, eight_bits, operator_of
 from .importer import Constant, Importer
 from .structure import STANDARD, check_structure, opset_of
 from .tensors import ir_dtype, tensor_array
@@ -46,23 +46,25 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, input_shapes: Shapes | 
     order = check_structure(proto)
     opset = opset_of(proto)
     proto, order = inline_others(proto, order)
-    stage, quant = Stage.FLOAT, {}
+    stage, quant, four = Stage.FLOAT, {}, {}
     graph = Graph(proto.graph.name or "graph")
     for prop in proto.metadata_props:
         if prop.key == metadata.KEY:
-            stage, quant = metadata.parse(prop.value)
+            stage, quant, four = metadata.parse(prop.value)
         else:
             graph.metadata[prop.key] = prop.value
     surgeon = import_graph(proto)
     constants = {i.name: _reader(i, folder) for i in proto.graph.initializer}
     for name, kind in input_types(proto, input_shapes or {}, set(constants)):
-        graph.add_input(name, kind)
+        narrow = four.get(name, kind.dtype)
+        graph.add_input(name, replace(kind, dtype=narrow) if eight_bits(narrow) is kind.dtype else kind)
     names = {n for node in proto.graph.node for n in node.output} | set(constants) | {i.name for i in proto.graph.input}
     importer = Importer(graph, opset, constants, names)
     has_quant, used = False, used_outputs(proto)
     for index in order:
         raw = raw_node(surgeon.nodes[index], used, folder)
-        has_quant |= raw.op in ("QuantizeLinear", "DequantizeLinear") or raw.op.endswith("Quant")
+        name = operator_of(raw.op) if raw.domain == DOMAIN else raw.op
+        has_quant |= name in ("QuantizeLinear", "DequantizeLinear") or name.endswith("Quant")
         if raw.op == "Constant" and raw.domain in STANDARD:
             importer.define(raw.outputs[0] or "", constant_node(raw, folder))
         else:
@@ -89,11 +91,12 @@ def strange_functions(graph: Graph, proto: onnx.ModelProto, opset: int) -> list[
 
     bodies = {f.name: _body_text(f) for f in proto.functions if f.domain == DOMAIN}
     strange: dict[str, None] = {}
+    wide = carries_wide(graph, opset)
     for call in proto.graph.node:
         if call.domain != DOMAIN or call.op_type in strange or call.output[0] not in graph:
             continue
         node = graph.value(call.output[0]).producer
-        if node is not None and bodies[call.op_type] != _body_text(function_of(op_of(node.op), node, opset)):
+        if node is not None and bodies[call.op_type] != _body_text(function_of(op_of(node.op), node, opset, wide)):
             strange[call.op_type] = None
     return list(strange)
 

@@ -32,19 +32,26 @@ def quant_from_json(data: Any) -> QuantParams:
     return QuantParams(scale, zeros, DType(data["dtype"]), None if axis is None else int(axis))
 
 
-def dump(graph: Graph) -> str:
-    """The JSON text for a graph."""
+def dump(graph: Graph, wide: bool = False) -> str:
+    """The JSON text for a graph; wide: its 4-bit inputs are 8-bit ones in the file, and named here."""
     quant = {v.name: quant_to_json(v.quant) for v in graph.values if v.quant is not None}
-    return json.dumps({"version": VERSION, "stage": graph.stage.name.lower(), "quant": quant}, separators=(",", ":"))
+    data: dict[str, Any] = {"version": VERSION, "stage": graph.stage.name.lower(), "quant": quant}
+    four = {v.name: str(v.dtype) for v in graph.inputs if wide and v.dtype.bits == 4}
+    return json.dumps({**data, "inputs": four} if four else data, separators=(",", ":"))
 
 
-def parse(text: str) -> tuple[Stage, dict[str, QuantParams]]:
-    """(stage, annotations by tensor name).  Raises ModelError on anything that `dump` did not write."""
+def parse(text: str) -> tuple[Stage, dict[str, QuantParams], dict[str, DType]]:
+    """(stage, annotations by tensor name, dtypes of 4-bit inputs).
+
+    Raises ModelError on anything that `dump` did not write.
+    """
     try:
         data = json.loads(text)
         if data["version"] != VERSION:
             raise ModelError(f"metadata version {data['version']} is not {VERSION}", where=f"metadata {KEY!r}")
-        return Stage[data["stage"].upper()], {name: quant_from_json(q) for name, q in data["quant"].items()}
+        four = {name: DType(kind) for name, kind in data.get("inputs", {}).items()}
+        quant = {name: quant_from_json(q) for name, q in data["quant"].items()}
+        return Stage[data["stage"].upper()], quant, four
     except ModelError:
         raise
     except (QirError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:

@@ -1,17 +1,21 @@
 """Standard operators on integer dtypes for which runtimes have no kernel: the same operator between two Casts.
 
-ONNX allows Clip on int16 and Reshape on int4, onnxruntime 1.31 computes neither.  Such a node is exported as a local
-function of domain `qir` under its own name, whose body casts, computes and casts back; loading gives the node back.
+ONNX allows Clip on int16 and Reshape on int4, onnxruntime 1.31 computes neither, nor did 1.23 compute TopK on int8.
+Such a node is exported as a local function of domain `qir` under its own name, whose body casts, computes and casts
+back; loading gives the node back.
 Operators with a form of their own for such dtypes (`Op.needs_function`) are not the business of this module.
-DepthToSpace and SpaceToDepth, for which only 8-bit kernels exist, are written as Reshape, Transpose, Reshape.
+DepthToSpace and SpaceToDepth, for which only the first has a kernel everywhere, on uint8, are written as Reshape,
+Transpose, Reshape.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..errors import UnsupportedError
-from ..graph import Node
+from ..graph import Node, Value
 from ..types import DType
-from .functions import ONNX_TYPE, Body
+from .functions import ONNX_TYPE, Body, eight_bits, wire_dtype
 from .protos import export_attrs
 
 FOUR_BITS = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear", "Transpose"})
@@ -22,24 +26,34 @@ NO_SIXTEEN_BITS = frozenset(
 )  # fmt: skip
 """Operators without 16-bit kernels."""
 
+NO_EIGHT_BITS = frozenset({"TopK"})
+"""Operators without 8-bit kernels."""
+
+BORDER = frozenset({"DequantizeLinear", "QuantizeLinear"})
+
 BLOCKS = frozenset({"DepthToSpace", "SpaceToDepth"})
 
 
-def wide_dtype(op: str, kind: DType) -> DType | None:
-    """The dtype in which an operator on `kind` is computed, or None where it can be in `kind` itself."""
-    if kind.is_integer and kind.bits == 4 and op not in FOUR_BITS:
-        return DType.INT8 if kind.is_signed else DType.UINT8
-    if kind.is_integer and kind.bits == 16 and op in NO_SIXTEEN_BITS:
+def computed(op: str, kind: DType, wide: bool) -> DType:
+    """The dtype in which an operator on `kind` is computed; wide: 4-bit activations travel in 8 bits."""
+    if not kind.is_integer:
+        return kind
+    if (kind.bits <= 8 and op in NO_EIGHT_BITS) or (kind.bits == 16 and op in NO_SIXTEEN_BITS):
         return DType.INT32
-    return None
+    if kind.bits == 4 and (wide or op not in FOUR_BITS):
+        return eight_bits(kind)
+    return kind
 
 
-def needs_body(node: Node) -> bool:
+def needs_body(node: Node, wide: bool) -> bool:
     """Whether a standard operator must be exported as a function."""
-    values = [v for v in (*node.inputs, *node.outputs) if v is not None]
     if node.op in BLOCKS:
-        return node.input(0).dtype.is_integer and node.input(0).dtype.bits != 8
-    return any(wide_dtype(node.op, v.dtype) for v in values)
+        kind = wire_dtype(node.input(0), wide)
+        return kind.is_integer and (kind is not DType.UINT8 or node.op == "SpaceToDepth")
+    values = [v for v in (*node.inputs, *node.outputs) if v is not None]
+    if node.op in BORDER:  # constants alone may stay at four bits
+        return any(wire_dtype(v, wide) is not v.dtype for v in values)
+    return any(computed(node.op, v.dtype, wide) is not wire_dtype(v, wide) for v in values)
 
 
 def write_body(body: Body, node: Node, output_names: list[str]) -> None:
@@ -47,23 +61,53 @@ def write_body(body: Body, node: Node, output_names: list[str]) -> None:
     if node.op in BLOCKS:
         _blocks(body, node, output_names[0])
         return
+    if node.op in BORDER:
+        _border(body, node, output_names[0])
+        return
     inputs: list[str] = []
     for name, value in zip(body.inputs, node.inputs, strict=False):
-        wide = None if value is None else wide_dtype(node.op, value.dtype)
-        inputs.append("" if value is None else name if wide is None else body.cast(name, wide))
+        inputs.append("" if value is None else _as_computed(body, node, name, value))
     results = body.ops(node.op, *inputs, count=len(node.outputs), **export_attrs(node.attrs, standard=True))
     for name, result, value in zip(output_names, results, node.outputs, strict=True):
-        if wide_dtype(node.op, value.dtype) is None:
+        if computed(node.op, value.dtype, body.wide) is wire_dtype(value, body.wide):
             body.op("Identity", result, output=name)
         else:
-            body.op("Cast", result, output=name, to=ONNX_TYPE[value.dtype])
+            body.op("Cast", result, output=name, to=body.result_type(value.dtype))
+
+
+def _as_computed(body: Body, node: Node, name: str, value: Value) -> str:
+    """An input in the dtype in which the operator is computed."""
+    kind, wire = computed(node.op, value.dtype, body.wide), wire_dtype(value, body.wide)
+    if kind is wire:
+        return name
+    if wire.bits == 4 and kind.bits == 8:
+        return body.widen4(name, wire)
+    return body.cast(name, kind)
+
+
+def _border(body: Body, node: Node, output: str) -> None:
+    """Quantization to, or from, a 4-bit grid whose integers travel in 8 bits."""
+    kind = (node.output if node.op == "QuantizeLinear" else node.input(0)).dtype
+    wide = eight_bits(kind)
+    inputs = list(body.inputs[: len(node.inputs)])
+    attrs = export_attrs({k: v for k, v in node.attrs.items() if k != "output_dtype"}, standard=True)
+    if len(inputs) > 2:
+        inputs[2] = body.widen4(inputs[2], kind)
+    if node.op == "DequantizeLinear":
+        body.op(node.op, *inputs, output=output, **attrs)
+        return
+    if len(inputs) < 3:
+        attrs["output_dtype"] = ONNX_TYPE[wide]
+    limits = (body.constant(np.asarray(end, wide.numpy)) for end in (kind.lo, kind.hi))
+    body.op("Clip", body.op(node.op, *inputs, **attrs), *limits, output=output)
 
 
 def _blocks(body: Body, node: Node, output: str) -> None:
     """Blocks of pixels to channels and back, as ONNX defines them; 0 in a Reshape keeps the batch."""
     kind = node.input(0).dtype
     x = body.inputs[0]
-    if kind.bits == 4:
+    packed = body.wire(x).bits == 4
+    if packed:
         x = body.widen4(x, kind)
     b = int(node.attrs["blocksize"])
     sizes = [d for d in node.input(0).shape[1:] if isinstance(d, int)]
@@ -78,6 +122,6 @@ def _blocks(body: Body, node: Node, output: str) -> None:
         inner, order, final = [b, b, c // (b * b), h, w], [0, 3, 4, 1, 5, 2], [c // (b * b), h * b, w * b]
     split = body.op("Reshape", x, body.int64([0, *inner]))
     moved = body.op("Transpose", split, perm=order)
-    joined = body.op("Reshape", moved, body.int64([0, *final]), output=None if kind.bits == 4 else output)
-    if kind.bits == 4:
+    joined = body.op("Reshape", moved, body.int64([0, *final]), output=None if packed else output)
+    if packed:
         body.op("Cast", joined, output=output, to=ONNX_TYPE[kind])

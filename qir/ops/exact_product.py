@@ -35,7 +35,7 @@ class Operand:
 
 def operand(body: Body, name: str, kind: DType, zero_point: int) -> Operand:
     """A tensor of at most 8 bits, 4-bit ones widened to 8."""
-    if kind.bits < 8:
+    if body.wire(name).bits < 8:
         name = body.widen4(name, kind)
     return Operand(name, kind.is_signed, zero_point)
 

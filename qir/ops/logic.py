@@ -164,4 +164,4 @@ class Where(Op):
     def function_body(self, body: Body, node: Node) -> None:
         a, b = body.cast("x", DType.INT64), body.cast("other", DType.INT64)
         picked = body.op("Where", "condition", a, b)
-        body.op("Cast", picked, output="y", to=body.onnx_type(node.output.dtype))
+        body.op("Cast", picked, output="y", to=body.result_type(node.output.dtype))

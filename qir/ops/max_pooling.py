@@ -75,7 +75,7 @@ class MaxPool(Op):
         kind = body.dtype("x")
         g = pool_geometry(ints(node.input(0).shape[2:]), kernel, node.attrs)
         y = slide(body, body.cast("x", DType.INT32), "Max", kernel, g.strides, g.dilations, g.out, g.widths, kind.lo)
-        body.op("Cast", y, output="y", to=body.onnx_type(kind))
+        body.op("Cast", y, output="y", to=body.result_type(kind))
 
 
 def slide(

@@ -75,9 +75,7 @@ class _Extremum(Elementwise):
         # runtimes have Max and Min for 32-bit integers, not for narrower ones
         wide = [body.cast(name, DType.INT32) for name in ("a", "b")]
         best = body.op(self.name.removeprefix("qir."), *wide)
-        from ..io.functions import ONNX_TYPE
-
-        body.op("Cast", best, output="y", to=ONNX_TYPE[body.dtype("a")])
+        body.op("Cast", best, output="y", to=body.result_type(body.dtype("a")))
 
 
 @register

@@ -57,7 +57,7 @@ class Table(Op):
         index, least = body.cast("x", DType.INT32), body.dtype("x").lo
         axis, table, kind = node.attrs["axis"], "table", body.dtype("table")
         if kind.bits == 4:  # runtimes gather no 4-bit tensors
-            table = body.cast(table, DType.INT8 if kind.is_signed else DType.UINT8)
+            table = body.widen4(table, kind)
         offset = np.asarray(-least, dtype=np.int32)
         if axis is not None:
             entries, rank = node.input(1).shape[1], body.rank("x")
@@ -68,9 +68,10 @@ class Table(Op):
             table = body.op("Reshape", table, body.int64([-1]))
         if np.any(offset):
             index = body.op("Add", index, body.constant(offset))
-        found = body.op("Gather", table, index, output=None if kind.bits == 4 else "y", axis=0)
-        if kind.bits == 4:
-            body.op("Cast", found, output="y", to=body.onnx_type(kind))
+        packed = kind.bits == 4 and not body.wide
+        found = body.op("Gather", table, index, output=None if packed else "y", axis=0)
+        if packed:
+            body.op("Cast", found, output="y", to=body.result_type(kind))
 
 
 def grid_of(q: QuantParams) -> NDArray[np.int64]:

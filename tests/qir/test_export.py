@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx.reference
+import onnx.shape_inference
+import onnxruntime as ort
 import pytest
 
 import qir
@@ -118,6 +121,58 @@ def test_data_movement_runs_in_every_integer_dtype(
         np.testing.assert_array_equal(got, want[name])
     again = qir.load(to_onnx(graph).SerializeToString())
     assert [(n.op, n.attrs) for n in again.nodes] == [(n.op, n.attrs) for n in graph.nodes]
+
+
+def inlined_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element types of what the inlined model's nodes compute."""
+    flat = onnx.shape_inference.infer_shapes(onnx.inliner.inline_local_functions(model))
+    infos = [*flat.graph.value_info, *flat.graph.input, *flat.graph.output]
+    return {i.name: i.type.tensor_type.elem_type for i in infos}
+
+
+def test_activations_of_four_bits_travel_in_eight(two_convs: Any) -> None:
+    graph: Graph = two_convs("int4", "uint4")
+    four = [v.name for n in graph.nodes for v in n.outputs if v.dtype.bits == 4]
+    assert four
+    model = checked(to_onnx(graph, extra_outputs=four))
+    assert not {onnx.TensorProto.INT4, onnx.TensorProto.UINT4} & set(inlined_types(model).values())
+    assert [i.data_type for i in model.graph.initializer if i.name == "c0.w"] == [onnx.TensorProto.INT4]
+    plain = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])  # as any user would
+    want = Session(graph).run({"x": X}, outputs=four)
+    for name, got in zip(four, plain.run(four, {"x": X}), strict=True):
+        np.testing.assert_array_equal(got, want[name])
+    assert str(qir.load(to_onnx(graph))) == str(graph)
+    assert onnx.TensorProto.UINT4 in inlined_types(to_onnx(graph, 28)).values()
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4"])
+def test_borders_of_four_bits(kind: str) -> None:
+    """Floats that are quantized to, and come back from, a 4-bit grid; and a 4-bit input."""
+    dtype = DType(kind)
+    g = Graph("border", Stage.INTEGER)
+    x = g.add_input("x", TensorType(DType.FLOAT32, ("N", 6)))
+    ints = g.add_input("ints", TensorType(dtype, ("N", 6)))
+    scale = g.add_constant("scale", np.asarray(0.25, np.float32))
+    zero = g.add_constant("zero", np.asarray(3, dtype.numpy), dtype)
+    q = g.add_node("QuantizeLinear", [x, scale, zero], outputs=["q"]).output
+    both = g.add_node("Concat", [q, ints], {"axis": 1}, outputs=["both"]).output
+    y = g.add_node("DequantizeLinear", [both, scale, zero], outputs=["y"]).output
+    g.set_outputs([both, y])
+    feeds = {
+        "x": np.linspace(-9, 9, 24, dtype=np.float32).reshape(4, 6),
+        "ints": np.resize(np.arange(dtype.lo, dtype.hi + 1, dtype=dtype.numpy), (4, 6)),
+    }
+    model = checked(to_onnx(g))
+    assert audit(model) == []
+    assert not {onnx.TensorProto.INT4, onnx.TensorProto.UINT4} & set(inlined_types(model).values())
+    want = Session(g).run(feeds)
+    assert want["both"].min() == dtype.lo and want["both"].max() == dtype.hi  # it saturates at four bits
+    for name, got in Session(g, "onnxruntime").run(feeds).items():
+        np.testing.assert_array_equal(got, want[name])
+    again = qir.load(model.SerializeToString())
+    assert str(again) == str(g)
+    assert again.stage is Stage.INTEGER
+    assert again.value("ints").dtype is again.value("both").dtype is dtype
 
 
 # -- files ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 
 from qir import DType, QuantParams
 from qir.errors import QirError
+from qir.runtime.onnxruntime_session import old_runtime
 
 A = QuantParams.make(0.05, 120, DType.UINT8)
 B = QuantParams.make(0.021, -3, DType.INT8)
@@ -46,11 +47,18 @@ def input_for(shape: tuple[int, ...], seed: int) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32) * 3
 
 
+def beyond_pads(attrs: dict[str, Any]) -> bool:
+    """Whether a window may reach past the padding, or the padding is left to the runtime."""
+    return bool(attrs.get("ceil_mode")) or attrs.get("auto_pad", "NOTSET") != "NOTSET"
+
+
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
 def test_pooling_on_floats(op: str, seed: int, agree_with_onnxruntime: Any) -> None:
     shape, attrs = random_pool(seed, op == "AveragePool")
     print(f"seed {seed}: {op} {shape} {attrs}")
+    if old_runtime() and op == "AveragePool" and attrs.get("count_include_pad") and beyond_pads(attrs):
+        pytest.skip("onnxruntime before 1.31 counts what lies beyond the padding in such float windows")
     agree_with_onnxruntime(op, [input_for(shape, seed)], attrs)
 
 
@@ -98,6 +106,8 @@ REDUCTIONS = [([2, 3], 1), ([-1], 0), ([1], 1), ([3, 1], 0)]
 def test_reductions_on_floats(op: str, axes: list[int], keepdims: int, agree_with_onnxruntime: Any) -> None:
     x = input_for((2, 3, 4, 5), 6)
     agree_with_onnxruntime(op, [x, np.asarray(axes)], {"keepdims": keepdims})
+    if keepdims and old_runtime():
+        pytest.skip("onnxruntime before 1.31 refuses noop_with_empty_axes=1 without axes on floats")
     agree_with_onnxruntime(op, [x], {"keepdims": keepdims, "noop_with_empty_axes": keepdims}, tol=1e-4)
 
 
