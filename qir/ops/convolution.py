@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import OverflowProofError, TypeInferenceError
 from ..types import Array, DType, TensorType
 from .base import REQUIRED, Op, register
-from .exact_product import exact_pair, operand
+from .exact_product import operand
 from .linear import linear_weights
 from .requantize import quant_of
 from .windows import conv_output, resolve_pads, windows
@@ -149,7 +149,7 @@ class IntegerConv(Op):
         if any(attrs["pads"]):
             padded = pad_body(body, x.name, kind, rank, attrs["pads"], attrs["pad_value"])
             x = replace(x, name=padded)
-        x, w = exact_pair(body, x, operand(body, "w", body.dtype("w"), attrs["weight_zero_point"]))
+        x, w = x.unsigned(body), operand(body, "w", body.dtype("w"), attrs["weight_zero_point"]).unsigned(body)
         out = body.op(
             "ConvInteger", x.name, w.name, x.zero(body), w.zero(body), dilations=attrs["dilations"],
             group=attrs["group"], strides=attrs["strides"], pads=[0] * (2 * rank),

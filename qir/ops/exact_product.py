@@ -44,7 +44,8 @@ def exact_pair(body: Body, a: Operand, b: Operand) -> tuple[Operand, Operand]:
     """Both signed as they are, anything else as uint8 by uint8.
 
     On x86 without VNNI, ONNX Runtime saturates products of mixed signs in 16 bits (MatMulInteger of u8 by s8,
-    ConvInteger of s8 by u8); products of one sign are exact everywhere, u8 by u8 the fastest.
+    ConvInteger of s8 by u8); products of one sign are exact everywhere, u8 by u8 the fastest.  (ConvInteger is always
+    written u8 by u8: ONNX Runtime before 1.31 has no kernel of it for s8 by s8.)
     """
     if a.signed and b.signed:
         return a, b
