@@ -23,6 +23,8 @@ def _ints(names: str, kind: str = S32) -> list[tuple[str, str]]:
 
 VIEW = _struct(("data", POINTER), ("offset", S64), ("strides", S64, (RANK,)), ("kind", S32))
 SHAPE = _struct(("count", S64), ("dims", S32, (RANK,)))
+ROWS = _struct(("data", POINTER), *_ints("image_stride pixel_stride", S64), ("kind", S32))
+EXTENT = _struct(*_ints("count pixels chunks"))
 GRID = _struct(*_ints("zero_point lo hi"))
 WINDOW = _struct(
     *_ints("height width kernel_h kernel_w stride_h stride_w dilation_h dilation_w pad_top pad_left pad_value")

@@ -56,14 +56,14 @@ def compile_all(
 def compile_job(job: Job) -> list[Usage]:
     """The usage of a job's instances, in their order; from the cache if they have been compiled before."""
     compiler = Nvrtc()
-    key = json.dumps(
-        [sorted(sources().items()), compiler.version(), job.architecture, [asdict(k) for k in job.kernels]]
-    )
+    source = job.kernels[0].source
+    texts = sorted((n, t) for n, t in sources().items() if n == source or n.endswith(".cuh"))
+    key = json.dumps([texts, compiler.version(), job.architecture, [asdict(k) for k in job.kernels]])
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qir"
     kept = folder / f"usage-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     if kept.exists():
         return [Usage(**u) for u in json.loads(kept.read_text())]
-    _, lowered, log = compiler.compile(job.kernels[0].source, job.kernels, job.architecture)
+    _, lowered, log = compiler.compile(source, job.kernels, job.architecture)
     used = [usage(log, lowered[k.expression]) for k in job.kernels]
     folder.mkdir(parents=True, exist_ok=True)
     fresh = kept.with_suffix(f".{os.getpid()}")
@@ -89,7 +89,7 @@ def table(found: dict[tuple[str, str], Usage], version: tuple[int, int]) -> str:
     lines = [
         "# What every kernel instance takes",
         "",
-        f"By the assembler's report of NVRTC {version[0]}.{version[1]} (`python benchmarks/kernels.py`, without a GPU).",
+        "By the assembler's report of NVRTC {}.{} (`python benchmarks/kernels.py`, without a GPU).".format(*version),
         "Columns sm_*: registers a thread; `s` and a number: bytes of spills; `-`: not made for that architecture.",
         "",
         "| kernel | threads | shared memory | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",

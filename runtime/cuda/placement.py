@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qir.errors import BackendError
 from qir.graph import Value
 from qir.ops.base import dim_at
 from qir.types import Array
@@ -98,6 +99,28 @@ def place(value: Value, batch: int, image: bool) -> Placement:
     else:
         strides, size = row_major(shape), int(np.prod(shape))
     return Placement(Storage(size * dtype.itemsize, spare_channels=image), dtype, shape, strides)
+
+
+def pixel_of_image(p: Placement) -> tuple[int, int]:
+    """(stride between pixels, offset) of a tensor of images; its pixels must follow one another evenly."""
+    if len(p.shape) == 2:
+        return p.strides[0], p.offset
+    step = p.strides[-1]
+    expected = step
+    for i in range(len(p.shape) - 1, 1, -1):
+        if p.shape[i] > 1 and p.strides[i] != expected:
+            raise BackendError("an image in a layout that is no row of pixels")
+        expected *= p.shape[i]
+    if (p.shape[0] > 1 and p.strides[0] != expected) or p.strides[1] != 1:
+        raise BackendError("an image in a layout that is no row of pixels")
+    return step, p.offset
+
+
+def pixel_of_rows(p: Placement) -> tuple[int, int]:
+    """(stride between rows, offset) of a row-major matrix."""
+    if not p.contiguous:
+        raise BackendError("a matrix in a layout that is no row of rows")
+    return p.shape[-1], 0
 
 
 def lay_out(storages: Sequence[Storage]) -> tuple[dict[Storage, int], int]:

@@ -3,11 +3,6 @@
 
 namespace qir {
 
-// Where a result goes: its grid and limits.
-struct Grid {
-    s32 zero_point, lo, hi;
-};
-
 // y = clamp((((x - x_zero) * multiplier + 2^(shift-1)) >> shift) + zero_point, lo, hi)          [ARITHMETIC 2]
 __global__ void requantize_elements(Shape shape, View x, View multiplier, View shift, View y, s32 x_zero, Grid grid) {
     QIR_FOR_EACH(i, shape.count) {
@@ -62,13 +57,11 @@ __global__ void extremum_elements(Shape shape, View a, View b, View y, s32 large
     }
 }
 
-// The border: float32 to integers, round half to even, saturating; NaN goes to the zero point's low end.
+// The border: float32 to integers.
 __global__ void quantize_elements(Shape shape, View x, View y, float scale, Grid grid) {
     QIR_FOR_EACH(i, shape.count) {
         const Index at(shape, i);
-        const float q = rintf(static_cast<const float*>(x.data)[position(x, at)] / scale) + float(grid.zero_point);
-        const float low = float(grid.lo), high = float(grid.hi);
-        put(y, position(y, at), s64(q < high ? (q > low ? q : low) : high));
+        put(y, position(y, at), quantized(static_cast<const float*>(x.data)[position(x, at)], scale, grid));
     }
 }
 

@@ -5,14 +5,7 @@
 
 namespace qir {
 
-// Pooling over (N, C, H, W) views; 1-D pooling has H = 1.
-struct Window {
-    s32 height, width;  // of the input
-    s32 kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
-    s32 pad_value;      // what lies outside: counted by a sum, ignored by a maximum
-};
-
-// The last two axes of `shape` are the output's rows and columns; x strides likewise over the input.
+// Pooling over (N, C, H, W) views: the last two axes of `shape` are the output's rows and columns; x strides likewise over the input.
 template <bool is_max>
 __global__ void pool(Shape shape, View x, View y, Window w) {
     QIR_FOR_EACH(i, shape.count) {

@@ -24,12 +24,26 @@ struct Shape {
 struct Index {
     s32 at[RANK];
 
-    // The multi-index of flat position i (row-major).
+    // The multi-index of flat position i (row-major). Divisions take 32 bits where the whole shape fits: a 64-bit one
+    // costs several times as much, and axes of one element none.
     __device__ __forceinline__ Index(const Shape& shape, s64 i) {
+        if (shape.count >> 31) {
+            split<s64>(shape, i);
+        } else {
+            split<u32>(shape, u32(i));
+        }
+    }
+
+    template <class T>
+    __device__ __forceinline__ void split(const Shape& shape, T i) {
 #pragma unroll
         for (int d = RANK - 1; d >= 0; --d) {
-            const s64 next = i / shape.dims[d];
-            at[d] = s32(i - next * shape.dims[d]);
+            if (shape.dims[d] == 1) {
+                at[d] = 0;
+                continue;
+            }
+            const T next = i / T(shape.dims[d]);
+            at[d] = s32(i - next * T(shape.dims[d]));
             i = next;
         }
     }
@@ -65,6 +79,24 @@ __device__ __forceinline__ void put(const View& v, s64 p, s64 value) {
 }
 
 __device__ __forceinline__ s64 load(const View& v, const Index& index) { return load(v, position(v, index)); }
+
+// Where a result goes: its zero point and limits.
+struct Grid {
+    s32 zero_point, lo, hi;
+};
+
+// A float on an integer grid: round half to even, saturating; NaN goes to the high end.
+__device__ __forceinline__ s32 quantized(float x, float scale, const Grid& grid) {
+    const float q = rintf(x / scale) + float(grid.zero_point), low = float(grid.lo), high = float(grid.hi);
+    return s32(q < high ? (q > low ? q : low) : high);
+}
+
+// Pooling windows over images; 1-D pooling has height 1.
+struct Window {
+    s32 height, width;  // of the input
+    s32 kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+    s32 pad_value;      // what lies outside: counted by a sum, ignored by a maximum
+};
 
 // Grid-stride loop over the elements of an output.
 #define QIR_FOR_EACH(i, count)                                                                   \

@@ -13,7 +13,7 @@ from qir.types import Array, DType
 
 from ..arguments import EPILOGUE, record
 from ..fusion import Group
-from ..placement import CHUNK, Placement
+from ..placement import CHUNK, Placement, pixel_of_image, pixel_of_rows
 from ..plan import Plan
 from .moving import copy
 
@@ -39,13 +39,13 @@ def epilogue(plan: Plan, group: Group, image: bool) -> Callable[[], Array]:
     held: dict[str, Placement] = {}
     bias = node.optional(2)
     if bias is not None:
-        held["bias"] = _constants(plan, bias.array())
+        held["bias"] = constants(plan, bias.array())
     if group.requantize is not None:
         attrs = group.requantize.attrs
         sources = [group.requantize.input(i).array() for i in (1, 2)]
         size = max(s.size for s in sources)
         for name, source in zip(("multiplier", "shift"), sources, strict=True):
-            held[name] = _constants(plan, source, size)
+            held[name] = constants(plan, source, size)
         fields.update(per_channel=int(size > 1), zero_point=attrs["zero_point"], lo=attrs["lo"], hi=attrs["hi"])
         x_dtype = group.requantize.output.dtype
     else:
@@ -73,7 +73,7 @@ def epilogue(plan: Plan, group: Group, image: bool) -> Callable[[], Array]:
     return build
 
 
-def _constants(plan: Plan, data: Array, size: int = 0) -> Placement:
+def constants(plan: Plan, data: Array, size: int = 0) -> Placement:
     """int32 constants of `size` channels (default: as many as there are), with zeros up to whole chunks."""
     flat = np.ravel(data)
     size = max(size, flat.size)
@@ -113,24 +113,3 @@ def _addition(group: Group, residual: Value) -> dict[str, Any]:
         "add_constant": constant, "a_multiplier": m, "b_multiplier": r, "add_shift": shift,
         "add_zero": a["zero_point"], "add_lo": a["lo"], "add_hi": a["hi"],
     }  # fmt: skip
-
-
-def pixel_of_image(p: Placement) -> tuple[int, int]:
-    """(stride between pixels, offset) of a tensor of images; its pixels must follow one another evenly."""
-    if len(p.shape) == 2:
-        return p.strides[0], p.offset
-    step = p.strides[-1]
-    expected = step
-    for i in range(len(p.shape) - 1, 1, -1):
-        if p.shape[i] > 1 and p.strides[i] != expected:
-            raise BackendError("an image in a layout that the convolution cannot write")
-        expected *= p.shape[i]
-    if (p.shape[0] > 1 and p.strides[0] != expected) or p.strides[1] != 1:
-        raise BackendError("an image in a layout that the convolution cannot write")
-    return step, p.offset
-
-
-def pixel_of_rows(p: Placement) -> tuple[int, int]:
-    if not p.contiguous:
-        raise BackendError("a matrix in a layout that the product cannot write")
-    return p.shape[-1], 0

@@ -12,9 +12,9 @@ from qir.types import Array
 from ..arguments import CONV, DEPTHWISE_CONV, DIRECT_CONV, EPILOGUE, record, scalar
 from ..fusion import Group
 from ..kernels import CONV_TILES, ConvTile, kernel
-from ..placement import CHUNK, SMALL, Placement
+from ..placement import CHUNK, SMALL, Placement, pixel_of_image
 from ..plan import Plan
-from .epilogue import epilogue, pixel_of_image
+from .epilogue import epilogue
 from .moving import copy
 
 TARGET_BLOCKS = 264
@@ -23,7 +23,7 @@ TARGET_BLOCKS = 264
 
 def _tile(tiles: Sequence[ConvTile], pixels: int, channels: int) -> ConvTile:
     """The largest tile that still leaves some 200 blocks, without wasting most of its columns."""
-    tiles = [t for t in tiles if t.columns <= max(64, -(-channels // 64) * 64)]
+    tiles = [t for t in tiles if t.columns <= max(64, -(-channels // 64) * 64)] or tiles[:1]
     big = [t for t in tiles if -(-pixels // t.rows) * -(-channels // t.columns) >= 200]
     return max(big or tiles[:1], key=lambda t: t.rows * t.columns)
 

@@ -1,4 +1,4 @@
-"""Elementwise operators: one strided launch each."""
+"""Elementwise operators: one launch each, by chunks of 16 channels where the operands lie so, else strided."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from qir.graph import Value
 from qir.ops.requantize import params_of
 from qir.types import Array
 
-from ..arguments import GRID, RANK, record, scalar
+from ..arguments import GRID, KINDS, RANK, record, scalar
 from ..fusion import Group
-from ..placement import Placement
+from ..kernels import kernel
+from ..placement import SMALL, Placement
 from ..plan import Plan
+from .chunks import chunked
+from .epilogue import constants
 
 
 def _grid(attrs: Mapping[str, Any]) -> Array:
@@ -24,8 +27,10 @@ def _grid(attrs: Mapping[str, Any]) -> Array:
 def requantize(plan: Plan, group: Group) -> None:
     """qir.Requantize that stands alone."""
     node = group.head
-    x, multiplier, shift = (plan.at(node.input(i)) for i in range(3))
-    y = plan.define(node.output)
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    if _requantize_chunks(plan, group, x, y):
+        return
+    multiplier, shift = plan.at(node.input(1)), plan.at(node.input(2))
     plan.elements(
         "requantize_elements", y.shape,
         lambda: [
@@ -35,12 +40,45 @@ def requantize(plan: Plan, group: Group) -> None:
     )  # fmt: skip
 
 
+def _requantize_chunks(plan: Plan, group: Group, x: Placement, y: Placement) -> bool:
+    """Whether x, y and the multipliers (one, or one a channel) suit the chunked kernel, which is launched if so."""
+    node, rank = group.head, len(y.shape)
+    pair = [node.input(i) for i in (1, 2)]
+    if any(v.data is None for v in pair):
+        return False
+    shapes = [(1,) * (rank - v.array().ndim) + v.array().shape for v in pair]
+    several = max(int(np.prod(s)) for s in shapes) > 1
+    apart = any(d != 1 for s in shapes for i, d in enumerate(s) if i != 1)
+    found = None if apart else chunked(y, x)
+    if found is None or (several and found.channels != y.shape[1]):
+        return False
+    multiplier, shift = (constants(plan, v.array(), y.shape[1] if several else 1) for v in pair)
+    found.launch(
+        plan, "requantize_chunks",
+        lambda: [
+            found.rows(1), found.rows(0), scalar("u8", multiplier.pointer), scalar("u8", shift.pointer),
+            scalar("i4", several), scalar("i4", node.attrs["x_zero_point"]), _grid(node.attrs),
+        ],
+    )  # fmt: skip
+    return True
+
+
 def add(plan: Plan, group: Group) -> None:
     """qir.Add that stands alone."""
     node, a = group.head, group.head.attrs
     left, right, y = plan.at(node.input(0)), plan.at(node.input(1)), plan.define(node.output)
     m_a, m_b, shift = a["a_multiplier"], a["b_multiplier"], a["shift"]
     constant = (1 << (shift - 1)) - a["a_zero_point"] * m_a - a["b_zero_point"] * m_b
+    found = chunked(y, left, right)
+    if found is not None:
+        found.launch(
+            plan, "add_chunks",
+            lambda: [
+                found.rows(1), found.rows(2), found.rows(0), scalar("i4", m_a), scalar("i4", m_b),
+                scalar("i8", constant), scalar("i4", shift), _grid(a),
+            ],
+        )  # fmt: skip
+        return
     plan.elements(
         "add_elements", y.shape,
         lambda: [
@@ -54,13 +92,15 @@ def multiply(plan: Plan, group: Group) -> None:
     """qir.Mul."""
     node, a = group.head, group.head.attrs
     left, right, y = plan.at(node.input(0)), plan.at(node.input(1)), plan.define(node.output)
-    plan.elements(
-        "multiply_elements", y.shape,
-        lambda: [
-            left.view(y.shape), right.view(y.shape), y.view(),
-            *(scalar("i4", a[k]) for k in ("a_zero_point", "b_zero_point", "multiplier", "shift")), _grid(a),
-        ],
-    )  # fmt: skip
+
+    def numbers() -> list[Array]:
+        return [*(scalar("i4", a[k]) for k in ("a_zero_point", "b_zero_point", "multiplier", "shift")), _grid(a)]
+
+    found = chunked(y, left, right)
+    if found is not None:
+        found.launch(plan, "multiply_chunks", lambda: [found.rows(1), found.rows(2), found.rows(0), *numbers()])
+        return
+    plan.elements("multiply_elements", y.shape, lambda: [left.view(y.shape), right.view(y.shape), y.view(), *numbers()])
 
 
 def _extremum(plan: Plan, group: Group, largest: int) -> None:
@@ -87,13 +127,24 @@ def table(plan: Plan, group: Group) -> None:
     node = group.head
     x, t, y = plan.at(node.input(0)), plan.at(node.input(1)), plan.define(node.output)
     shape, strides = [1] * len(y.shape), [0] * len(y.shape)
-    axis = node.attrs["axis"]
+    axis, low = node.attrs["axis"], node.input(0).dtype.lo
+    found = chunked(y, x)
+    if found is not None and (axis is None or (axis == 1 and found.channels == y.shape[1] == t.shape[0])):
+        step, kind, count = (0, t.dtype, 1) if axis is None else (t.strides[0], t.dtype, t.shape[0])
+        found.launch(
+            plan, "table_chunks",
+            lambda: [
+                found.rows(1), found.rows(0), scalar("u8", t.pointer), scalar("i4", KINDS[kind.name]),
+                scalar("i4", step), scalar("i4", count), scalar("i4", low),
+            ],
+        )  # fmt: skip
+        return
     if axis is not None:
         shape[axis], strides[axis] = t.shape[0], t.strides[0]
     rows = Placement(t.storage, t.dtype, tuple(shape), tuple(strides))
     plan.elements(
         "table_elements", y.shape,
-        lambda: [x.view(), rows.view(y.shape), y.view(), scalar("i4", node.input(0).dtype.lo)],
+        lambda: [x.view(), rows.view(y.shape), y.view(), scalar("i4", low)],
     )  # fmt: skip
 
 
@@ -107,15 +158,21 @@ def clip(plan: Plan, group: Group) -> None:
     x, y = plan.at(node.input(0)), plan.define(node.output)
     kind = node.output.dtype
     lo, hi = _limit(node.optional(1), kind.lo), _limit(node.optional(2), kind.hi)
+    _clip(plan, x, y, lo, hi)
+
+
+def _clip(plan: Plan, x: Placement, y: Placement, lo: int, hi: int) -> None:
+    found = chunked(y, x)
+    if found is not None:
+        found.launch(plan, "clip_chunks", lambda: [found.rows(1), found.rows(0), scalar("i4", lo), scalar("i4", hi)])
+        return
     plan.elements("clip_elements", y.shape, lambda: [x.view(), y.view(), scalar("i8", lo), scalar("i8", hi)])
 
 
 def relu(plan: Plan, group: Group) -> None:
     """Relu on plain integers."""
     node = group.head
-    x, y = plan.at(node.input(0)), plan.define(node.output)
-    top = node.output.dtype.hi
-    plan.elements("clip_elements", y.shape, lambda: [x.view(), y.view(), scalar("i8", 0), scalar("i8", top)])
+    _clip(plan, plan.at(node.input(0)), plan.define(node.output), 0, node.output.dtype.hi)
 
 
 def quantize(plan: Plan, group: Group) -> None:
@@ -124,6 +181,17 @@ def quantize(plan: Plan, group: Group) -> None:
     q = params_of(node)
     x, y = plan.at(node.input(0)), plan.define(node.output)
     grid = record(GRID, zero_point=q.zero_point[0], lo=q.dtype.lo, hi=q.dtype.hi)
+    pixels = int(np.prod(x.shape[2:]))
+    if x.contiguous and len(x.shape) == 4 and y.storage.spare_channels and y.strides[-1] == SMALL and y.offset == 0:
+        count = x.shape[0] * pixels
+        plan.launch(
+            kernel("quantize_pixels"), (min(-(-count // 256), 65535),),
+            lambda: [
+                scalar("u8", x.pointer), scalar("u8", y.pointer), scalar("i8", x.shape[0]), scalar("i4", pixels),
+                scalar("i4", x.shape[1]), scalar("f4", q.scale[0]), grid,
+            ],
+        )  # fmt: skip
+        return
     plan.elements("quantize_elements", y.shape, lambda: [x.view(), y.view(), scalar("f4", q.scale[0]), grid])
 
 

@@ -14,6 +14,7 @@ from ..arguments import WINDOW, record, scalar
 from ..fusion import Group
 from ..placement import Placement
 from ..plan import Plan, shape_of
+from .chunks import chunked_windows
 from .moving import copy
 
 SUM, MAX, MIN, PRODUCT = range(4)
@@ -41,6 +42,13 @@ def _pool(plan: Plan, node: Node, name: str, pad_value: int, attrs: dict[str, An
         "stride_w": s[1], "dilation_h": d[0], "dilation_w": d[1], "pad_top": p[0], "pad_left": p[1],
         "pad_value": pad_value,
     }  # fmt: skip
+    found = chunked_windows(y4, x4)
+    if found is not None:
+        found.launch(
+            plan, name.replace("pool", "pool_chunks"),
+            lambda: [found.rows(1), found.rows(0), record(WINDOW, **fields), scalar("i4", y4.shape[3])],
+        )  # fmt: skip
+        return
     # the kernel moves over x by itself: its view keeps the input's strides under the output's sizes
     moving = Placement(x4.storage, x4.dtype, y4.shape, x4.strides, x4.offset)
     plan.elements(name, y4.shape, lambda: [moving.view(), y4.view(), record(WINDOW, **fields)])
@@ -58,6 +66,8 @@ def _reduce(plan: Plan, node: Node, axes: list[int], keepdims: bool, which: int)
     x, y = plan.at(node.input(0)), plan.define(node.output)
     rank = len(x.shape)
     axes = sorted({a % rank for a in axes})
+    if which in (SUM, MAX) and axes == list(range(2, rank)) and _reduce_chunks(plan, x, y, keepdims, which == MAX):
+        return
     kept = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
     outer = Placement(x.storage, x.dtype, kept, tuple(0 if i in axes else s for i, s in enumerate(x.strides)), x.offset)
     strides, at = [0] * rank, 0
@@ -71,6 +81,21 @@ def _reduce(plan: Plan, node: Node, axes: list[int], keepdims: bool, which: int)
     plan.elements(
         f"reduce<{which}>", kept, lambda: [outer.view(), target.view(), shape_of(inner_shape), inner.view()], width=32
     )
+
+
+def _reduce_chunks(plan: Plan, x: Placement, y: Placement, keepdims: bool, is_max: bool) -> bool:
+    """Global pooling by chunks, if x and y lie so."""
+    ones = [1] * (len(x.shape) - 2)
+    if not keepdims:
+        strides = (*y.strides, *[y.strides[0]] * len(ones))
+        y = Placement(y.storage, y.dtype, (*y.shape, *ones), strides, y.offset)
+    found = chunked_windows(y, x)
+    if found is None:
+        return False
+    pixels = int(np.prod(x.shape[2:]))
+    name = f"reduce_chunks<{str(is_max).lower()}>"
+    found.launch(plan, name, lambda: [found.rows(1), found.rows(0), scalar("i4", pixels)], width=32)
+    return True
 
 
 def reduce_sum(plan: Plan, group: Group) -> None:
