@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,8 @@ import numpy as np
 from qir.errors import BackendError, DataError
 from qir.graph import Graph, Value
 from qir.types import Array, Dim
+
+from .interchange import host_array, on_gpu
 
 BACKENDS: dict[str, str] = {
     "reference": "qir.runtime.reference:Reference",
@@ -44,18 +46,36 @@ class Session:
         self.graph, self.backend = graph, backend
         self.executor: Any = backend_class(backend)(graph, **options)
 
-    def run(self, feeds: Mapping[str, Any], *, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(
+        self, feeds: Mapping[str, Any], *, outputs: Sequence[str] | None = None, **options: Any
+    ) -> dict[str, Array]:
         """Outputs by name.
 
         feeds: one array for each graph input, of its dtype and shape ("N" is any batch, the same for all).
         outputs: names of any values of the graph, intermediate ones included; default: the graph's outputs.
+        options: the backend's own ("cuda": stream, out, where; it takes tensors in device memory, too).
         Raises DataError on a missing, unknown, misshapen or mistyped feed; GraphError on an unknown output.
         """
-        checked = check_feeds(self.graph, feeds)
-        if outputs is not None:
-            for name in outputs:
-                self.graph.value(name)
-        return self.executor.run(checked, outputs)
+        return self.executor.run(self._checked(feeds, outputs, options), outputs, **options)
+
+    def run_async(self, feeds: Mapping[str, Any], *, outputs: Sequence[str] | None = None, **options: Any) -> Any:
+        """Start a run and return at once: `.result()` waits for the outputs, `.done` says whether they are there.
+
+        Arguments and errors as in `run`; BackendError where the backend cannot.
+        """
+        if not hasattr(self.executor, "run_async"):
+            raise BackendError(f"backend {self.backend!r} cannot run asynchronously")
+        return self.executor.run_async(self._checked(feeds, outputs, options), outputs, **options)
+
+    def _checked(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        for name in outputs or ():
+            self.graph.value(name)
+        adopt = getattr(self.executor, "adopt", None)
+        if adopt is None:
+            return check_feeds(self.graph, feeds)
+        return check_feeds(self.graph, feeds, lambda tensor: adopt(tensor, options.get("stream")))
 
     def profile(self, feeds: Mapping[str, Any], **options: Any) -> Any:
         """Time, MACs and bytes of each layer, as the backend's profile object (`str` is a table, `to_json`).
@@ -82,8 +102,11 @@ def backend_class(name: str) -> Any:
         ) from error
 
 
-def check_feeds(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, Array]:
-    """Feeds as arrays in the order of the graph's inputs, after checking names, dtypes, shapes and NaN."""
+def check_feeds(graph: Graph, feeds: Mapping[str, Any], adopt: Callable[[object], Any] | None = None) -> dict[str, Any]:
+    """Feeds as arrays in the order of the graph's inputs, after checking names, dtypes, shapes and NaN.
+
+    adopt: makes a tensor in device memory the backend's own (its values are not looked at); None: there must be none.
+    """
     known = {v.name for v in graph.inputs}
     if not isinstance(feeds, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # users pass bare arrays
         raise DataError(
@@ -96,25 +119,33 @@ def check_feeds(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, Array]:
                 "is no input of the graph", where=f"feed {name!r}", hint=f"inputs are {', '.join(sorted(known))}"
             )
     batch: dict[str, int] = {}
-    return {v.name: _check_feed(v, feeds, batch) for v in graph.inputs}
+    return {v.name: _check_feed(v, feeds, batch, adopt) for v in graph.inputs}
 
 
-def _check_feed(value: Value, feeds: Mapping[str, Any], batch: dict[str, int]) -> Array:
+def _check_feed(
+    value: Value, feeds: Mapping[str, Any], batch: dict[str, int], adopt: Callable[[object], Any] | None
+) -> Any:
     where = f"input {value.name!r}"
     if value.name not in feeds:
         raise DataError(f"is missing, {value.type} expected", where=where)
-    array = np.asarray(feeds[value.name])
+    array: Any = feeds[value.name]
+    device = on_gpu(array)
+    if device and adopt is None:
+        raise DataError("is in the memory of a GPU", where=where, hint='copy it to the host, or use backend="cuda"')
+    array = adopt(array) if device and adopt else host_array(array)
     expected = value.dtype.numpy
     if array.dtype != expected:
         raise DataError(
             f"{expected}{list(value.shape)} expected, {array.dtype}{list(array.shape)} given", where=where,
             hint=f"convert it with .astype(np.{expected})",
         )  # fmt: skip
-    if array.ndim != len(value.shape) or not all(
+    if len(array.shape) != len(value.shape) or not all(
         _fits(d, n, batch) for d, n in zip(value.shape, array.shape, strict=True)
     ):
         given = f"with a batch of {batch['N']} " if batch else ""
         raise DataError(f"shape {list(value.shape)} expected {given}but {list(array.shape)} given", where=where)
+    if device:
+        return array
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise DataError("holds NaN", where=where)
     if value.dtype.bits == 4 and array.size and (array.min() < value.dtype.lo or array.max() > value.dtype.hi):

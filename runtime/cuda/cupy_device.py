@@ -1,27 +1,24 @@
-"""An NVIDIA GPU through CuPy: memory, modules and launches. Imported only when a CUDA session is made."""
+"""An NVIDIA GPU through CuPy: memory, copies, graphs.  Imported only when a CUDA session is made."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
 import statistics
-import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from qir.errors import BackendError
+from qir.errors import BackendError, DataError
 from qir.types import Array
 
-from .kernels import Kernel, sources
-
-if TYPE_CHECKING:
-    from .plan import Launch
+from .cupy_modules import Modules, architecture_of
+from .cupy_streams import CupyEvent, Handle, handle_of
+from .device import Launch, Tensor
+from .placement import row_major
 
 OLDEST = 75
 """Compute capability * 10 of the oldest architecture with s8 mma.sync."""
@@ -43,14 +40,15 @@ def import_cupy() -> Any:
 
 
 class CupyDevice:
-    """GPU number `index`; work goes to the current CuPy stream of the calling thread.
+    """GPU number `index`.
 
     Raises BackendError for no CuPy, no GPU, a GPU older than sm_75, or too little memory.
     """
 
     def __init__(self, index: int = 0) -> None:
         self.cupy = import_cupy()
-        count = self.cupy.cuda.runtime.getDeviceCount()
+        self._runtime = self.cupy.cuda.runtime
+        count = self._runtime.getDeviceCount()
         if not 0 <= index < count:
             raise BackendError(f"there is no GPU {index}", hint=f"GPUs are 0 to {count - 1}")
         self.index = index
@@ -58,107 +56,202 @@ class CupyDevice:
         capability = int(self._device.compute_capability)
         if capability < OLDEST:
             raise BackendError(f"GPU {index} is sm_{capability}", hint=f"sm_{OLDEST} (Turing) or later is needed")
-        properties = self.cupy.cuda.runtime.getDeviceProperties(index)
-        self.name = str(properties["name"].decode())
-        self._functions: dict[Kernel, Any] = {}
+        self.architecture = architecture_of(capability)
+        name: Any = self._runtime.getDeviceProperties(index)["name"]
+        self.name = name.decode() if isinstance(name, bytes) else str(name)
+        with self._device:
+            # the driver's functions need the GPU's context in this thread, which this makes and sets
+            self._runtime.setDevice(index)
+            self._joining = threading.Lock()
+            self._joint = CupyEvent(self._device, self.cupy)
+        self._modules = Modules(self.cupy, index, self.architecture)
 
-    def allocate(self, size: int) -> Any:
+    # -- streams ------------------------------------------------------------------------------
+    def stream(self, given: object = None) -> Handle:
+        if given is not None:
+            return handle_of(given)
+        with self._device:
+            return handle_of(self.cupy.cuda.get_current_stream())
+
+    def event(self) -> CupyEvent:
+        return CupyEvent(self._device, self.cupy)
+
+    def synchronize(self) -> None:
+        self._device.synchronize()
+
+    # -- memory -------------------------------------------------------------------------------
+    def allocate(self, size: int, what: str = "a buffer") -> Memory:
         with self._device:
             try:
-                return _Memory(self.cupy.cuda.alloc(max(size, 16)))
+                return Memory(self.cupy.cuda.alloc(max(size, 16)))
             except self.cupy.cuda.memory.OutOfMemoryError as error:
+                free, total = self._runtime.memGetInfo()
                 raise BackendError(
-                    f"GPU {self.index} has no room for {size:,} bytes", hint="use a smaller batch"
+                    f"GPU {self.index} has no room for {what}: {size:,} bytes asked for, {free:,} of {total:,} free",
+                    hint="use a smaller batch, or keep fewer plans",
                 ) from error
+
+    def pinned(self, size: int) -> PinnedMemory:
+        with self._device:
+            try:
+                return PinnedMemory(self.cupy.cuda.alloc_pinned_memory(max(size, 1)), size)
+            except self._runtime.CUDARuntimeError as error:
+                raise BackendError(f"the host has no {size:,} bytes of memory to lock: {error}") from error
+
+    def is_pinned(self, array: Array) -> bool:
+        kind = self._runtime.pointerGetAttributes(array.ctypes.data).type
+        return kind == self._runtime.memoryTypeHost
 
     def upload(self, pointer: int, array: Array) -> None:
         data = np.ascontiguousarray(array)
-        stream = self.cupy.cuda.get_current_stream().ptr
         with self._device:
-            self.cupy.cuda.runtime.memcpyAsync(pointer, data.ctypes.data, data.nbytes, 1, stream)
-            self.cupy.cuda.runtime.streamSynchronize(stream)  # pageable memory: `data` may go after the return
+            self._runtime.memcpyAsync(pointer, data.ctypes.data, data.nbytes, self._runtime.memcpyHostToDevice, 0)
+            self._runtime.streamSynchronize(0)  # a return from the copy alone would not mean that it has arrived
 
-    def download(self, pointer: int, array: Array) -> None:
-        stream = self.cupy.cuda.get_current_stream().ptr
+    def copy(self, to: int, source: int, size: int, stream: Handle) -> None:
         with self._device:
-            self.cupy.cuda.runtime.memcpyAsync(array.ctypes.data, pointer, array.nbytes, 2, stream)
-            self.cupy.cuda.runtime.streamSynchronize(stream)
+            self._runtime.memcpyAsync(to, source, size, self._runtime.memcpyDefault, stream.ptr)
 
-    def record(self, launches: Sequence[Launch]) -> Callable[[], None]:
-        """A CUDA graph of the launches; calling it enqueues one graph launch on the caller's stream."""
-        for launch in launches:
-            if launch.kernel not in self._functions:  # compile before the capture: modules cannot load inside
-                self._load(launch.kernel)
+    # -- launches -----------------------------------------------------------------------------
+    def record(self, launches: Sequence[Launch]) -> CupyRecording:
+        """A CUDA graph of the launches, on the device when this returns."""
         with self._device:
+            self._runtime.setDevice(self.index)  # the context, for the driver's functions in this thread
+            self._modules.prepare(launch.kernel for launch in launches)  # modules cannot load during a capture
             stream = self.cupy.cuda.Stream(non_blocking=True)
-            with stream:
-                stream.begin_capture()
+            stream.begin_capture()
+            try:
                 for launch in launches:
-                    self._launch(launch)
-                graph = stream.end_capture()
-        return lambda: graph.launch(self.cupy.cuda.get_current_stream())
+                    self._launch(launch, stream.ptr)
+            except BackendError:
+                with suppress(RuntimeError):  # what ends is of no use
+                    stream.end_capture()
+                raise
+            graph = stream.end_capture()
+            graph.upload(stream)
+            stream.synchronize()
+        return CupyRecording(graph, self._device)
+
+    def _launch(self, launch: Launch, stream: int) -> None:
+        """Each argument is an array holding one parameter, which goes by value."""
+        arguments = launch.arguments
+        parameters = (ctypes.c_void_p * len(arguments))(*(a.ctypes.data for a in arguments))
+        x, y, z = (*launch.grid, *[1] * (3 - len(launch.grid)))
+        kernel, driver = launch.kernel, self.cupy.cuda.driver
+        try:
+            driver.launchKernel(
+                self._modules.function(kernel), x, y, z, kernel.threads, 1, 1, kernel.shared_bytes, stream,
+                ctypes.addressof(parameters), 0,
+            )  # fmt: skip
+        except driver.CUDADriverError as error:
+            raise BackendError(
+                f"{kernel.expression} cannot be launched on {launch.grid} blocks: {error}", where=str(launch.head)
+            ) from error
 
     def time(self, launches: Sequence[Launch], repeat: int) -> list[float]:
-        """Seconds of each launch by CUDA events."""
+        """Seconds of each launch: graphs of `repeat` copies between two events, the median of three.
+
+        A graph, because an event, a launch from Python and another event would time Python.
+        """
         seconds: list[float] = []
         with self._device:
+            stream = self.cupy.cuda.Stream(non_blocking=True)
+            start, stop = self.cupy.cuda.Event(), self.cupy.cuda.Event()
             for launch in launches:
-                self._launch(launch)  # warm
+                recording = self.record([launch] * repeat)
+                recording.launch(handle_of(stream))
                 runs: list[float] = []
-                for _ in range(repeat):
-                    start, stop = self.cupy.cuda.Event(), self.cupy.cuda.Event()
-                    start.record()
-                    self._launch(launch)
-                    stop.record()
+                for _ in range(3):
+                    start.record(stream)
+                    recording.launch(handle_of(stream))
+                    stop.record(stream)
                     stop.synchronize()
-                    runs.append(self.cupy.cuda.get_elapsed_time(start, stop) / 1e3)
+                    runs.append(self.cupy.cuda.get_elapsed_time(start, stop) / 1e3 / repeat)
                 seconds.append(statistics.median(runs))
         return seconds
 
-    def _launch(self, launch: Launch) -> None:
-        """One launch on the current stream; each argument is a 0-d array holding one parameter, by value."""
-        kernel, grid, arguments = launch.kernel, launch.grid, launch.arguments
+    def ceilings(self) -> tuple[float, float]:
+        """(10^12 8-bit operations, 10^9 bytes) a second at the clocks that the device names.
+
+        Operations a clock and multiprocessor of dense s8 tensor cores by architecture  [NVIDIA's architecture papers].
+        """
+        known = {75: 2048, 80: 4096, 86: 2048, 87: 2048, 89: 2048, 90: 8192}
+        each = known.get(int(self._device.compute_capability), 8192)
+
+        def attribute(name: str) -> int:
+            return int(self._runtime.deviceGetAttribute(getattr(self._runtime, f"cudaDevAttr{name}"), self.index))
+
+        tops = attribute("MultiProcessorCount") * attribute("ClockRate") * 1e3 * each / 1e12
+        return tops, 2 * attribute("MemoryClockRate") * 1e3 * attribute("GlobalMemoryBusWidth") / 8 / 1e9
+
+    # -- callers' tensors ---------------------------------------------------------------------
+    def empty(self, shape: Sequence[int], dtype: np.dtype[Any], stream: Handle) -> Any:
         with self._device:
-            function = self._functions.get(kernel) or self._load(kernel)
-            parameters = (ctypes.c_void_p * len(arguments))(*(a.ctypes.data for a in arguments))
-            x, y, z = (*grid, *[1] * (3 - len(grid)))
-            self.cupy.cuda.driver.launchKernel(
-                function.ptr, x, y, z, kernel.threads, 1, 1, kernel.shared_bytes,
-                self.cupy.cuda.get_current_stream().ptr, ctypes.addressof(parameters), 0,
-            )  # fmt: skip
+            if stream == self.stream():
+                return self.cupy.empty(tuple(shape), dtype)
+            with stream.as_cupy(self.cupy):  # memory is kept in the order of the stream that it was asked on
+                return self.cupy.empty(tuple(shape), dtype)
 
-    def synchronize(self) -> None:
-        self.cupy.cuda.get_current_stream().synchronize()
+    def adopt(self, tensor: object, stream: Handle) -> Tensor:
+        given: Any = tensor
+        with self._device:
+            if isinstance(given, self.cupy.ndarray):
+                self._join(self.stream(), stream)
+                return self._tensor(given)
+            if hasattr(given, "__dlpack__"):
+                return self._tensor(self._from_dlpack(given, stream))
+            interface = getattr(given, "__cuda_array_interface__", None)
+            if interface is None or interface.get("mask") is not None:
+                raise DataError(f"a {type(given).__name__} is no tensor that CuPy can use")
+            if interface.get("stream") is not None:
+                self._join(Handle(int(interface["stream"])), stream)
+            dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
+            strides = interface.get("strides")
+            dense = strides is None or tuple(strides) == tuple(s * dtype.itemsize for s in row_major(shape))
+            return Tensor(int(interface["data"][0]), dtype, shape, dense, given)
 
-    def _load(self, kernel: Kernel) -> Any:
-        """Compile one instance. CuPy keeps what it compiled on disk, by source and options: so the folder of headers
-        has a name that follows their content, not a random one."""
-        texts = sources()
-        digest = hashlib.sha256("\0".join(f"{n}\0{t}" for n, t in sorted(texts.items())).encode()).hexdigest()[:24]
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qir"
-        folder = cache / f"kernels-{digest}"
-        if not folder.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(dir=cache))
-            for name, text in texts.items():
-                (fresh / name).write_text(text)
-            try:
-                fresh.rename(folder)
-            except OSError:  # another process was faster
-                shutil.rmtree(fresh, ignore_errors=True)
-        module = self.cupy.RawModule(
-            code=texts[kernel.source], options=("-std=c++17", f"-I{folder}"), name_expressions=[kernel.expression]
-        )
-        raw = module.get_function(kernel.expression)
-        if kernel.shared_bytes > 48 << 10:
-            raw.max_dynamic_shared_size_bytes = kernel.shared_bytes
-        self._functions[kernel] = raw.kernel
-        return self._functions[kernel]
+    def _from_dlpack(self, given: Any, stream: Handle) -> Any:
+        """The producer makes our stream wait for its own; 1 stands for the default stream  [DLPack, Python spec]."""
+        try:
+            return self.cupy.from_dlpack(given.__dlpack__(stream=stream.ptr or 1))
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise DataError(f"a {type(given).__name__} cannot be shared: {error}") from error
+
+    def _join(self, earlier: Handle, later: Handle) -> None:
+        """What is enqueued on `later` from now on waits for what is on `earlier`."""
+        if earlier != later:
+            with self._joining:
+                self._joint.record(earlier)
+                self._joint.hold(later)
+
+    def _tensor(self, array: Any) -> Tensor:
+        if array.device.id != self.index:
+            raise DataError(f"a tensor on GPU {array.device.id}, the session is on GPU {self.index}")
+        return Tensor(int(array.data.ptr), array.dtype, tuple(array.shape), bool(array.flags.c_contiguous), array)
 
 
-class _Memory:
+class CupyRecording:
+    """An instantiated CUDA graph."""
+
+    def __init__(self, graph: Any, device: Any) -> None:
+        self._graph, self._device = graph, device
+
+    def launch(self, stream: Handle) -> None:
+        with self._device:
+            self._graph.launch(stream)
+
+
+class Memory:
     """A CuPy allocation with the address that plans use."""
 
     def __init__(self, memory: Any) -> None:
         self._memory = memory
         self.pointer = int(memory.ptr)
+
+
+class PinnedMemory:
+    """Page-locked host memory; its array keeps it alive."""
+
+    def __init__(self, memory: Any, size: int) -> None:
+        self.pointer = int(memory.ptr)
+        self.array: Array = np.frombuffer(memory, np.uint8, size)

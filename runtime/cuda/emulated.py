@@ -18,17 +18,17 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
-from qir.errors import BackendError
+from qir.errors import BackendError, DataError
 from qir.types import Array
 
+from .device import Launch, Tensor
+from .emulated_stream import EmulatedEvent, EmulatedStream
 from .kernels import INSTANCES, Kernel, sources
-
-if TYPE_CHECKING:
-    from .plan import Launch
 
 PAGE = mmap.PAGESIZE
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -56,41 +56,133 @@ class GuardedMemory:
         _LIBC.munmap(self._base, self._length)
 
 
+class EmulatedHost(GuardedMemory):
+    """What stands for page-locked host memory."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.array: Array = np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 1)).from_address(self.pointer))[:size]
+
+
+class EmulatedTensor:
+    """A tensor in the emulated device's memory: what a CuPy array is on a GPU."""
+
+    def __init__(self, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.memory = GuardedMemory(int(np.prod(self.shape)) * self.dtype.itemsize)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.memory.pointer, False), "version": 3}
+
+    def set(self, array: Array) -> EmulatedTensor:
+        """Fill it from a host array, at once."""
+        data = np.ascontiguousarray(array, self.dtype)
+        ctypes.memmove(self.memory.pointer, data.ctypes.data, data.nbytes)
+        return self
+
+    def get(self) -> Array:
+        """Its content as it is now, whatever is still enqueued."""
+        array = np.empty(self.shape, self.dtype)
+        ctypes.memmove(array.ctypes.data, self.memory.pointer, array.nbytes)
+        return array
+
+
+class EmulatedRecording:
+    """Launches, one after the other, when the stream gets there."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+
+    def launch(self, stream: EmulatedStream) -> None:
+        stream.push(self._work)
+
+
 class EmulatedDevice:
     """Device interface over host memory.
 
     order: in which order a block's threads run (0 forward, 1 backward, more: shuffled with that seed).
+    clock: seconds that a launch is said to take; default: those of the emulation.
     Raises BackendError when no C++ compiler is found or it fails.
     """
 
     name = "emulation"
+    architecture = "80"  # what the sources see, in emulation/cuda_emulation.h
 
-    def __init__(self, order: int = 0) -> None:
-        self.order = order
+    def __init__(self, order: int = 0, clock: Callable[[Launch], float] | None = None) -> None:
+        self.order, self.clock = order, clock
+        self.allocations = self.recordings = self.copies = self.timed = 0
+        self._waits = [0]
         self._library = _build()
+        self._current = EmulatedStream()
+        self._streams: WeakSet[EmulatedStream] = WeakSet([self._current])
+        self._pinned: WeakSet[EmulatedHost] = WeakSet()
 
-    def allocate(self, size: int) -> GuardedMemory:
+    @property
+    def waits(self) -> int:
+        """How often a host thread has waited for the device."""
+        return self._waits[0]
+
+    def stream(self, given: object = None) -> EmulatedStream:
+        if given is None:
+            return self._current
+        if not isinstance(given, EmulatedStream):
+            raise DataError(f"a stream of the emulation expected, not a {type(given).__name__}")
+        self._streams.add(given)
+        return given
+
+    def allocate(self, size: int, what: str = "a buffer") -> GuardedMemory:
+        self.allocations += 1
         return GuardedMemory(size)
+
+    def pinned(self, size: int) -> EmulatedHost:
+        self.allocations += 1
+        memory = EmulatedHost(size)
+        self._pinned.add(memory)
+        return memory
+
+    def is_pinned(self, array: Array) -> bool:
+        at = array.ctypes.data
+        return any(m.pointer <= at < m.pointer + m.array.nbytes for m in self._pinned)
 
     def upload(self, pointer: int, array: Array) -> None:
         data = np.ascontiguousarray(array)
         ctypes.memmove(pointer, data.ctypes.data, data.nbytes)
 
-    def download(self, pointer: int, array: Array) -> None:
-        """Fill a C-contiguous array from device memory."""
-        ctypes.memmove(array.ctypes.data, pointer, array.nbytes)
+    def copy(self, to: int, source: int, size: int, stream: EmulatedStream) -> None:
+        self.copies += 1
 
-    def record(self, launches: Sequence[Launch]) -> Callable[[], None]:
-        """All launches, one after the other."""
+        def move() -> None:
+            ctypes.memmove(to, source, size)
+
+        stream.push(move)
+
+    def event(self) -> EmulatedEvent:
+        return EmulatedEvent(self._waits)
+
+    def record(self, launches: Sequence[Launch]) -> EmulatedRecording:
+        self.recordings += 1
 
         def replay() -> None:
             for x in launches:
                 self._launch(x.kernel, x.grid, x.arguments)
 
-        return replay
+        return EmulatedRecording(replay)
+
+    def adopt(self, tensor: object, stream: EmulatedStream) -> Tensor:
+        if not isinstance(tensor, EmulatedTensor):
+            raise DataError(f"a {type(tensor).__name__} on a GPU; this device is an emulation")
+        return Tensor(tensor.memory.pointer, tensor.dtype, tensor.shape, True, tensor)
+
+    def empty(self, shape: Sequence[int], dtype: np.dtype[Any], stream: EmulatedStream) -> EmulatedTensor:
+        self.allocations += 1
+        return EmulatedTensor(shape, dtype)
 
     def time(self, launches: Sequence[Launch], repeat: int) -> list[float]:
-        """Host seconds of the emulation: what a profile looks like, not what a GPU does."""
+        """By `clock`, or host seconds of the emulation: what a profile looks like, not what a GPU does."""
+        self.timed += len(launches)
+        if self.clock is not None:
+            return [self.clock(launch) for launch in launches]
         seconds: list[float] = []
         for launch in launches:
             runs: list[float] = []
@@ -100,6 +192,9 @@ class EmulatedDevice:
                 runs.append(perf_counter() - start)
             seconds.append(statistics.median(runs))
         return seconds
+
+    def ceilings(self) -> tuple[float, float]:
+        return 1.0, 1.0
 
     def _launch(self, kernel: Kernel, grid: Sequence[int], arguments: Sequence[Array]) -> None:
         call = self._library[_symbol(kernel)]
@@ -111,7 +206,9 @@ class EmulatedDevice:
         )  # fmt: skip
 
     def synchronize(self) -> None:
-        """Launches are carried out at once here."""
+        self._waits[0] += 1
+        for stream in list(self._streams):
+            stream.synchronize()
 
 
 def _symbol(kernel: Kernel) -> str:

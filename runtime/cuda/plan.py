@@ -1,10 +1,10 @@
-"""A plan: placements, one arena and a list of launches for one graph, one batch size and one choice of outputs."""
+"""A plan: placements, an arena's layout and launches, for one graph, one batch size and one choice of outputs."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,52 +15,22 @@ from qir.ops.base import dim_at
 from qir.types import Array
 
 from .arguments import RANK, SHAPE, record
+from .device import Device, Launch, Memory
 from .fusion import Group, fuse
 from .kernels import Kernel, kernel
 from .placement import Placement, Storage, lay_out, place, row_major
 
 
-class Memory(Protocol):
-    """A block of device memory, freed with the object."""
-
-    pointer: int
-
-
-class Device(Protocol):
-    """What a plan needs of a device; `EmulatedDevice` and `CupyDevice` offer it."""
-
-    name: str
-
-    def allocate(self, size: int) -> Memory: ...
-    def upload(self, pointer: int, array: Array) -> None: ...
-    def download(self, pointer: int, array: Array) -> None: ...
-    def record(self, launches: Sequence[Launch]) -> Callable[[], None]:
-        """The launches as one thing to call again and again (a CUDA graph)."""
-        ...
-
-    def time(self, launches: Sequence[Launch], repeat: int) -> list[float]:
-        """Seconds of each launch, the median of `repeat` runs."""
-        ...
-
-    def synchronize(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel launch, arguments fixed. head: the first graph node it serves, whose operator chose the kernel."""
-
-    kernel: Kernel
-    grid: tuple[int, ...]
-    arguments: tuple[Array, ...]
-    head: Node
-
-
 class Plan:
-    """Compiles on construction; `run` uploads, launches and downloads, and allocates nothing on the device."""
+    """Compiles on construction; a `Runner` gives it memory and runs it.
+
+    packed: constants that all plans of a session share; those that follow the batch are the plan's own (`local`).
+    """
 
     def __init__(self, graph: Graph, device: Device, batch: int, outputs: Sequence[Value], packed: Packed) -> None:
         self.graph, self.device, self.batch, self.outputs = graph, device, batch, list(outputs)
-        self.packed = packed
+        self.packed, self.local = packed, Packed(device)
+        self._lock = threading.Lock()
         self.placements: dict[Value, Placement] = {}
         self._known: dict[Value, Array] = {}
         self._storages: dict[Storage, None] = {}
@@ -89,14 +59,15 @@ class Plan:
         self.results = {v: self._result(v) for v in self.outputs}
         for value in self.graph.inputs:
             self._touch(self.at(value).storage, 0)
-        offsets, size = lay_out(list(self._storages))
-        self.arena_size = size
-        self.arena = self.device.allocate(size)
-        for storage, offset in offsets.items():
-            storage.pointer = self.arena.pointer + offset
-        self.launches = [Launch(*build(), node) for build, node in self._pending]
-        self._pending.clear()
-        self._replay = self.device.record(self.launches)
+        self.offsets, self.arena_size = lay_out(list(self._storages))
+
+    def build(self, base: int, moved: Mapping[Storage, int] | None = None) -> list[Launch]:
+        """The launches over an arena at address `base`; storages in `moved` are elsewhere, at the addresses given."""
+        elsewhere = moved or {}
+        with self._lock:
+            for storage, offset in self.offsets.items():
+                storage.pointer = elsewhere.get(storage, base + offset)
+            return [Launch(*build(), node) for build, node in self._pending]
 
     def _evaluate(self, nodes: Sequence[Node]) -> bool:
         """Shapes, and what is computed from shapes and constants alone, are known once the batch is: done here."""
@@ -115,7 +86,7 @@ class Plan:
                 arrays.append(self._known[v] if v.data is None else v.data)
         for value, data in zip(node.outputs, op.reference(node.attrs, *arrays), strict=False):
             self._known[value] = data
-            self.placements[value] = self.packed.constant(data)
+            self.placements[value] = self.local.constant(data)
         return True
 
     def _result(self, value: Value) -> Placement:
@@ -188,17 +159,6 @@ class Plan:
         blocks = min(-(-count * width // which.threads), 65535)
         self.launch(which, (blocks,), lambda: [shape_of(shape), *build()])
 
-    # -- running ------------------------------------------------------------------------------
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        for value in self.graph.inputs:
-            self.device.upload(self.placements[value].pointer, np.ascontiguousarray(feeds[value.name]))
-        self._replay()
-        results: dict[str, Array] = {}
-        for value, placement in self.results.items():
-            results[value.name] = np.empty(placement.shape, placement.dtype)
-            self.device.download(placement.pointer, results[value.name])
-        return results
-
 
 def shape_of(shape: Sequence[int]) -> Array:
     """Struct `Shape`: leading ones, product.  Raises BackendError for more than six axes."""
@@ -223,7 +183,7 @@ class Packed:
         key = key or (id(array), "plain")
         if key not in self._memory:
             data = np.ascontiguousarray(array)
-            memory = self.device.allocate(data.nbytes)
+            memory = self.device.allocate(data.nbytes, f"a constant, after {self.size:,} bytes of them")
             self.device.upload(memory.pointer, data)
             storage = Storage(data.nbytes, memory.pointer)
             placement = Placement(storage, data.dtype, array.shape, row_major(array.shape))
@@ -236,4 +196,4 @@ class Packed:
         return sum(p.storage.size for _, p, _ in self._memory.values())
 
 
-__all__ = ["Device", "Group", "Launch", "Packed", "Plan"]
+__all__ = ["Group", "Packed", "Plan"]

@@ -9,6 +9,7 @@ from qir.cost import macs
 from qir.graph import Node
 
 from .plan import Plan
+from .runner import Runner
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,13 @@ class Profile:
         return "\n".join(lines)
 
 
-def profile(plan: Plan, repeat: int = 20) -> Profile:
+def profile(runner: Runner, repeat: int = 20) -> Profile:
     """Times every launch of a plan by itself (caches warm, no overlap)."""
-    seconds = plan.device.time(plan.launches, repeat)
+    plan = runner.plan
+    runner.drain()
+    seconds = plan.device.time(runner.launches, repeat)
     rows: list[Row] = []
-    for launch, time in zip(plan.launches, seconds, strict=True):
+    for launch, time in zip(runner.launches, seconds, strict=True):
         node = launch.head
         linear = launch.kernel.source.startswith("conv") and node.op != "qir.MatMulActivations"
         work = macs(node) * plan.batch if linear else 0

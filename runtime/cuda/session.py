@@ -1,26 +1,39 @@
-"""The backend `cuda` of `runtime.Session`: one plan for each batch size, constants shared between them."""
+"""The backend `cuda` of `runtime.Session`: plans by batch size, constants shared between them, runs on any stream."""
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qir.errors import BackendError
+import numpy as np
+
+from qir.errors import BackendError, DataError
 from qir.graph import Graph, Stage
 from qir.types import Array
 
-from .plan import Device, Packed, Plan
+from ..interchange import host_array, on_gpu
+from .device import Device, Tensor
+from .pending import Pending
+from .plan import Packed, Plan
 from .profile import Profile, profile
+from .runner import Runner
+
+PLANS = 8
+"""Batch sizes (and choices of outputs) whose plans are kept, by default."""
 
 
 class Cuda:
     """Executes an integer graph.
 
     device: a `CupyDevice` (default: GPU 0), or an `EmulatedDevice` where there is none.
+    plans: how many plans, each with its CUDA graph and its arena, are kept; the one used longest ago goes first.
+    lanes: how many runs of one batch size may be on the device at once, each with an arena of its own.
     Raises BackendError for a graph that is not integer, no CuPy, no GPU, or one older than sm_75.
     """
 
-    def __init__(self, graph: Graph, device: Device | None = None) -> None:
+    def __init__(self, graph: Graph, device: Device | None = None, *, plans: int = PLANS, lanes: int = 1) -> None:
         if graph.stage is not Stage.INTEGER:
             raise BackendError(
                 f"the CUDA runtime executes integer graphs, this one is {graph.stage.name}",
@@ -30,20 +43,112 @@ class Cuda:
             from .cupy_device import CupyDevice
 
             device = CupyDevice()
-        self.graph, self.device = graph, device
+        self.graph = graph
+        self.device: Device = device
         self.packed = Packed(device)
-        self.plans: dict[tuple[int, tuple[str, ...]], Plan] = {}
+        self._kept, self._lanes = plans, lanes
+        self._runners: OrderedDict[tuple[int, tuple[str, ...]], list[Runner]] = OrderedDict()
+        self._lock = threading.RLock()
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Arrays by name; feeds are checked by Session."""
-        values = self.graph.outputs if outputs is None else [self.graph.value(n) for n in outputs]
-        return self.plan(self.batch_of(feeds), [v.name for v in values]).run(feeds)
+    # -- running ------------------------------------------------------------------------------
+    def run(
+        self,
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+        *,
+        stream: object = None,
+        out: Mapping[str, Any] | None = None,
+        where: str | None = None,
+    ) -> dict[str, Any]:
+        """Results by name; feeds are checked by Session.  Options as in `run_async`.
 
-    def profile(self, batch: int = 1, repeat: int = 20) -> Profile:
-        """Time, operations and bytes of every launch at a batch size."""
-        return profile(self.plan(batch, [v.name for v in self.graph.outputs]), repeat)
+        Waits for results that go to the host, and for nothing else: those in device memory follow on the stream.
+        """
+        return self._enqueue(feeds, outputs, stream, out, where).enqueued()
 
-    def batch_of(self, feeds: Mapping[str, Array]) -> int:
+    def run_async(
+        self,
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+        *,
+        stream: object = None,
+        out: Mapping[str, Any] | None = None,
+        where: str | None = None,
+    ) -> Pending:
+        """Start a run on a stream and return at once; `.result()` waits for it.
+
+        feeds: NumPy arrays, CuPy arrays, or anything that speaks DLPack or `__cuda_array_interface__`.
+        stream: a stream of CuPy or PyTorch, or a handle as an integer (default: CuPy's current one).
+        out: arrays to write to, by output name, on the host or the device, row-major.
+        where: "host" or "device", for outputs that `out` does not name; default: the device if an input is there.
+        Raises DataError for tensors that do not fit, BackendError when the device is out of memory.
+        """
+        return self._enqueue(feeds, outputs, stream, out, where)
+
+    def adopt(self, tensor: object, stream: object = None) -> Tensor:
+        """A caller's device tensor as the kernels take it.  Raises DataError for one that lives elsewhere."""
+        return self.device.adopt(tensor, self.device.stream(stream))
+
+    def _enqueue(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None, stream: object, out: Mapping[str, Any] | None,
+        where: str | None,
+    ) -> Pending:  # fmt: skip
+        if where not in (None, "host", "device"):
+            raise DataError(f'where is "host" or "device", not {where!r}')
+        names = [v.name for v in self.graph.outputs] if outputs is None else list(outputs)
+        on = self.device.stream(stream)
+        ready: dict[str, Array | Tensor] = {}
+        for name, feed in feeds.items():
+            ready[name] = self.device.adopt(feed, on) if not isinstance(feed, Tensor) and on_gpu(feed) else feed
+            if isinstance(ready[name], Tensor) and not ready[name].contiguous:  # type: ignore[union-attr]
+                raise DataError("a device tensor with gaps or another order of axes", where=f"input {name!r}",
+                                hint="make it contiguous")  # fmt: skip
+        batch = self.batch_of(ready)
+        device = where == "device" or (where is None and any(isinstance(f, Tensor) for f in ready.values()))
+        with self._lock:
+            runner = self.runner(batch, names, on)
+        return runner.enqueue(ready, self._targets(runner.plan, out or {}, device, on), on)
+
+    def _targets(
+        self, plan: Plan, out: Mapping[str, Any], device: bool, stream: Any
+    ) -> dict[str, Array | Tensor | None]:
+        targets: dict[str, Array | Tensor | None] = {}
+        for name in out:
+            if name not in {v.name for v in plan.results}:
+                raise DataError("is no output of this run", where=f"out {name!r}")
+        for value, place in plan.results.items():
+            given = out.get(value.name)
+            if given is None:
+                empty = self.device.empty(place.shape, place.dtype, stream) if device else None
+                targets[value.name] = None if empty is None else self.device.adopt(empty, stream)
+                continue
+            target = self.device.adopt(given, stream) if on_gpu(given) else host_array(given)
+            if tuple(target.shape) != place.shape or target.dtype != place.dtype:
+                raise DataError(
+                    f"{place.dtype}{list(place.shape)} expected, {target.dtype}{list(target.shape)} given",
+                    where=f"out {value.name!r}",
+                )
+            if isinstance(target, Tensor) and not target.contiguous:
+                raise DataError("a device tensor with gaps or another order of axes", where=f"out {value.name!r}")
+            if isinstance(target, np.ndarray) and not target.flags.writeable:
+                raise DataError("cannot be written", where=f"out {value.name!r}")
+            targets[value.name] = target
+        return targets
+
+    # -- plans --------------------------------------------------------------------------------
+    def prepare(self, batch: int, outputs: Sequence[str] | None = None) -> None:
+        """Compile, allocate and record for a batch size now, so that its first run does none of it."""
+        names = [v.name for v in self.graph.outputs] if outputs is None else list(outputs)
+        with self._lock:
+            self.runner(batch, names, self.device.stream()).prepare()
+
+    def profile(self, feeds: Mapping[str, Any] | None = None, *, batch: int = 1, repeat: int = 20) -> Profile:
+        """Time, operations and bytes of every launch, at the batch size of the feeds or at the one given."""
+        size = batch if feeds is None else self.batch_of(feeds)
+        with self._lock:
+            return profile(self.runner(size, [v.name for v in self.graph.outputs], self.device.stream()), repeat)
+
+    def batch_of(self, feeds: Mapping[str, Any]) -> int:
         """The size that "N" stands for in these feeds (1 where nothing is symbolic)."""
         for value in self.graph.inputs:
             for dim, size in zip(value.shape, feeds[value.name].shape, strict=True):
@@ -52,9 +157,32 @@ class Cuda:
                     return size // int(factor)
         return 1
 
-    def plan(self, batch: int, outputs: Sequence[str]) -> Plan:
-        """The plan for a batch size and a choice of outputs, compiled once."""
+    def runner(self, batch: int, outputs: Sequence[str], stream: Any) -> Runner:
+        """What runs a batch size and a choice of outputs, compiled once; the stream's own lane if there is one."""
         key = (batch, tuple(outputs))
-        if key not in self.plans:
-            self.plans[key] = Plan(self.graph, self.device, batch, [self.graph.value(n) for n in outputs], self.packed)
-        return self.plans[key]
+        lanes = self._runners.setdefault(key, [])
+        self._runners.move_to_end(key)
+        for lane in lanes:
+            if lane.stream == stream:
+                return lane
+        if lanes and len(lanes) == self._lanes:
+            return next((lane for lane in lanes if not lane.busy), lanes[0])
+        try:
+            plan = lanes[0].plan if lanes else self._compile(batch, outputs)
+            needed = (
+                f"a batch of {batch}: activations take {plan.arena_size:,} bytes, "
+                f"constants {self.packed.size + plan.local.size:,}"
+            )
+            lanes.append(Runner(plan, needed))
+        finally:
+            if not lanes:
+                del self._runners[key]
+        while len(self._runners) > self._kept:
+            self._runners.popitem(last=False)
+        return lanes[-1]
+
+    def _compile(self, batch: int, outputs: Sequence[str]) -> Plan:
+        return Plan(self.graph, self.device, batch, [self.graph.value(n) for n in outputs], self.packed)
+
+
+__all__ = ["Cuda", "Pending"]

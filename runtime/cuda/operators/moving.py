@@ -142,7 +142,7 @@ def lookup(plan: Plan, group: Group) -> None:
     fill = int(np.ravel(fill_value.array())[0]) if fill_value is not None else 0
     for value, index in zip(node.outputs, source_index(node, x.shape, constants), strict=False):
         y = plan.define(value)
-        table = plan.packed.constant(index.astype(np.int32), (id(node), value.name, plan.batch))
+        table = plan.local.constant(index.astype(np.int32), (id(node), value.name))
         _launch_lookup(plan, x, y, table, fill)
 
 

@@ -1,0 +1,105 @@
+"""Kernels as functions of the CUDA driver: compiled by NVRTC once a machine, kept as cubins, loaded once a process.
+
+Not through `cupy.RawModule`, which compiles for sm_90 where the kernels want sm_90a.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from qir.errors import BackendError
+
+from .kernels import Kernel, sources
+from .nvrtc import Nvrtc
+
+DEFAULT_SHARED = 48 << 10
+"""Dynamic shared memory that a kernel may have without asking  [CUDA Programming Guide, shared memory]."""
+
+SEPARATOR = b"\n"
+
+_loaded: dict[tuple[int, Kernel], int] = {}
+_lock = threading.Lock()
+
+
+@cache
+def kernel_version() -> str:
+    """A name for the sources of the kernels: what depends on them (cubins, tuning) is kept under it."""
+    text = "\0".join(f"{name}\0{content}" for name, content in sorted(sources().items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels and tuning results are kept between processes."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qir"
+
+
+def architecture_of(capability: int) -> str:
+    """What to compile for: the GPU's own architecture, with Hopper's own instructions where there are."""
+    return "90a" if capability == 90 else str(capability)
+
+
+def cubin(kernel: Kernel, architecture: str, compiler: Nvrtc, folder: Path | None = None) -> tuple[str, bytes]:
+    """(lowered name, cubin) of one kernel, compiled unless it is kept.  Raises BackendError with the compiler's log."""
+    major, minor = compiler.version()
+    key = f"{kernel_version()} {major}.{minor} {architecture} {kernel.expression}"
+    where = (folder or cache_folder()) / f"cubin-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+    try:
+        name, _, binary = where.read_bytes().partition(SEPARATOR)
+        return name.decode(), binary
+    except OSError:
+        pass
+    binary, lowered, _ = compiler.compile(kernel.source, [kernel], architecture)
+    name = lowered[kernel.expression]
+    try:
+        where.parent.mkdir(parents=True, exist_ok=True)
+        fresh = where.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        fresh.write_bytes(name.encode() + SEPARATOR + binary)
+        fresh.replace(where)
+    except OSError:  # a home that cannot be written: compile again next time
+        pass
+    return name, binary
+
+
+class Modules:
+    """Functions of one GPU."""
+
+    def __init__(self, cupy: Any, index: int, architecture: str) -> None:
+        self._driver, self._index, self._architecture = cupy.cuda.driver, index, architecture
+
+    def prepare(self, kernels: Iterable[Kernel]) -> None:
+        """Compile and load what is missing; compilations run side by side. The GPU must be the current one."""
+        with _lock:
+            missing = [k for k in dict.fromkeys(kernels) if (self._index, k) not in _loaded]
+            if not missing:
+                return
+            compiler = Nvrtc()
+            workers = min(len(missing), os.cpu_count() or 1)
+            with ThreadPoolExecutor(workers) as pool:
+                binaries = list(pool.map(lambda k: cubin(k, self._architecture, compiler), missing))
+            for kernel, (name, binary) in zip(missing, binaries, strict=True):
+                _loaded[self._index, kernel] = self._load(kernel, name, binary, compiler)
+
+    def _load(self, kernel: Kernel, name: str, binary: bytes, compiler: Nvrtc) -> int:
+        try:
+            function = int(self._driver.moduleGetFunction(self._driver.moduleLoadData(binary), name))
+            if kernel.shared_bytes > DEFAULT_SHARED:
+                attribute = self._driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                self._driver.funcSetAttribute(function, attribute, kernel.shared_bytes)
+        except self._driver.CUDADriverError as error:
+            major, minor = compiler.version()
+            raise BackendError(
+                f"cannot be loaded on sm_{self._architecture}: {error}", where=kernel.expression,
+                hint=f"NVRTC is {major}.{minor}; the driver must be of that CUDA version or later",
+            ) from error  # fmt: skip
+        return function
+
+    def function(self, kernel: Kernel) -> int:
+        """The driver's handle of a prepared kernel."""
+        return _loaded[self._index, kernel]
