@@ -53,7 +53,8 @@ class GuardedMemory:
         ctypes.memset(self.pointer, 0xA5, room)  # nothing may count on zeros
 
     def __del__(self) -> None:
-        _LIBC.munmap(self._base, self._length)
+        if hasattr(self, "_base"):
+            _LIBC.munmap(self._base, self._length)
 
 
 class EmulatedHost(GuardedMemory):
@@ -162,6 +163,10 @@ class EmulatedDevice:
 
     def record(self, launches: Sequence[Launch]) -> EmulatedRecording:
         self.recordings += 1
+        for x in launches:
+            given = [a.nbytes for a in x.arguments]
+            if given != self.parameter_sizes(x.kernel):
+                raise BackendError(f"arguments of {given} bytes given", where=x.kernel.expression)
 
         def replay() -> None:
             for x in launches:
@@ -193,6 +198,12 @@ class EmulatedDevice:
             seconds.append(statistics.median(runs))
         return seconds
 
+    def parameter_sizes(self, kernel: Kernel) -> list[int]:
+        """Bytes of each parameter, as the compiler counts them."""
+        sizes = (ctypes.c_uint * 32)()
+        count: int = self._library[f"sizes_{_symbol(kernel)}"](sizes)
+        return list(sizes[:count])
+
     def ceilings(self) -> tuple[float, float]:
         return 1.0, 1.0
 
@@ -219,12 +230,17 @@ def _build() -> ctypes.CDLL:
     """Compile all instances into one library, cached under the user's cache folder by content."""
     folder = resources.files("qir.runtime.cuda") / "emulation"
     texts = {**sources(), **{f"emulation/{f.name}": f.read_text() for f in folder.iterdir() if f.is_file()}}
-    main = ['#include "cuda_emulation.h"', *(f'#include "{s}"' for s in sorted({k.source for k in INSTANCES}))]
+    main = [
+        '#include "cuda_emulation.h"', *(f'#include "{s}"' for s in sorted({k.source for k in INSTANCES})),
+        "template <class... A> int sizes_of(void (*)(A...), unsigned* to) "
+        "{ return ((*to++ = sizeof(A)), ...), int(sizeof...(A)); }",
+    ]  # fmt: skip
     for k in INSTANCES:
         main.append(
             f'extern "C" void {_symbol(k)}(const unsigned* grid, const unsigned* threads, std::size_t shared, '
             f"unsigned order, void** a) {{ emu::launch(&{k.expression}, grid, threads, shared, order, a); }}"
         )
+        main.append(f'extern "C" int sizes_{_symbol(k)}(unsigned* to) {{ return sizes_of(&{k.expression}, to); }}')
     texts["main.cpp"] = "\n".join(main) + "\n"
     digest = hashlib.sha256("\0".join(f"{n}\0{t}" for n, t in sorted(texts.items())).encode()).hexdigest()[:24]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qir"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,10 @@ class Usage:
 
 
 def find_library() -> str:
-    """Path of libnvrtc: of the PyPI package nvidia-cuda-nvrtc, or the system's.  Raises BackendError if absent."""
+    """Path of libnvrtc: of the PyPI package nvidia-cuda-nvrtc, or the system's (CUDA_PATH, the loader's own).
+
+    Raises BackendError if absent.
+    """
     for package in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
         try:
             files = metadata.files(package) or []
@@ -35,6 +39,10 @@ def find_library() -> str:
         for file in files:
             if re.fullmatch(r"libnvrtc\.so\.\d+", Path(str(file)).name):
                 return str(file.locate())
+    for root in (os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
+        libraries = sorted(Path(root, "lib64").glob("libnvrtc.so.*[0-9]")) if root else []
+        if libraries:
+            return str(libraries[0])
     found = ctypes.util.find_library("nvrtc")
     if found is None:
         raise BackendError("NVRTC is not installed", hint="pip install nvidia-cuda-nvrtc")
