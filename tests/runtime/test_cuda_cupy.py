@@ -33,10 +33,10 @@ needs_compiler = pytest.mark.skipif(
 class StandIn(ModuleType):
     """A module `cupy` with one GPU."""
 
-    def __init__(self, capability: str = "90", memory: int = 1 << 30) -> None:
+    def __init__(self, capability: str = "90") -> None:
         super().__init__("cupy")
         self.emulation = EmulatedDevice()
-        self.room, self.peak = memory, 0
+        self.room = 1 << 30
         self.streams: dict[int, EmulatedStream] = {0: EmulatedStream()}
         self.events: dict[int, EmulatedEvent] = {}
         self.captures: dict[int, list[Callable[[], None]]] = {}
@@ -255,9 +255,11 @@ def test_what_can_be_missing(stand_in: Callable[..., StandIn], two_convs: Callab
     stand_in(capability="70")
     with pytest.raises(BackendError, match=r"sm_70.*sm_75"):
         Session(graph, "cuda")
-    stand_in(memory=5_000)
+    cupy = stand_in()
     session = Session(graph, "cuda")
-    with pytest.raises(BackendError, match=r"no room for a batch of 2: activations take .* asked for, 5,000 of"):
+    session.run({"x": images(0)[:1]})
+    cupy.room = 500
+    with pytest.raises(BackendError, match=r"no room for a batch of 2: activations take .* asked for, 500 of"):
         session.run({"x": images(0)})
     cupy = stand_in()
     cupy.cuda.runtime.getDeviceCount = lambda: 0
