@@ -24,13 +24,15 @@ class Balance(Equalize):
     by Relu6's limit. Each is taken relative to the tensor's largest. [White Paper eq. 22] is the case activations = 0:
     it shrinks a channel of small weights until its activation, with the one scale that all channels share, is all
     that sets the grid. s_i is the geometric middle between the least factor that keeps channel i of W1 and of the
-    activation within their tensors' ranges and the greatest that W2 allows.
+    activation within their tensors' ranges and the greatest that W2 allows. The constants were chosen on calibration
+    images (benchmarks/choose_constants.md).
     """
 
     name: ClassVar[str] = "balance"
 
     iterations: int = 30
-    activations: float = 0.3
+    activations: float = 0.5
+    limit: float = 128.0
     damping: float = 0.7
 
     def run(self, graph: Graph) -> PassReport:
