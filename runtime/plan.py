@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from qir.types import Array
 
 ALIGNMENT = 64
+
+
+class Timed(Protocol):
+    """Bytes that matter between two steps; `assign_offsets` sets where they begin."""
+
+    size: int
+    first: int
+    last: int
+    offset: int
 
 
 class Buffer:
@@ -139,13 +149,13 @@ def same_order(shape: Sequence[int], a: Sequence[int], b: Sequence[int]) -> bool
     return [x for x in a if shape[x] != 1] == [x for x in b if shape[x] != 1]
 
 
-def assign_offsets(buffers: Iterable[Buffer], alignment: int = ALIGNMENT, slack: int = ALIGNMENT) -> int:
+def assign_offsets(buffers: Iterable[Timed], alignment: int = ALIGNMENT, slack: int = ALIGNMENT) -> int:
     """Offsets such that buffers alive at the same step never overlap; returns the arena's size.
 
     Largest first, each in the tightest gap that its lifetime leaves [greedy by size].  `slack` bytes follow each
     buffer: vector loads may read, and never use, a few bytes past an end.
     """
-    placed: list[Buffer] = []
+    placed: list[Timed] = []
     total = 0
     for buffer in sorted(buffers, key=lambda b: (-b.size, b.first)):
         size = -(-(buffer.size + slack) // alignment) * alignment

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,7 @@ class Storage:
     pointer: int = 0
     first: int = -1
     last: int = -1
+    offset: int = 0  # in the arena
     spare_channels: bool = False  # channels are padded, and nobody reads what is written there
 
 
@@ -121,26 +122,3 @@ def pixel_of_rows(p: Placement) -> tuple[int, int]:
     if not p.contiguous:
         raise BackendError("a matrix in a layout that is no row of rows")
     return p.shape[-1], 0
-
-
-def lay_out(storages: Sequence[Storage]) -> tuple[dict[Storage, int], int]:
-    """Offsets of storages (with `first`/`last` step set) in one arena, and the arena's size.
-
-    Greedy by size, lowest free offset among the storages alive at the same time.
-    """
-    placed: list[tuple[int, int, Storage]] = []
-    offsets: dict[Storage, int] = {}
-    for storage in sorted(storages, key=lambda s: (-s.size, s.first)):
-        need = -(-(storage.size + CHUNK) // ALIGNMENT) * ALIGNMENT
-        at = 0
-        for start, end, other in sorted(placed, key=lambda p: p[0]):
-            if other.first <= storage.last and storage.first <= other.last:
-                if at + need <= start:
-                    break
-                at = max(at, end)
-        placed.append((at, at + need, storage))
-        offsets[storage] = at
-    return offsets, max((end for _, end, _ in placed), default=0)
-
-
-Placements = Mapping[Value, Placement]

@@ -14,11 +14,13 @@ from qir.ops import op_of
 from qir.ops.base import dim_at
 from qir.types import Array
 
+from ..plan import assign_offsets
 from .arguments import RANK, SHAPE, record
+from .concatenation import Home, homes
 from .device import Device, Launch, Memory
 from .fusion import Group, fuse
 from .kernels import Kernel, kernel
-from .placement import Placement, Storage, lay_out, place, row_major
+from .placement import ALIGNMENT, CHUNK, Placement, Storage, place, row_major
 
 
 class Plan:
@@ -33,6 +35,7 @@ class Plan:
         self._lock = threading.Lock()
         self.placements: dict[Value, Placement] = {}
         self._known: dict[Value, Array] = {}
+        self._homes: dict[Value, Home] = {}
         self._storages: dict[Storage, None] = {}
         self._step = 0
         self._one_dimensional = any(n.op == "qir.Conv" and n.input(1).type.rank == 3 for n in graph.nodes)
@@ -46,6 +49,7 @@ class Plan:
 
         for value in self.graph.inputs:
             self.define(value)
+        self._homes = homes(self.graph, set(self.outputs), self._is_image)
         groups = fuse(self.graph, set(self.outputs))
         for self._step, group in enumerate(groups, start=1):
             if self._evaluate(group.nodes):
@@ -59,7 +63,8 @@ class Plan:
         self.results = {v: self._result(v) for v in self.outputs}
         for value in self.graph.inputs:
             self._touch(self.at(value).storage, 0)
-        self.offsets, self.arena_size = lay_out(list(self._storages))
+        self.arena_size = assign_offsets(self._storages, ALIGNMENT, CHUNK)
+        self.offsets = {s: s.offset for s in self._storages}
 
     def build(self, base: int, moved: Mapping[Storage, int] | None = None) -> list[Launch]:
         """The launches over an arena at address `base`; storages in `moved` are elsewhere, at the addresses given."""
@@ -110,10 +115,19 @@ class Plan:
 
     # -- what operators use -------------------------------------------------------------------
     def define(self, value: Value, image: bool | None = None) -> Placement:
-        """A place for a value that is computed now, channels last or not if `image` says so."""
+        """A place for a value that is computed now, channels last or not if `image` says so.
+
+        It is the value's slice of the concatenation that it goes into, if `homes` found one.
+        """
         if value not in self.placements:
-            image = self._is_image(value) if image is None else image
-            self.placements[value] = place(value, self.batch, image)
+            natural = self._is_image(value)
+            image = natural if image is None else image
+            home = self._homes.get(value) if image == natural else None
+            if home is None:
+                self.placements[value] = place(value, self.batch, image)
+            else:
+                whole = self.define(home.whole)
+                self.placements[value] = whole.part(1, home.start, home.channels)
         placement = self.placements[value]
         self._touch(placement.storage)
         return placement

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from qir.errors import BackendError
 from qir.graph import Node, Value
 from qir.ops import op_of
+from qir.ops.base import dim_at
 from qir.types import Array
 
 from ..arguments import scalar
 from ..fusion import Group
-from ..placement import Placement, row_major
+from ..placement import CHUNK, Placement, pixel_of_image, row_major
 from ..plan import Plan, shape_of
 from .chunks import chunked
 
@@ -80,7 +82,7 @@ def expand(plan: Plan, group: Group) -> None:
 
 
 def concat(plan: Plan, group: Group) -> None:
-    """Every branch is copied into its slice."""
+    """Every branch is copied into its slice, unless it was computed there."""
     node = group.head
     y = plan.define(node.output)
     axis, start = node.attrs["axis"] % len(y.shape), 0
@@ -91,14 +93,27 @@ def concat(plan: Plan, group: Group) -> None:
         start += x.shape[axis]
 
 
+def _view(plan: Plan, value: Value, part: Placement) -> None:
+    """value = part: in place where the kernels read it as well as a copy, which is where chunks begin at chunks."""
+    try:
+        step, offset = pixel_of_image(part)
+    except BackendError:
+        step, offset = 1, 1
+    if len(part.shape) > 2 and part.strides[1] == 1 and step % CHUNK == 0 and offset % CHUNK == 0:
+        plan.alias(value, part)
+    else:
+        copy(plan, part, plan.define(value))
+
+
 def split(plan: Plan, group: Group) -> None:
+    """Views of the operand where they can be."""
     node = group.head
     x, start = plan.at(node.input(0)), 0
     axis = node.attrs["axis"] % len(x.shape)
     for value in node.outputs:
-        y = plan.define(value)
-        copy(plan, x.part(axis, start, y.shape[axis]), y)
-        start += y.shape[axis]
+        size = dim_at(value.shape[axis], plan.batch)
+        _view(plan, value, x.part(axis, start, size))
+        start += size
 
 
 def gather(plan: Plan, group: Group) -> None:
@@ -181,8 +196,9 @@ def _constant(value: Value | None) -> Array:
 
 
 def slice_(plan: Plan, group: Group) -> None:
+    """A view of the operand where it can be."""
     node = group.head
-    x, y = plan.at(node.input(0)), plan.define(node.output)
+    x, value = plan.at(node.input(0)), node.output
     starts, ends = (np.ravel(node.input(i).array()).tolist() for i in (1, 2))
     axes_value, steps_value = node.optional(3), node.optional(4)
     axes = list(range(len(starts))) if axes_value is None else np.ravel(axes_value.array()).tolist()
@@ -191,8 +207,8 @@ def slice_(plan: Plan, group: Group) -> None:
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         axis = axis % len(x.shape)
         first, _, _ = slice(start, None if step < 0 and end < -x.shape[axis] else end, step).indices(x.shape[axis])
-        part = part.part(axis, first, y.shape[axis], step)
-    copy(plan, part, y)
+        part = part.part(axis, first, dim_at(value.shape[axis], plan.batch), step)
+    _view(plan, value, part)
 
 
 def depth_to_space(plan: Plan, group: Group) -> None:
