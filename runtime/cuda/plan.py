@@ -16,6 +16,7 @@ from qir.types import Array
 
 from ..plan import assign_offsets
 from .arguments import RANK, SHAPE, record
+from .choices import Choice, Chooser, first
 from .concatenation import Home, homes
 from .device import Device, Launch, Memory
 from .fusion import Group, fuse
@@ -27,11 +28,17 @@ class Plan:
     """Compiles on construction; a `Runner` gives it memory and runs it.
 
     packed: constants that all plans of a session share; those that follow the batch are the plan's own (`local`).
+    chooser: which of the candidates of a layer is launched; any of them yields the same bits.
     """
 
-    def __init__(self, graph: Graph, device: Device, batch: int, outputs: Sequence[Value], packed: Packed) -> None:
+    def __init__(
+        self, graph: Graph, device: Device, batch: int, outputs: Sequence[Value], packed: Packed,
+        chooser: Chooser = first,
+    ) -> None:  # fmt: skip
         self.graph, self.device, self.batch, self.outputs = graph, device, batch, list(outputs)
         self.packed, self.local = packed, Packed(device)
+        self.choices: dict[Node, tuple[str, list[Choice], Choice]] = {}
+        self._chooser = chooser
         self._lock = threading.Lock()
         self.placements: dict[Value, Placement] = {}
         self._known: dict[Value, Array] = {}
@@ -157,6 +164,12 @@ class Plan:
         placement = Placement(Storage(int(np.prod(shape)) * dtype.itemsize), dtype, tuple(shape), row_major(shape))
         self._touch(placement.storage)
         return placement
+
+    def choose(self, group: Group, key: str, candidates: list[Choice]) -> Choice:
+        """The way to launch a layer; `choices` remembers it by the layer's first node."""
+        choice = self._chooser(key, candidates)
+        self.choices[group.head] = (key, candidates, choice)
+        return choice
 
     def launch(self, which: Kernel, grid: Sequence[int], build: Callable[[], Sequence[Array]]) -> None:
         """A launch whose arguments are made once addresses are known."""

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from qir.errors import BackendError
 from qir.types import Array
 
 from ..arguments import CONV, DEPTHWISE_CONV, DIRECT_CONV, EPILOGUE, record, scalar
+from ..choices import SLICE, candidates
 from ..fusion import Group
 from ..kernels import CONV_TILES, ConvTile, kernel
 from ..placement import CHUNK, SMALL, Placement, pixel_of_image
 from ..plan import Plan
 from .epilogue import epilogue
 from .moving import copy
-
-TARGET_BLOCKS = 264
-"""Blocks that fill a large GPU (two for each of 132 multiprocessors)."""
-
-
-def _tile(tiles: Sequence[ConvTile], pixels: int, channels: int) -> ConvTile:
-    """The largest tile that still leaves some 200 blocks, without wasting most of its columns."""
-    tiles = [t for t in tiles if t.columns <= max(64, -(-channels // 64) * 64)] or tiles[:1]
-    big = [t for t in tiles if -(-pixels // t.rows) * -(-channels // t.columns) >= 200]
-    return max(big or tiles[:1], key=lambda t: t.rows * t.columns)
 
 
 def _pack(w_mkc: Array, tile: ConvTile) -> Array:
@@ -103,17 +92,15 @@ def _tensor_cores(
     pixels = geometry["batch"] * geometry["out_height"] * geometry["out_width"]
     cell = SMALL if image and c <= SMALL else CHUNK
     tiles = CONV_TILES[value.dtype.is_signed, cell, weight.dtype.bits == 4 and cell == CHUNK]
-    tile = _tile(tiles, pixels, m)
+    k_padded = -(-taps.shape[1] * (-(-c // cell) * cell) // SLICE) * SLICE
+    choice = plan.choose(group, _key(group, geometry, m, c, pixel_stride), candidates(tiles, pixels, m, k_padded))
+    tile = choice.tile
     packed = plan.packed.constant(_pack(taps, tile), (id(origin), tile.cell, tile.packed, tile.columns), origin)
-    k_padded = packed.shape[1] * (8 if tile.packed else 1)
     grid = (-(-pixels // tile.rows), packed.shape[0] // tile.columns)
-    slices = k_padded // 64
-    splits = min(TARGET_BLOCKS // (grid[0] * grid[1]), slices // 8)
-    each = -(-slices // max(splits, 1))
-    splits = -(-slices // each)
+    splits = choice.splits
     fields = {
         **geometry, "out_channels": m, "channels": -(-c // cell) * cell, "k_padded": k_padded,
-        "pixel_stride": pixel_stride, "split_slices": each,
+        "pixel_stride": pixel_stride, "split_slices": -(-k_padded // SLICE // splits),
     }  # fmt: skip
     finish = epilogue(plan, group, image)
     if splits == 1:
@@ -135,6 +122,18 @@ def _tensor_cores(
             scalar("i4", pitch), finish(),
         ],
     )  # fmt: skip
+
+
+def _key(group: Group, geometry: dict[str, int], m: int, c: int, pixel_stride: int) -> str:
+    """What tells apart layers that can take different times."""
+    x, w = group.head.input(0).dtype, group.head.input(1).dtype
+    g = geometry
+    residual = "" if group.residual is None else f"+{group.residual.dtype}"
+    return (
+        f"{x}x{w} {g['batch']}x{g['height']}x{g['width']}x{c} pitch {pixel_stride}"
+        f" k{g['kernel_h']}x{g['kernel_w']} s{g['stride_h']}x{g['stride_w']} d{g['dilation_h']}x{g['dilation_w']}"
+        f" -> {g['out_height']}x{g['out_width']}x{m} {group.output.dtype}{residual}{'+table' if group.table else ''}"
+    )
 
 
 def _depthwise(plan: Plan, group: Group, x: Placement, w: Array, geometry: dict[str, int]) -> None:

@@ -1,0 +1,64 @@
+"""How a convolution or product can be launched: tiles, and in how many parts K is split.  The first is the default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .kernels import ConvTile
+
+TARGET_BLOCKS = 264
+"""Blocks that fill a large GPU (two for each of 132 multiprocessors)."""
+
+MOST_BLOCKS = 4 * TARGET_BLOCKS
+"""Splitting K further than this only makes more sums to add."""
+
+SLICE = 64
+"""Bytes of K that a tile takes at a time."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A tile, and how many blocks share a sum."""
+
+    tile: ConvTile
+    splits: int
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"{self.tile.expression.removeprefix('qir::')}/{self.splits}"
+
+
+Chooser = Callable[[str, Sequence[Choice]], Choice]
+"""(key of a layer shape, candidates) -> the one to launch."""
+
+
+def first(key: str, candidates: Sequence[Choice]) -> Choice:
+    """The chooser that knows no measurements."""
+    return candidates[0]
+
+
+def candidates(tiles: Sequence[ConvTile], pixels: int, channels: int, k_padded: int) -> list[Choice]:
+    """Every sensible way to compute (pixels, channels) sums over k_padded, the heuristic one first."""
+    fitting = [t for t in tiles if t.columns <= max(64, -(-channels // 64) * 64)] or list(tiles[:1])
+    full = [t for t in fitting if _blocks(t, pixels, channels) >= 200]
+    tile = max(full or fitting[:1], key=lambda t: t.rows * t.columns)
+    slices = k_padded // SLICE
+    found = [Choice(tile, _even(slices, min(TARGET_BLOCKS // _blocks(tile, pixels, channels), slices // 8)))]
+    for tile in fitting:
+        for splits in (1, 2, 4, 8, 16):
+            if splits > 1 and (splits * 2 > slices or splits * _blocks(tile, pixels, channels) > MOST_BLOCKS):
+                break
+            found.append(Choice(tile, _even(slices, splits)))
+    return list(dict.fromkeys(found))
+
+
+def _blocks(tile: ConvTile, pixels: int, channels: int) -> int:
+    return -(-pixels // tile.rows) * -(-channels // tile.columns)
+
+
+def _even(slices: int, splits: int) -> int:
+    """So many splits that none is without a slice."""
+    each = -(-slices // max(splits, 1))
+    return -(-slices // each)
