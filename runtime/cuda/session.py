@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from .pending import Pending
 from .plan import Packed, Plan
 from .profile import Profile, profile
 from .runner import Runner
+from .tuning import Table, switched_on
+from .tuning import tune as tune_plan
 
 PLANS = 8
 """Batch sizes (and choices of outputs) whose plans are kept, by default."""
@@ -30,15 +33,22 @@ class Cuda:
     device: a `CupyDevice` (default: GPU 0), or an `EmulatedDevice` where there is none.
     plans: how many plans, each with its CUDA graph and its arena, are kept; the one used longest ago goes first.
     lanes: how many runs of one batch size may be on the device at once, each with an arena of its own.
+    tune: whether layer shapes that no table knows are timed when a batch size comes first, which takes seconds;
+        default: on a GPU, unless QIR_CUDA_TUNE=0.  What was measured is kept in the user's cache folder, or in the
+        folder given instead of True.
     Raises BackendError for a graph that is not integer, no CuPy, no GPU, or one older than sm_75.
     """
 
-    def __init__(self, graph: Graph, device: Device | None = None, *, plans: int = PLANS, lanes: int = 1) -> None:
+    def __init__(
+        self, graph: Graph, device: Device | None = None, *, plans: int = PLANS, lanes: int = 1,
+        tune: bool | str | Path | None = None,
+    ) -> None:  # fmt: skip
         if graph.stage is not Stage.INTEGER:
             raise BackendError(
                 f"the CUDA runtime executes integer graphs, this one is {graph.stage.name}",
                 hint="run qir.quantize first",
             )
+        self._tune = device is None and switched_on() if tune is None else bool(tune)
         if device is None:
             from .cupy_device import CupyDevice
 
@@ -46,6 +56,7 @@ class Cuda:
         self.graph = graph
         self.device: Device = device
         self.packed = Packed(device)
+        self.table = Table(device.name, Path(tune) if isinstance(tune, (str, Path)) else None)
         self._kept, self._lanes = plans, lanes
         self._runners: OrderedDict[tuple[int, tuple[str, ...]], list[Runner]] = OrderedDict()
         self._lock = threading.RLock()
@@ -182,7 +193,12 @@ class Cuda:
         return lanes[-1]
 
     def _compile(self, batch: int, outputs: Sequence[str]) -> Plan:
-        return Plan(self.graph, self.device, batch, [self.graph.value(n) for n in outputs], self.packed)
+        values = [self.graph.value(n) for n in outputs]
+        # what only candidates need, such as weights packed for other tiles, goes with `trial`
+        trial = Packed(self.device)
+        if self._tune:
+            tune_plan(lambda chooser: Plan(self.graph, self.device, batch, values, trial, chooser), self.table)
+        return Plan(self.graph, self.device, batch, values, self.packed, self.table.choose)
 
 
 __all__ = ["Cuda", "Pending"]

@@ -1,0 +1,147 @@
+"""Tuning: every way to launch a layer is timed once, the fastest kept for the device and the version of the kernels.
+
+Tables are data: {"device", "kernels", "entries": {layer key: {"choice": name, "seconds": {name: s}}}}.  They change
+speed only; any choice yields the same bits.  Sources, in the order in which they are asked: what this machine measured
+(`cache_folder()`), then the tables shipped in runtime/cuda/tables.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from qir.graph import Node
+
+from .choices import Choice, Chooser
+from .cupy_modules import cache_folder, kernel_version
+from .plan import Plan
+from .runner import Runner
+
+SWITCH = "QIR_CUDA_TUNE"
+"""Environment variable: 0 turns tuning off, for sessions that do not say otherwise."""
+
+REPEAT = 8
+"""Launches that one timing averages."""
+
+_LOG = logging.getLogger(__name__)
+
+Entry = dict[str, Any]
+
+
+def slug(device: str) -> str:
+    """A device's name as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+class Table:
+    """Measured choices of one device.  Threads may share it; processes merge what they measured on saving."""
+
+    def __init__(self, device: str, folder: Path | None = None) -> None:
+        self.device = device
+        self.path = (folder or cache_folder()) / f"tuning-{slug(device)}-{kernel_version()}.json"
+        self._lock = threading.Lock()
+        shipped = resources.files("qir.runtime.cuda") / "tables" / f"{slug(device)}.json"
+        self._shipped = _entries(shipped.read_text() if shipped.is_file() else "", device)
+        self._measured = self._read()
+
+    def _read(self) -> dict[str, Entry]:
+        try:
+            return _entries(self.path.read_text(), self.device)
+        except OSError:
+            return {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._measured or key in self._shipped
+
+    def choose(self, key: str, candidates: Sequence[Choice]) -> Choice:
+        """The measured choice, if it is among the candidates; else the first."""
+        for entries in (self._measured, self._shipped):
+            name = entries.get(key, {}).get("choice")
+            for candidate in candidates:
+                if candidate.name == name:
+                    return candidate
+        return candidates[0]
+
+    def update(self, entries: dict[str, Entry]) -> None:
+        """Keep what was measured, here and on disk: written aside and renamed, so that readers see whole files."""
+        with self._lock:
+            self._measured = {**self._read(), **self._measured, **entries}
+            text = json.dumps(
+                {"device": self.device, "kernels": kernel_version(), "entries": self._measured},
+                indent=1,
+                sort_keys=True,
+            )
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                fresh = self.path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+                fresh.write_text(text)
+                fresh.replace(self.path)
+            except OSError as error:
+                _LOG.info("tuning results are not kept: %s", error)
+
+
+def _entries(text: str, device: str) -> dict[str, Entry]:
+    """The entries of a table's text; none where it is broken or another device's."""
+    try:
+        found = json.loads(text)
+        if found["device"] != device:
+            return {}
+        return {
+            str(k): {"choice": str(v["choice"]), "seconds": dict(v["seconds"])} for k, v in found["entries"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def switched_on() -> bool:
+    """What the environment says."""
+    return os.environ.get(SWITCH, "1").lower() not in ("0", "off", "false")
+
+
+def tune(compile_: Callable[[Chooser], Plan], table: Table) -> int:
+    """Time the layers of a plan that the table does not know; returns how many.
+
+    compile_: makes the plan with a chooser.  Plan after plan, every unknown layer takes its next candidate, and the
+    launches that serve it are timed by the device's events.
+    """
+    unknown: dict[str, dict[str, list[float]]] = {}
+    most = turn = 0
+    while turn == 0 or turn < most:
+
+        def pick(key: str, candidates: Sequence[Choice], turn: int = turn) -> Choice:
+            return table.choose(key, candidates) if key in table else candidates[turn % len(candidates)]
+
+        plan = compile_(pick)
+        fresh = {n: c for n, c in plan.choices.items() if c[0] not in table and turn < len(c[1])}
+        if not fresh:
+            break
+        most = max(most, *(len(candidates) for _, candidates, _ in fresh.values()))
+        for node, seconds in _seconds(plan, fresh).items():
+            key, _, choice = fresh[node]
+            unknown.setdefault(key, {}).setdefault(choice.name, []).append(seconds)
+        turn += 1
+    entries: dict[str, Entry] = {}
+    for key, times in unknown.items():
+        mean = {name: sum(t) / len(t) for name, t in times.items()}
+        entries[key] = {"choice": min(mean, key=lambda n: mean[n]), "seconds": mean}
+    if entries:
+        table.update(entries)
+        _LOG.info("%d layer shapes tuned on %s", len(entries), table.device)
+    return len(entries)
+
+
+def _seconds(plan: Plan, layers: dict[Node, Any]) -> dict[Node, float]:
+    """Seconds of all launches that serve each layer."""
+    runner = Runner(plan, "tuning")
+    chosen = [launch for launch in runner.launches if launch.head in layers]
+    total: dict[Node, float] = {}
+    for launch, seconds in zip(chosen, plan.device.time(chosen, REPEAT), strict=True):
+        total[launch.head] = total.get(launch.head, 0.0) + seconds
+    return total
