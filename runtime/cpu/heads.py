@@ -15,12 +15,14 @@ from .fields import (
     BLOCK_ROWS,
     CHANNELS,
     COLUMN_CHUNKS,
+    CROSSWISE,
     DILATION_H,
     GROUPS,
     I8,
     IMAGES,
     IN_H,
     IN_W,
+    INIT,
     KERNEL_H,
     KERNEL_W,
     LD,
@@ -43,13 +45,13 @@ from .fields import (
     TAIL_COUNT,
     TAIL_FIRST,
     WEIGHTS,
-    WIDE,
     X_DTYPE,
     X_STRIDE,
     X,
 )
-from .tail import address, run_tail
-from .tiles import tile, wide_tile
+from .inner_product import INNER_ROWS, inner_product, row_corrections
+from .tail import address, prefetch_tail, run_tail
+from .tiles import tile
 from .vector import LANES, MAX_ROWS, VECTORS, as_pointer, carray
 
 
@@ -135,6 +137,14 @@ def build_patch(step: Any, pointers: Any, patch: int, image: int, oh0: int, ohn:
 
 
 @njit(nogil=True)
+def clear_end(patch: int, bytes: int) -> None:
+    """Zeros after a patch: crosswise kernels may take numbers from there, which then must be small."""
+    v = carray(as_pointer(patch + bytes), 4, np.int64)
+    for i in range(4):
+        v[i] = 0
+
+
+@njit(nogil=True)
 def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
     """Some output rows of one image, some output channels."""
     column_chunks = step[COLUMN_CHUNKS]
@@ -148,6 +158,8 @@ def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scr
     key = carray(as_pointer(scratch), 2, np.int64)
     offsets_at = scratch + AT_ROWS
     rows = ohn * out_w
+    crosswise = step[CROSSWISE] != 0
+    segments, segment_count, words = address(pointers, step[SEGMENTS]), step[SEGMENT_COUNT], step[GROUPS]
     if key[0] != index or key[1] != row_chunk:
         build_patch(step, pointers, patch, image, oh0, ohn)
         key[0], key[1] = index, row_chunk
@@ -158,16 +170,21 @@ def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scr
         for i in range(ohn):
             for j in range(out_w):
                 offsets[i * out_w + j] = (i * down * step[PATCH_W] + j * right) * pixel
+        if crosswise:
+            last_row = (ohn - 1) * down + 1 + (step[KERNEL_H] - 1) * step[DILATION_H]
+            clear_end(patch, last_row * step[PATCH_W] * pixel)
+            row_corrections(patch, offsets_at, rows, segments, segment_count, words)
     count = step[PANEL_COUNT]
     first = count * column_chunk // column_chunks
     last = count * (column_chunk + 1) // column_chunks
     panels = carray(as_pointer(address(pointers, step[PANELS])), (count, 5), np.int64)
     weights = address(pointers, step[WEIGHTS])
-    segments = address(pointers, step[SEGMENTS])
+    init = address(pointers, step[INIT])
     registers = scratch + AT_REGISTERS
     ld, block_rows, block_columns = step[LD], step[BLOCK_ROWS], step[BLOCK_COLUMNS]
     row0 = (image * out_h + oh0) * out_w
     row_blocks = (rows + block_rows - 1) // block_rows
+    tile_rows = INNER_ROWS if crosswise else MAX_ROWS
     p = first
     while p < last:
         c0 = panels[p, 1]
@@ -181,47 +198,29 @@ def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scr
         if step[PACKED4]:
             unpack4(scratch + AT_PANEL, weights + panels[p, 0] // 2, size // 2)
             base = scratch + AT_PANEL
-        elif step[WIDE]:
+        elif crosswise:
             widen_panels(scratch + AT_PANEL, base, size)
             base, scale = scratch + AT_PANEL, 2
         for rb in range(row_blocks):
             r0 = rows * rb // row_blocks
             rn = rows * (rb + 1) // row_blocks - r0
-            tiles = (rn + MAX_ROWS - 1) // MAX_ROWS
+            tiles = (rn + tile_rows - 1) // tile_rows
+            prefetch_tail(tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, row0 + r0, rn, c0, cn)
             for n in range(p, q):
                 b = base + (panels[n, 0] - panels[p, 0]) * scale
                 group_segments = segments + panels[n, 3]
                 vectors = 1 if panels[n, 2] <= LANES else VECTORS
+                column = panels[n, 1]
                 for i in range(tiles):
                     m0 = rn * i // tiles
                     mn = rn * (i + 1) // tiles - m0
-                    offsets_m, out = offsets_at + 8 * (r0 + m0), registers + ((panels[n, 1] - c0) + m0 * ld) * 4
-                    if scale == 2:
-                        wide_tile(
-                            mn,
-                            vectors,
-                            patch,
-                            offsets_m,
-                            group_segments,
-                            step[SEGMENT_COUNT],
-                            step[GROUPS],
-                            b,
-                            out,
-                            ld * 4,
+                    at, out = offsets_at + 8 * (r0 + m0), registers + (column - c0 + m0 * ld) * 4
+                    if crosswise:
+                        inner_product(
+                            mn, vectors, patch, at, segments, segment_count, words, b, init + 4 * column, out, ld * 4
                         )
                     else:
-                        tile(
-                            mn,
-                            vectors,
-                            patch,
-                            offsets_m,
-                            group_segments,
-                            step[SEGMENT_COUNT],
-                            step[GROUPS],
-                            b,
-                            out,
-                            ld * 4,
-                        )
+                        tile(mn, vectors, patch, at, group_segments, segment_count, words, b, out, ld * 4)
             run_tail(
                 tails,
                 step[TAIL_FIRST],

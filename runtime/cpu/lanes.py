@@ -14,7 +14,7 @@ from numba.core import cgutils
 from .vector import I8, I16, I32, I64, KIND, external, load, make_intrinsic, splat, store
 
 
-def _lanes64(builder: Any, v: Any) -> tuple[Any, Any]:
+def lanes64(builder: Any, v: Any) -> tuple[Any, Any]:
     """The even and the odd int32 lanes of <8 x i32>, sign-extended in <4 x i64>."""
     wide = ir.VectorType(I64, 4)
     thirty_two = ir.Constant(wide, [32] * 4)
@@ -27,7 +27,7 @@ def _clamp(builder: Any, v: Any, lo: Any, hi: Any) -> Any:
     return builder.select(builder.icmp_signed(">", v, hi), hi, v)
 
 
-def _high(builder: Any, even: Any, odd: Any) -> Any:
+def high_halves(builder: Any, even: Any, odd: Any) -> Any:
     """The high halves of even and odd int64 lanes, interleaved to <8 x i32>."""
     wide = ir.VectorType(I64, 4)
     high = builder.and_(odd, ir.Constant(wide, [-(1 << 32)] * 4))
@@ -68,7 +68,7 @@ def _splat32(builder: Any, value: Any) -> Any:
 def _requantize(builder: Any, args: Any, bytes_each: int, raised: bool) -> None:
     src, src_stride, dst, dst_stride, rows, columns, multiplier, constant, shift, raise_by, zero_point, lo, hi = args
     v32, wide = ir.VectorType(I32, 8), ir.VectorType(I64, 4)
-    z, low, high = (_splat32(builder, v) for v in (zero_point, lo, hi))
+    z, low, top = (_splat32(builder, v) for v in (zero_point, lo, hi))
     with cgutils.for_range(builder, rows) as row:
         line = builder.add(src, builder.mul(row.index, src_stride))
         out = builder.add(dst, builder.mul(row.index, dst_stride))
@@ -78,13 +78,13 @@ def _requantize(builder: Any, args: Any, bytes_each: int, raised: bool) -> None:
             x = load(builder, builder.add(line, lane), v32, 4)
             if raised:
                 x = builder.shl(x, load(builder, builder.add(raise_by, lane), v32, 4))
-            x_even, x_odd = _lanes64(builder, x)
-            m_even, m_odd = _lanes64(builder, load(builder, builder.add(multiplier, lane), v32, 4))
+            x_even, x_odd = lanes64(builder, x)
+            m_even, m_odd = lanes64(builder, load(builder, builder.add(multiplier, lane), v32, 4))
             pair = builder.add(constant, builder.mul(lane, I64(2)))
             even = builder.add(builder.mul(x_even, m_even), load(builder, pair, wide, 8))
             odd = builder.add(builder.mul(x_odd, m_odd), load(builder, builder.add(pair, I64(32)), wide, 8))
-            y = builder.ashr(_high(builder, even, odd), load(builder, builder.add(shift, lane), v32, 4))
-            return _clamp(builder, builder.add(y, z), low, high)
+            y = builder.ashr(high_halves(builder, even, odd), load(builder, builder.add(shift, lane), v32, 4))
+            return _clamp(builder, builder.add(y, z), low, top)
 
         _in_groups(
             builder, columns,
@@ -108,11 +108,11 @@ def _sum(builder: Any, args: Any, other: str, bytes_each: int) -> None:
     a, a_stride, b, b_stride, dst, dst_stride, rows, columns = args[:8]
     m_a, m_b, constant, before, after, zero_point, lo, hi = args[8:]
     v32 = ir.VectorType(I32, 8)
-    z, low, high = (_splat32(builder, v) for v in (zero_point, lo, hi))
+    z, low, top = (_splat32(builder, v) for v in (zero_point, lo, hi))
     left, right = _splat32(builder, before), _splat32(builder, after)
     m_a, m_b, constant = (splat(builder, v, 4) for v in (m_a, m_b, constant))
     # multipliers fit int32: telling LLVM so makes one vpmuldq of each product
-    (m_a, _), (m_b, _) = (_lanes64(builder, builder.bitcast(m, v32)) for m in (m_a, m_b))
+    (m_a, _), (m_b, _) = (lanes64(builder, builder.bitcast(m, v32)) for m in (m_a, m_b))
     size = {"int32": 4, "uint8": 1, "int8": 1, "int16": 2}[other]
 
     with cgutils.for_range(builder, rows) as row:
@@ -127,11 +127,11 @@ def _sum(builder: Any, args: Any, other: str, bytes_each: int) -> None:
             y = load(builder, at, ir.VectorType(ir.IntType(8 * size), 8))
             if size < 4:
                 y = builder.zext(y, v32) if other[0] == "u" else builder.sext(y, v32)
-            a_even, a_odd = _lanes64(builder, builder.shl(x, left))
-            b_even, b_odd = _lanes64(builder, builder.shl(y, left))
+            a_even, a_odd = lanes64(builder, builder.shl(x, left))
+            b_even, b_odd = lanes64(builder, builder.shl(y, left))
             even = builder.add(builder.add(builder.mul(a_even, m_a), builder.mul(b_even, m_b)), constant)
             odd = builder.add(builder.add(builder.mul(a_odd, m_a), builder.mul(b_odd, m_b)), constant)
-            return _clamp(builder, builder.add(builder.ashr(_high(builder, even, odd), right), z), low, high)
+            return _clamp(builder, builder.add(builder.ashr(high_halves(builder, even, odd), right), z), low, top)
 
         _in_groups(
             builder, columns,

@@ -18,8 +18,10 @@ from .fields import (
     CHUNKS,
     COLUMN_CHUNKS,
     COLUMNS,
+    CROSSWISE,
     GEMM,
     GROUPS,
+    INIT,
     LD,
     MAX_PATCH_ROWS,
     MAX_TAPS,
@@ -36,12 +38,11 @@ from .fields import (
     SEGMENT_COUNT,
     SEGMENTS,
     WEIGHTS,
-    WIDE,
     X_DTYPE,
     X_STRIDE,
     X,
 )
-from .packing import BLOCK, Packed, Window, accumulator_limit, pack, segment_offsets, window_of
+from .packing import BLOCK, Packed, Window, accumulator_limit, pack, segment_offsets, window_of, wrapped
 from .steps import Step, constant, ref
 from .vector import ELEMENT, GROUP, MAX_ROWS, PANEL
 
@@ -83,25 +84,30 @@ def emit_gemm(
     chain = Chain(b, order, memory)
     bias = node.optional(2)
     total = packed.correction + (0 if bias is None else bias.array().astype(np.int64))
-    # sums wrap modulo 2^32 and end inside int32, so a wrapped correction is exact
-    folded = (total & 0xFFFFFFFF).astype(np.uint32).view(np.int32) if total.any() else None
     chain.limits[out] = accumulator_limit(w, node.attrs["weight_zero_point"], None if bias is None else bias.array())
-    chain.grow(out, 0, folded)
     blocks, column_chunks = _cut(b, window, packed, columns)
-    ld = BLOCK + PANEL
     # weights that meet many rows of a chunk are widened once for them
-    wide = GROUP == 2 and not packed.nibbles and -(-window.out_h // blocks) * window.out_w >= WIDE_ROWS
+    init: Array = np.zeros(1, np.int32)
+    rows = -(-window.out_h // blocks) * window.out_w
+    crosswise = packed.crosswise is not None and not packed.nibbles and rows >= WIDE_ROWS
+    if packed.crosswise is not None and crosswise:
+        init = wrapped(total - packed.crosswise)
+        chain.grow(out, 0)
+    else:
+        chain.grow(out, 0, wrapped(total) if total.any() else None)
+    ld = BLOCK + PANEL
     block = BLOCK
-    if wide:
+    if crosswise:
         depth = packed.segments * packed.groups * GROUP
         block = max(PANEL, min(BLOCK, WIDE_LIMIT // (2 * depth) // PANEL * PANEL))
-    panel_bytes = packed.block_bytes if packed.nibbles else 2 * packed.widest + 64 if wide else 0
+    panel_bytes = packed.block_bytes if packed.nibbles else 2 * packed.widest + 64 if crosswise else 0
     pixel = window.channels * ELEMENT
     step = Step(
         {
             OP: GEMM, CHUNKS: window.images * blocks * column_chunks, ROWS: chain.rows, COLUMNS: columns,
             ROW_CHUNKS: window.images * blocks, COLUMN_CHUNKS: column_chunks,
-            BLOCK_ROWS: REGISTER_BYTES // 4 // ld // MAX_ROWS * MAX_ROWS, BLOCK_COLUMNS: block, LD: ld, WIDE: int(wide),
+            BLOCK_ROWS: REGISTER_BYTES // 4 // ld // MAX_ROWS * MAX_ROWS, BLOCK_COLUMNS: block, LD: ld,
+            CROSSWISE: int(crosswise), INIT: constant(padded(init)),
             X: ref(view), X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pad_row)),
             WEIGHTS: packed.data, SEGMENTS: constant(segment_offsets(window, group, packed.twice)),
             SEGMENT_COUNT: packed.segments, GROUPS: packed.groups, PANELS: packed.table, PANEL_COUNT: packed.panels,

@@ -27,9 +27,12 @@ from .fields import (
     STRIDE_H,
     STRIDE_W,
 )
+from .inner_product import WORDS
 from .steps import Number, Ref, constant
 from .vector import ELEMENT, GROUP, LANES, PANEL
 
+LEAST_ODD_WORDS = 12
+"""A shorter run with an odd number of words is not worth the word that the crosswise kernel would add."""
 BLOCK = 64
 """Output channels of a register block."""
 
@@ -88,12 +91,14 @@ class Packed:
 
     table: int64 (panels, 5): byte offset, first column, columns, byte offset of its group's segments, bytes.
     correction: what int32 sums lack where the kernel offsets signed activations by 128.
+    crosswise: what the crosswise kernel's sums have too much; None where it has no use.
     """
 
     data: Ref
     table: Ref
     panels: int
     correction: Array
+    crosswise: Array | None
     twice: bool
     groups: int
     segments: int
@@ -134,6 +139,9 @@ def pack(w: Array, group: int, zero_point: int, window: Window, bits: int, signe
     stacked = np.concatenate(runs, axis=2).astype(np.int8)
     segments, length = stacked.shape[2:]
     groups = -(-length // GROUP)
+    crosses = GROUP == 2 and group == 1 and (groups % WORDS == 0 or groups >= LEAST_ODD_WORDS) and bits == 8
+    if crosses:
+        groups = -(-groups // WORDS) * WORDS
     full = np.zeros((group, -(-per_group // PANEL) * PANEL, segments, groups * GROUP), np.int8)
     full[:, :per_group, :, :length] = stacked
     nibbles = bits == 4 and len(parts) == 1 and bool((np.abs(centred) <= 7).all())
@@ -161,9 +169,21 @@ def pack(w: Array, group: int, zero_point: int, window: Window, bits: int, signe
     # vector loads of the last panel's end stay inside the array
     data = np.concatenate([data, np.zeros(64, np.int8)])
     return Packed(
-        constant(data), constant(np.asarray(table, np.int64)), len(table), correction, len(parts) == 2, groups,
+        constant(data), constant(np.asarray(table, np.int64)), len(table), correction,
+        crosswise_sums(full[0, :m].reshape(m, -1)) if crosses else None, len(parts) == 2, groups,
         segments, nibbles, widest + 64 if nibbles else 0, widest, data.nbytes,
     )  # fmt: skip
+
+
+def crosswise_sums(w: Array) -> Array:
+    """w: (columns, numbers of all runs) -> for each column the sum that `inner_product` must take away, int64."""
+    pairs = w.reshape(w.shape[0], -1, 2, 2).astype(np.int64)
+    return (pairs[:, :, 0] * pairs[:, :, 1]).sum(axis=(1, 2))
+
+
+def wrapped(v: Array) -> Array:
+    """Integers modulo 2^32 as int32: sums wrap and end inside int32, so a wrapped summand is exact."""
+    return (v & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
 def segment_offsets(window: Window, group: int, twice: bool) -> Array:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from .fields import ADD, ADD_MEMORY, GENERIC, I8, I16, LOAD, MUL, REQUANTIZE, REQUANTIZE_STORE, STORE, U8
+from .finish_plan import finished
 from .steps import Number
 
 
 def peephole(records: list[list[Number]], columns: int) -> list[list[Number]]:
-    """Pairs of records with one kernel for both: a requantization that is only stored in 8 bits; a sum whose other
-    operand is only loaded for it.  Whole groups of 8 columns only: those kernels touch memory outside the registers.
+    """Records with one kernel for several: the whole end of a layer where `finish` has a kernel for it; else a
+    requantization that is only stored in 8 bits; a sum whose other operand is only loaded for it.  Whole groups of 8
+    columns only: those kernels touch memory outside the registers.
     """
     if columns % 8:
         return records
@@ -16,6 +18,11 @@ def peephole(records: list[list[Number]], columns: int) -> list[list[Number]]:
     out: list[list[Number]] = []
     i = 0
     while i < len(records):
+        end = finished(records, i, columns, _read)
+        if end is not None:
+            out.append(end[0])
+            i += end[1]
+            continue
         r = records[i]
         follow = records[i + 1] if i + 1 < len(records) else None
         if r[0] == LOAD and follow is not None and follow[0] == ADD and _plain_load(r) and follow[11] != GENERIC:

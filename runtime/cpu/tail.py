@@ -17,6 +17,7 @@ from .fields import (
     ADD,
     ADD_MEMORY,
     CLAMP,
+    FINISH,
     GENERIC,
     I8,
     I16,
@@ -35,8 +36,9 @@ from .fields import (
     U8,
     U16,
 )
+from .finish import ROWS_EACH, finish
 from .lanes import make_sum, raised_requantize_bytes, raised_requantize_lanes, requantize_bytes, requantize_lanes
-from .vector import as_pointer, carray
+from .vector import as_pointer, carray, prefetch_read, prefetch_write
 
 sum_lanes = make_sum("int32", 4)
 sum_u8_lanes, sum_u8_bytes = make_sum("uint8", 4), make_sum("uint8", 1)
@@ -269,6 +271,38 @@ def _bias(t: Any, pointers: Any, dst: int, src: int, ld: int, rn: int, c0: int, 
 
 
 @njit(nogil=True)
+def _finish(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
+    """fields: see finish_plan."""
+    m, c, s = address(pointers, t[3]) + 4 * c0, address(pointers, t[4]) + 8 * c0, address(pointers, t[5]) + 4 * c0
+    other = address(pointers, t[8]) + r0 * t[9] + 2 * c0
+    wide = address(pointers, t[10]) + r0 * t[11] + 2 * c0 if t[11] else 0
+    out = address(pointers, t[12]) + r0 * t[13] + c0
+    parameters = address(pointers, t[6])
+    if rn >= ROWS_EACH:
+        finish(t[7], src, ld * 4, rn, cn, m, c, s, parameters, other, t[9], wide, t[11], out, t[13])
+        return
+    for r in range(rn):
+        finish(
+            t[7], src + r * ld * 4, 0, ROWS_EACH, cn, m, c, s, parameters,
+            other + r * t[9], 0, wide + r * t[11], 0, out + r * t[13], 0,
+        )  # fmt: skip
+
+
+@njit(nogil=True)
+def prefetch_tail(tails: Any, first: int, count: int, pointers: Any, r0: int, rn: int, c0: int, cn: int) -> None:
+    """Asks for the memory that FINISH records will read and write, while a head computes."""
+    for k in range(first, first + count):
+        t = tails[k]
+        if t[T_KIND] == FINISH:
+            if t[9]:
+                prefetch_read(address(pointers, t[8]) + r0 * t[9] + 2 * c0, t[9], rn, 2 * cn)
+            if t[11]:
+                prefetch_write(address(pointers, t[10]) + r0 * t[11] + 2 * c0, t[11], rn, 2 * cn)
+            if t[13]:
+                prefetch_write(address(pointers, t[12]) + r0 * t[13] + c0, t[13], rn, cn)
+
+
+@njit(nogil=True)
 def run_tail(
     tails: Any, first: int, count: int, pointers: Any, registers: int, register_bytes: int, ld: int,
     r0: int, rn: int, c0: int, cn: int,
@@ -279,7 +313,9 @@ def run_tail(
         t = tails[k]
         kind = t[T_KIND]
         dst, src = registers + t[T_DST] * register_bytes, registers + t[T_SRC] * register_bytes
-        if kind == LOAD:
+        if kind == FINISH:
+            _finish(t, pointers, src, ld, r0, rn, c0, cn)
+        elif kind == LOAD:
             _load(t, pointers, dst, ld, r0, rn, c0, cn)
         elif kind == STORE:
             _store(t, pointers, src, ld, r0, rn, c0, cn)

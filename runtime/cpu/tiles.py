@@ -40,39 +40,3 @@ def tile(
         _t21(a, offsets, segments, count, groups, b, out, stride)
     else:
         _t11(a, offsets, segments, count, groups, b, out, stride)
-
-
-_w12, _w22, _w32, _w42, _w52, _w62 = (make_tile(r, VECTORS, True) for r in range(1, MAX_ROWS + 1))
-_w11, _w21, _w31, _w41, _w51, _w61 = (make_tile(r, 1, True) for r in range(1, MAX_ROWS + 1))
-
-
-@njit(nogil=True)
-def wide_tile(
-    rows: int, vectors: int, a: int, offsets: int, segments: int, count: int, groups: int, b: int, out: int, stride: int
-) -> None:
-    """The same with int16 weights."""
-    if vectors == 2:
-        if rows == 6:
-            _w62(a, offsets, segments, count, groups, b, out, stride)
-        elif rows == 5:
-            _w52(a, offsets, segments, count, groups, b, out, stride)
-        elif rows == 4:
-            _w42(a, offsets, segments, count, groups, b, out, stride)
-        elif rows == 3:
-            _w32(a, offsets, segments, count, groups, b, out, stride)
-        elif rows == 2:
-            _w22(a, offsets, segments, count, groups, b, out, stride)
-        else:
-            _w12(a, offsets, segments, count, groups, b, out, stride)
-    elif rows == 6:
-        _w61(a, offsets, segments, count, groups, b, out, stride)
-    elif rows == 5:
-        _w51(a, offsets, segments, count, groups, b, out, stride)
-    elif rows == 4:
-        _w41(a, offsets, segments, count, groups, b, out, stride)
-    elif rows == 3:
-        _w31(a, offsets, segments, count, groups, b, out, stride)
-    elif rows == 2:
-        _w21(a, offsets, segments, count, groups, b, out, stride)
-    else:
-        _w11(a, offsets, segments, count, groups, b, out, stride)

@@ -73,7 +73,7 @@ def splat(builder: Any, scalar: Any, lanes: int) -> Any:
     return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
 
-def _dot(builder: Any, acc: Any, x: Any, w: Any) -> Any:
+def dot(builder: Any, acc: Any, x: Any, w: Any) -> Any:
     """acc (lanes of int32) + groups of x times groups of w; x, w: bit patterns in lanes of int32."""
     vector = ir.VectorType(I32, LANES)
     if GROUP == 4:
@@ -91,12 +91,11 @@ def _dot(builder: Any, acc: Any, x: Any, w: Any) -> Any:
     return acc
 
 
-def _tile(builder: Any, rows: int, vectors: int, args: Any, wide: bool) -> None:
+def _tile(builder: Any, rows: int, vectors: int, args: Any) -> None:
     """The body of one tile kernel; args as in `make_tile`."""
     a, row_offsets, segments, segment_count, groups, b, out, out_stride = args
     vector = ir.VectorType(I32, LANES)
     count = LANES * GROUP  # weights in one vector step
-    width = count * (2 if wide else 1)
     bases = [builder.add(a, load(builder, builder.add(row_offsets, I64(8 * r)), I64, 8)) for r in range(rows)]
     entry, function = builder.block, builder.function
     outer, inner, next_segment, done = (function.append_basic_block(n) for n in ("segment", "k", "next", "done"))
@@ -114,16 +113,16 @@ def _tile(builder: Any, rows: int, vectors: int, args: Any, wide: bool) -> None:
     acc = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
     weights: list[Any] = []
     for j in range(vectors):
-        raw = load(builder, builder.add(b_k, I64(width * j)), ir.VectorType(I16 if wide else I8, count))
-        if GROUP == 2 and not wide:
+        raw = load(builder, builder.add(b_k, I64(count * j)), ir.VectorType(I8, count))
+        if GROUP == 2:
             raw = builder.sext(raw, ir.VectorType(I16, count))
         weights.append(builder.bitcast(raw, vector))
     new: list[list[Any]] = []
     offset = builder.mul(k, I64(GROUP * ELEMENT))
     for r in range(rows):
         x = splat(builder, load(builder, builder.add(pointers[r], offset), I32), LANES)
-        new.append([_dot(builder, acc[r][j], x, weights[j]) for j in range(vectors)])
-    k_next, b_next = builder.add(k, I64(1)), builder.add(b_k, I64(width * vectors))
+        new.append([dot(builder, acc[r][j], x, weights[j]) for j in range(vectors)])
+    k_next, b_next = builder.add(k, I64(1)), builder.add(b_k, I64(count * vectors))
     builder.cbranch(builder.icmp_signed("<", k_next, groups), inner, next_segment)
 
     builder.position_at_end(next_segment)
@@ -167,13 +166,13 @@ def make_intrinsic(count: int, emit: Callable[[Any, Any], Any], result: Any = ty
     return intrinsic(scope["call"])
 
 
-def make_tile(rows: int, vectors: int, wide: bool = False) -> Any:
+def make_tile(rows: int, vectors: int) -> Any:
     """tile(a, row_offsets, segments, segment_count, groups, b, out, out_stride): all addresses or byte counts.
 
     out[r, n] = sum over segments s and k < groups * G of a[row_offsets[r] + segments[s] + k] * b[s, k, n], int32,
-    for `rows` rows and LANES * vectors columns; b is (segment, group, column, G) int8, or int16 where `wide`.
+    for `rows` rows and LANES * vectors columns; b is (segment, group, column, G) int8.
     """
-    return make_intrinsic(8, lambda builder, args: _tile(builder, rows, vectors, args, wide))
+    return make_intrinsic(8, lambda builder, args: _tile(builder, rows, vectors, args))
 
 
 def _fetch_add(builder: Any, args: Any) -> Any:
@@ -198,6 +197,22 @@ def _pause(builder: Any, _args: Any) -> None:
 
 pause = make_intrinsic(1, _pause)
 """pause(0): tells the core that it spins."""
+
+
+def _prefetch(builder: Any, args: Any, write: int) -> None:
+    base, stride, rows, size = args
+    byte_pointer = ir.PointerType(I8)
+    function = external(builder, "llvm.prefetch.p0i8", ir.VoidType(), [byte_pointer, I32, I32, I32])
+    with cgutils.for_range(builder, rows) as row:
+        line = builder.add(base, builder.mul(row.index, stride))
+        end = builder.add(line, size)
+        with cgutils.for_range_slice(builder, builder.and_(line, I64(-64)), end, I64(64)) as (at, _):
+            builder.call(function, [pointer(builder, at, I8), I32(write), I32(3), I32(1)])
+
+
+prefetch_read = make_intrinsic(4, lambda builder, args: _prefetch(builder, args, 0))
+prefetch_write = make_intrinsic(4, lambda builder, args: _prefetch(builder, args, 1))
+"""prefetch_*(base, stride, rows, size): asks for `size` bytes of each row, soon to be read or written."""
 
 
 def _as_pointer(_context: Any, _address: Any) -> Any:

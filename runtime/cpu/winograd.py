@@ -20,8 +20,10 @@ from .fields import (
     AT_ROWS,
     CHANNELS,
     COLUMN_CHUNKS,
+    COLUMNS,
     GROUPS,
     IMAGES,
+    INIT,
     LD,
     OUT_H,
     OUT_W,
@@ -36,11 +38,11 @@ from .fields import (
     WEIGHTS,
     WINOGRAD_TILES,
 )
-from .heads import build_patch
+from .heads import build_patch, clear_end
+from .inner_product import INNER_ROWS, inner_product, row_corrections
 from .lanes import winograd_input, winograd_output_0, winograd_output_1
 from .tail import address, run_tail
-from .tiles import wide_tile
-from .vector import LANES, MAX_ROWS, VECTORS, as_pointer, carray
+from .vector import LANES, VECTORS, as_pointer, carray
 
 
 @njit(nogil=True)
@@ -70,8 +72,10 @@ def winograd_chunk(
     patch = products + 16 * product_plane
     key = carray(as_pointer(scratch), 2, np.int64)
     offsets_at = scratch + AT_ROWS
+    segments, words = address(pointers, step[SEGMENTS]), step[GROUPS]
     if key[0] != index or key[1] != row_chunk:
         build_patch(step, pointers, patch, image, 2 * first_row, 2 * tile_rows)
+        clear_end(patch, (2 * tile_rows + 2) * step[PATCH_W] * channels * 2)
         key[0], key[1] = index, row_chunk
         pixel = channels * 2
         line = step[PATCH_W] * pixel
@@ -80,13 +84,16 @@ def winograd_chunk(
                 winograd_input(
                     patch + 2 * i * line + 2 * j * pixel, line, pixel, v + (i * across + j) * row_bytes, plane, channels
                 )
-        offsets = carray(as_pointer(offsets_at), stretch, np.int64)
-        for i in range(stretch):
-            offsets[i] = i * row_bytes
+        offsets = carray(as_pointer(offsets_at), 16 * tiles, np.int64)
+        for position in range(16):
+            for i in range(tiles):
+                offsets[position * tiles + i] = position * plane + i * row_bytes
+        row_corrections(v, offsets_at, 16 * tiles, segments, 1, words)
     count = step[PANEL_COUNT]
     first, last = count * column_chunk // column_chunks, count * (column_chunk + 1) // column_chunks
     panels = carray(as_pointer(address(pointers, step[PANELS])), (count, 5), np.int64)
-    weights, segments = address(pointers, step[WEIGHTS]), address(pointers, step[SEGMENTS])
+    weights, init = address(pointers, step[WEIGHTS]), address(pointers, step[INIT])
+    init_plane = (step[COLUMNS] + 15) // 16 * 64
     registers = scratch + AT_REGISTERS
     for p in range(first, last, 2):
         q = min(p + 2, last)
@@ -99,28 +106,20 @@ def winograd_chunk(
             for piece in range(pieces):
                 j0 = across * piece // pieces
                 jn = across * (piece + 1) // pieces - j0
-                groups_of_rows = (jn + MAX_ROWS - 1) // MAX_ROWS
+                groups_of_rows = (jn + INNER_ROWS - 1) // INNER_ROWS
                 for n in range(p, q):
-                    vectors = 1 if panels[n, 2] <= LANES else VECTORS
+                    vectors, column = 1 if panels[n, 2] <= LANES else VECTORS, panels[n, 1]
                     size = panels[n, 4] // 16
                     for position in range(16):
-                        a = v + position * plane + (i * across + j0) * row_bytes
+                        at = offsets_at + 8 * (position * tiles + i * across + j0)
                         b = weights + panels[n, 0] + position * size
-                        out = products + position * product_plane + (panels[n, 1] - c0) * 4
+                        less = init + position * init_plane + 4 * column
+                        out = products + position * product_plane + (column - c0) * 4
                         for k in range(groups_of_rows):
                             m0 = jn * k // groups_of_rows
                             mn = jn * (k + 1) // groups_of_rows - m0
-                            wide_tile(
-                                mn,
-                                vectors,
-                                a,
-                                offsets_at + 8 * m0,
-                                segments,
-                                1,
-                                step[GROUPS],
-                                b,
-                                out + m0 * ld * 4,
-                                ld * 4,
+                            inner_product(
+                                mn, vectors, v, at + 8 * m0, segments, 1, words, b, less, out + m0 * ld * 4, ld * 4
                             )
                 for odd in range(2):
                     if oh + odd >= out_h:
@@ -134,15 +133,6 @@ def winograd_chunk(
                     r0 = (image * out_h + oh + odd) * out_w + 2 * j0
                     rn = min(2 * jn, out_w - 2 * j0)
                     run_tail(
-                        tails,
-                        step[TAIL_FIRST],
-                        step[TAIL_COUNT],
-                        pointers,
-                        registers,
-                        REGISTER_BYTES,
-                        ld,
-                        r0,
-                        rn,
-                        c0,
-                        cn,
-                    )
+                        tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, registers, REGISTER_BYTES, ld,
+                        r0, rn, c0, cn,
+                    )  # fmt: skip

@@ -15,7 +15,9 @@ from .fields import (
     COLUMN_CHUNKS,
     COLUMNS,
     GROUPS,
+    INIT,
     LD,
+    MAX_PATCH_ROWS,
     OP,
     PAD_ROW,
     PANEL_COUNT,
@@ -32,7 +34,8 @@ from .fields import (
     X_STRIDE,
     X,
 )
-from .packing import Packed, Window, accumulator_limit
+from .inner_product import WORDS
+from .packing import Packed, Window, accumulator_limit, crosswise_sums, wrapped
 from .steps import Step, constant, ref
 from .vector import GROUP, LANES, PANEL
 
@@ -52,7 +55,7 @@ def suits(node: Node, window: Window, w: Array, group: int) -> bool:
     tiles = -(-window.out_h // 2) * -(-window.out_w // 2)
     fits = (
         window.kernel == (3, 3) and window.strides == (1, 1) and window.dilations == (1, 1) and group == 1
-        and window.channels >= 16 and w.shape[0] >= 16 and tiles >= LEAST_TILES
+        and window.channels >= 16 and w.shape[0] >= 16 and tiles >= LEAST_TILES and window.out_w <= MAX_PATCH_ROWS // 8
     )  # fmt: skip
     if not fits or node.input(1).dtype.bits == 4:
         return False
@@ -64,7 +67,8 @@ def suits(node: Node, window: Window, w: Array, group: int) -> bool:
 def pack(w: Array, zero_point: int) -> Packed:
     """(2G) w (2G)^T as panels: (16 positions, k, column, GROUP) int16 for each panel."""
     m, c = w.shape[:2]
-    groups = -(-c // GROUP)
+    groups = -(-c // (GROUP * WORDS)) * WORDS
+    crosswise = np.zeros((16, -(-m // PANEL) * PANEL), np.int64)
     table: list[list[int]] = []
     blocks: list[Array] = []
     at = 0
@@ -75,13 +79,15 @@ def pack(w: Array, zero_point: int) -> Packed:
         centred = w[n : n + columns].astype(np.int32) - zero_point
         full = np.zeros((width, groups * GROUP, 16), np.int16)
         full[:columns, :c] = np.einsum("ia,mcab,jb->mcij", TWICE_G, centred, TWICE_G).reshape(columns, c, 16)
+        crosswise[:, n : n + width] = [crosswise_sums(full[..., i]) for i in range(16)]
         block = full.reshape(width, groups, GROUP, 16).transpose(3, 1, 0, 2)
         blocks.append(np.ascontiguousarray(block).reshape(-1))
         table.append([at, n, columns, 0, blocks[-1].nbytes])
         at += blocks[-1].nbytes
     data = np.concatenate([*blocks, np.zeros(32, np.int16)])
     return Packed(
-        constant(data), constant(np.asarray(table, np.int64)), len(table), np.zeros(m, np.int64), False, groups, 1,
+        constant(data), constant(np.asarray(table, np.int64)), len(table), np.zeros(m, np.int64), crosswise,
+        False, groups, 1,
         False, 0, 0, data.nbytes,
     )  # fmt: skip
 
@@ -94,13 +100,15 @@ def emit(
     if key not in b.packed:
         b.packed[key] = pack(w, node.attrs["weight_zero_point"])
     packed: Packed = b.packed[key]
+    assert packed.crosswise is not None
     chain = Chain(b, order, tuple(b.shape(out)[a] for a in order))
     bias = node.optional(2)
     chain.limits[out] = accumulator_limit(w, node.attrs["weight_zero_point"], None if bias is None else bias.array())
     chain.grow(out, 0, None if bias is None else bias.array())
     tall, across = -(-window.out_h // 2), -(-window.out_w // 2)
     row_bytes = -(-window.channels // 16) * 32
-    most = max(1, SPACE // (16 * row_bytes * across))
+    # a chunk has a number for each position of each tile
+    most = max(1, min(SPACE // (16 * row_bytes), MAX_PATCH_ROWS // 16) // across)
     blocks = max(-(-tall // most), min(-(-4 * b.threads // window.images), tall))
     column_chunks = 1
     if window.images * blocks < 2 * b.threads:
@@ -119,7 +127,8 @@ def emit(
                 OP: WINOGRAD, CHUNKS: window.images * blocks * column_chunks, ROWS: chain.rows, COLUMNS: w.shape[0],
                 ROW_CHUNKS: window.images * blocks, COLUMN_CHUNKS: column_chunks, LD: ld, X: ref(view),
                 X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pads)), WEIGHTS: packed.data,
-                SEGMENTS: constant(np.zeros(1, np.int64)), GROUPS: packed.groups, PANELS: packed.table,
+                SEGMENTS: constant(np.zeros(1, np.int64)),
+                INIT: constant(wrapped(-packed.crosswise)), GROUPS: packed.groups, PANELS: packed.table,
                 PANEL_COUNT: packed.panels, PATCH_W: width, PATCH_ELEMENT: 2, WINOGRAD_TILES: stretch,
                 **window.fields(),
             },
