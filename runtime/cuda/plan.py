@@ -73,6 +73,12 @@ class Plan:
         self.arena_size = assign_offsets(self._storages, ALIGNMENT, CHUNK)
         self.offsets = {s: s.offset for s in self._storages}
 
+    @property
+    def needs(self) -> str:
+        """What a message says when there is no room."""
+        constants = self.packed.size + self.local.size
+        return f"a batch of {self.batch}: activations take {self.arena_size:,} bytes, constants {constants:,}"
+
     def build(self, base: int, moved: Mapping[Storage, int] | None = None) -> list[Launch]:
         """The launches over an arena at address `base`; storages in `moved` are elsewhere, at the addresses given."""
         elsewhere = moved or {}

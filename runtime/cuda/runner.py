@@ -77,9 +77,9 @@ class Runner:
     Raises BackendError when the device has no room for the plan's arena.
     """
 
-    def __init__(self, plan: Plan, needed: str) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan, self.device = plan, plan.device
-        self.arena = self.device.allocate(plan.arena_size, needed)
+        self.arena = self.device.allocate(plan.arena_size, plan.needs)
         self.launches = plan.build(self.arena.pointer)
         self._addresses = {s: self.arena.pointer + at for s, at in plan.offsets.items()}
         self._recordings: OrderedDict[tuple[int, ...], Recording] = OrderedDict()

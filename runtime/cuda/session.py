@@ -180,11 +180,7 @@ class Cuda:
             return next((lane for lane in lanes if not lane.busy), lanes[0])
         try:
             plan = lanes[0].plan if lanes else self._compile(batch, outputs)
-            needed = (
-                f"a batch of {batch}: activations take {plan.arena_size:,} bytes, "
-                f"constants {self.packed.size + plan.local.size:,}"
-            )
-            lanes.append(Runner(plan, needed))
+            lanes.append(Runner(plan))
         finally:
             if not lanes:
                 del self._runners[key]

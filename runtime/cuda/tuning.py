@@ -139,7 +139,7 @@ def tune(compile_: Callable[[Chooser], Plan], table: Table) -> int:
 
 def _seconds(plan: Plan, layers: dict[Node, Any]) -> dict[Node, float]:
     """Seconds of all launches that serve each layer."""
-    runner = Runner(plan, "tuning")
+    runner = Runner(plan)
     chosen = [launch for launch in runner.launches if launch.head in layers]
     total: dict[Node, float] = {}
     for launch, seconds in zip(chosen, plan.device.time(chosen, REPEAT), strict=True):

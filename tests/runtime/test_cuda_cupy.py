@@ -197,6 +197,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., StandIn]:
         monkeypatch.setattr(layer, "import_module", lambda name: made)
         return made
 
+    monkeypatch.setenv("QIR_CUDA_TUNE", "0")
     monkeypatch.setattr(cupy_modules, "_loaded", {})
     monkeypatch.setattr(cupy_modules, "Nvrtc", lambda: SimpleNamespace(version=lambda: (13, 0)))
     monkeypatch.setattr(cupy_modules, "cubin", lambda kernel, architecture, compiler: (kernel.expression, b"cubin"))
@@ -227,6 +228,20 @@ def test_runs_as_the_reference_says(stand_in: Callable[..., StandIn], two_convs:
     loaded = len(cupy.functions)
     Session(graph, "cuda").run({"x": images(1)})
     assert len(cupy.functions) == loaded  # modules are the process's, not the session's
+
+
+@needs_compiler
+def test_layers_are_timed_as_graphs(
+    stand_in: Callable[..., StandIn], two_convs: Callable[..., Graph], tmp_path: Any
+) -> None:
+    """Two milliseconds between the events, for 8 launches in one graph."""
+    stand_in()
+    graph = two_convs()
+    session = Session(graph, "cuda", tune=tmp_path)
+    want = Session(graph).run({"x": images(3)})["y"]
+    np.testing.assert_array_equal(session.run({"x": images(3)})["y"], want)
+    entries = session.executor.table._measured
+    assert entries and all(s == pytest.approx(2e-3 / 8) for e in entries.values() for s in e["seconds"].values())
 
 
 @needs_compiler

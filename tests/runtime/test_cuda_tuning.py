@@ -62,7 +62,7 @@ def test_every_candidate_yields_the_same_bits() -> None:
         )
         most = max(len(c) for _, c, _ in plan.choices.values())
         seen.update(choice.name for _, _, choice in plan.choices.values())
-        runner = Runner(plan, "a test")
+        runner = Runner(plan)
         got = runner.enqueue(case.feeds, dict.fromkeys(want), device.stream()).result()
         for name, expected in want.items():
             np.testing.assert_array_equal(got[name], expected, err_msg=f"{name}, candidate {turn}")
