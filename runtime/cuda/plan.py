@@ -58,6 +58,7 @@ class Plan:
             self.define(value)
         self._homes = homes(self.graph, set(self.outputs), self._is_image)
         groups = fuse(self.graph, set(self.outputs))
+        self.groups = {g.head: g for g in groups}
         for self._step, group in enumerate(groups, start=1):
             if self._evaluate(group.nodes):
                 continue

@@ -18,7 +18,7 @@ from ..interchange import host_array, on_gpu
 from .device import Device, Tensor
 from .pending import Pending
 from .plan import Packed, Plan
-from .profile import Profile, profile
+from .profile import Bits, Profile, latency_table, profile
 from .runner import Runner
 from .tuning import Table, switched_on
 from .tuning import tune as tune_plan
@@ -48,6 +48,7 @@ class Cuda:
                 f"the CUDA runtime executes integer graphs, this one is {graph.stage.name}",
                 hint="run qir.quantize first",
             )
+        self._tuning = tune
         self._tune = device is None and switched_on() if tune is None else bool(tune)
         if device is None:
             from .cupy_device import CupyDevice
@@ -158,6 +159,17 @@ class Cuda:
         size = batch if feeds is None else self.batch_of(feeds)
         with self._lock:
             return profile(self.runner(size, [v.name for v in self.graph.outputs], self.device.stream()), repeat)
+
+    def latency(self, batch: int = 1, *, layers: Graph | None = None, repeat: int = 20) -> dict[str, dict[Bits, float]]:
+        """Seconds of every linear layer with 4- and 8-bit weights, for the mixed-precision search.
+
+        layers: the float graph that is searched; see `profile.latency_table`.
+        """
+
+        def measure(graph: Graph) -> Profile:
+            return Cuda(graph, self.device, tune=self._tuning).profile(batch=batch, repeat=repeat)
+
+        return latency_table(self.graph, measure, layers)
 
     def batch_of(self, feeds: Mapping[str, Any]) -> int:
         """The size that "N" stands for in these feeds (1 where nothing is symbolic)."""

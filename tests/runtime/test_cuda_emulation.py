@@ -102,15 +102,3 @@ def test_without_cupy_the_message_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(BackendError, match="CuPy"):
         Session(Graph(stage=Stage.INTEGER), "cuda")
-
-
-def test_profile_counts_the_work() -> None:
-    from qir.runtime.cuda.emulated import EmulatedDevice
-    from qir.runtime.cuda.session import Cuda
-
-    case = Case(0, 2)
-    x = case.input(DType.UINT8, 16, 5, 5)
-    case.graph.set_outputs([case.requantize(case.conv(x, 8, (3, 3)), channels=8)])
-    rows = Cuda(case.graph, EmulatedDevice()).profile(batch=2, repeat=1)
-    assert sum(r.macs for r in rows.rows) == 2 * 8 * 3 * 3 * 16 * 9
-    assert "conv_igemm" in str(rows) and '"macs": 20736' in rows.json()
