@@ -61,3 +61,15 @@ def two_convs() -> Callable[..., Graph]:
         return Graph.parse(text.replace("SHIFT", str(shift)), arrays)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def gpu() -> object:
+    """An NVIDIA GPU as a device of the CUDA runtime."""
+    from qir.errors import BackendError
+    from qir.runtime.cuda.cupy_device import CupyDevice
+
+    try:
+        return CupyDevice()
+    except BackendError as error:
+        pytest.skip(f"needs a GPU: {error}")
