@@ -84,7 +84,7 @@ class Session:
         """
         if not hasattr(self.executor, "profile"):
             raise BackendError(f"backend {self.backend!r} has no profile")
-        return self.executor.profile(check_feeds(self.graph, feeds), **options)
+        return self.executor.profile(self._checked(feeds, None, {}), **options)
 
 
 def backend_class(name: str) -> Any:

@@ -1,0 +1,151 @@
+#!/usr/bin/env bash
+# Everything that needs an NVIDIA GPU, unattended, from a bare checkout (nothing is installed):
+#
+#     benchmarks/gpu_all.sh 1     correctness: GPU tests, bits of whole networks, sanitizers, steady memory
+#     benchmarks/gpu_all.sh 2     tuning and speed beside PyTorch float16
+#
+# Each part takes less than ten minutes; each step has its own limit, and one that fails loses no other.
+#   OUT         where results go                                     (./gpu_results)
+#   PYTHON      an interpreter with numpy, ml_dtypes, onnx, onnx-graphsurgeon, onnxruntime, rich, CuPy; part 2: PyTorch
+#   QIR_KIT     the developers' folder of real networks, if it is at hand
+#   QIR_BUNDLE  what `gpu_bits.py prepare` wrote elsewhere: no GPU time goes into quantizing and into the reference
+#   QIR_WHEELS  a folder of wheels to put on the path, for packages that PYTHON lacks
+#   LIMIT       seconds that a part may take                         (570)
+#   DRY=1       on the emulated device, with a tiny network: checks this script
+set -uo pipefail
+part=${1:-}
+[[ $part == 1 || $part == 2 ]] || { echo "usage: $0 1|2" >&2; exit 2; }
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+out=$(mkdir -p "${OUT:-gpu_results}" && cd "${OUT:-gpu_results}" && pwd)
+python=${PYTHON:-python3}
+site=$out/site
+export PYTHONPATH=$root:$site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export XDG_CACHE_HOME=${XDG_CACHE_HOME:-$out/cache} OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+device=${DRY:+emulated}
+device=${device:-gpu}
+started=$SECONDS
+whole=${LIMIT:-570} # seconds of a part
+failed=()
+
+step() { # step NAME LIMIT COMMAND...: run it within LIMIT seconds (and the part's own limit), its output in NAME.log
+    local name=$1 limit=$2 begin=$SECONDS code
+    local left=$((started + whole - SECONDS))
+    shift 2
+    ((limit = left < limit ? left : limit))
+    if ((limit < 5)); then
+        echo "== $name: no time left"
+        failed+=("$name")
+        return 0
+    fi
+    echo "== $name (at most $limit s)"
+    timeout -k 10 "$limit" "$@" >"$out/$name.log" 2>&1
+    code=$?
+    tail -n 12 "$out/$name.log" | cut -c1-300
+    echo "== $name: exit $code, $((SECONDS - begin)) s"
+    printf '{"part": %s, "step": "%s", "exit": %s, "seconds": %s}\n' "$part" "$name" "$code" $((SECONDS - begin)) \
+        >>"$out/steps.jsonl"
+    [[ $code == 0 ]] || failed+=("$name")
+    return 0
+}
+
+packages() { # wheels are zip files: unpacked, they are importable
+    mkdir -p "$site"
+    if [[ -n ${QIR_WHEELS:-} ]]; then
+        for wheel in "$QIR_WHEELS"/*.whl; do
+            "$python" -m zipfile -e "$wheel" "$site" || return 1
+        done
+    fi
+    "$python" - <<'PY'
+import importlib, sys
+print(sys.version)
+missing = []
+for name in ("numpy", "ml_dtypes", "onnx", "onnx_graphsurgeon", "onnxruntime", "rich", "cupy", "torch", "pytest", "numba"):
+    try:
+        print(name, getattr(importlib.import_module(name), "__version__", "?"))
+    except Exception as error:
+        missing.append(name)
+        print(name, "MISSING:", error)
+import qir
+print("qir", qir.__file__)
+sys.exit(bool(set(missing) - {"torch", "pytest", "numba", "cupy"}))
+PY
+}
+
+machine() {
+    nvidia-smi || true
+    "$python" - "$device" <<'PY'
+import sys
+from qir.runtime.cuda.emulated import EmulatedDevice
+if sys.argv[1] == "gpu":
+    from qir.runtime.cuda.cupy_device import CupyDevice
+    device = CupyDevice()
+else:
+    device = EmulatedDevice()
+print(device.name, device.architecture, "%.0f TOP/s, %.0f GB/s" % device.ceilings())
+PY
+}
+
+sanitize() { # sanitize TOOL: one random network and one trained one, every tensor and fused
+    command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not installed: not run"; return 0; }
+    compute-sanitizer --tool "$1" --error-exitcode 9 --target-processes all \
+        "$python" "$root/benchmarks/gpu_bits.py" check "$out/small" --out "$out/sanitizer_$1.jsonl"
+}
+
+quantize() { # the papers' networks with random weights, side by side
+    local net waiting=()
+    for net in resnet50 resnet18 mobilenet_v2 efficientnet_lite0 inception_v3; do
+        "$python" "$root/benchmarks/gpu.py" --prepare --nets "$net" --out "$out" &
+        waiting+=($!)
+    done
+    wait "${waiting[@]}"
+    ls -l "$out"/*.onnx
+}
+
+export -f packages machine sanitize quantize
+export python out root device site QIR_WHEELS=${QIR_WHEELS:-}
+step packages 60 bash -c packages
+step machine 60 bash -c machine
+
+if [[ $part == 1 ]]; then
+    bundle=${QIR_BUNDLE:-$out/bundle}
+    export QIR_CUDA_TUNE=0
+    if [[ -n ${DRY:-} ]]; then
+        small=(--nets random_3 --recipes w8a8 --samples 8 --workers 1)
+        chosen=(--nets digits_mobile,random_5 --recipes w8a8,w4a8 --samples 16 --workers 1)
+        runs=20
+    else
+        small=(--nets digits_residual,random_3 --recipes w8a8,w4a8 --samples 8)
+        chosen=(--samples 64)
+        runs=10000
+    fi
+    step small 60 "$python" "$root/benchmarks/gpu_bits.py" prepare "$out/small" "${small[@]}"
+    step bits_small 120 "$python" "$root/benchmarks/gpu_bits.py" check "$out/small" --device "$device" \
+        --out "$out/bits_small.jsonl"
+    step steady 60 "$python" "$root/benchmarks/gpu_bits.py" steady --runs "$runs" --device "$device"
+    if [[ -z ${QIR_BUNDLE:-} ]]; then
+        step prepare 150 "$python" "$root/benchmarks/gpu_bits.py" prepare "$bundle" "${chosen[@]}"
+    fi
+    step bits 120 "$python" "$root/benchmarks/gpu_bits.py" check "$bundle" --device "$device" --out "$out/bits.jsonl"
+    if [[ -z ${DRY:-} ]]; then
+        step tests 150 "$python" -m pytest -q -m gpu -W default -p no:cacheprovider -c "$root/pyproject.toml" \
+            --rootdir "$root" "$root/tests/runtime/test_gpu.py"
+        step memcheck 60 bash -c "sanitize memcheck"
+        step racecheck 60 bash -c "sanitize racecheck"
+    fi
+else
+    if [[ -n ${DRY:-} ]]; then
+        what=(--nets digits_residual --batches 2,1 --contenders qir)
+    else
+        what=(--contenders qir,eager,int_mm,compile)
+    fi
+    if [[ -z ${DRY:-} ]]; then
+        step quantize 90 bash -c quantize
+    fi
+    step speed 460 "$python" "$root/benchmarks/gpu.py" --out "$out" --device "$device" --seconds 400 "${what[@]}"
+    step table 30 "$python" "$root/benchmarks/gpu.py" --out "$out" --table
+    step tables 60 "$python" "$root/benchmarks/gpu_tune.py" --out "$out/shipped" --work "$out" --device "$device" \
+        --seconds 40 "${what[@]:0:4}"
+fi
+
+echo "part $part: $((SECONDS - started)) s; failed: ${failed[*]:-none}; results in $out"
+[[ ${#failed[@]} == 0 ]]

@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Makes the tuning table that ships for a GPU: `python benchmarks/gpu_tune.py [--out FOLDER] [--seconds 400]`.
+
+Tunes the papers' networks at the usual batch sizes on the GPU of this machine and writes FOLDER/<device>.json, which
+belongs into runtime/cuda/tables/ (default: there).  Layer shapes measured before (FOLDER/tuning-*.json) are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gpu import BATCHES, NETS, integer_network
+
+from qir.runtime.cuda import tuning
+from qir.runtime.cuda.session import Cuda
+
+HERE = Path(__file__).resolve().parent
+TABLES = HERE.parent / "runtime" / "cuda" / "tables"
+
+
+def device_of(name: str) -> Any:
+    if name == "emulated":
+        from qir.runtime.cuda.emulated import EmulatedDevice
+
+        return EmulatedDevice(clock=lambda launch: 1e-6)
+    from qir.runtime.cuda.cupy_device import CupyDevice
+
+    return CupyDevice()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=TABLES)
+    parser.add_argument("--work", type=Path, default=Path("gpu_results"), help="integer models and raw measurements")
+    parser.add_argument("--nets", default=",".join(NETS))
+    parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
+    parser.add_argument("--seconds", type=float, default=400)
+    parser.add_argument("--device", choices=("gpu", "emulated"), default="gpu")
+    args = parser.parse_args()
+    device, start, raw = device_of(args.device), time.perf_counter(), args.work / "tables"
+    for net in args.nets.split(","):
+        graph = integer_network(net, args.work)
+        for batch in map(int, args.batches.split(",")):
+            if time.perf_counter() - start > args.seconds:
+                print(f"{args.seconds} s are over before {net} at batch {batch}")
+                break
+            begin = time.perf_counter()
+            Cuda(graph, device, tune=raw).prepare(batch)
+            print(f"{net} {batch}: {time.perf_counter() - begin:.1f} s", flush=True)
+    measured = json.loads(tuning.Table(device.name, raw).path.read_text())
+    entries = {k: {"choice": v["choice"], "seconds": {}} for k, v in measured["entries"].items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    target = args.out / f"{tuning.slug(device.name)}.json"
+    target.write_text(json.dumps({**measured, "entries": entries}, indent=1, sort_keys=True) + "\n")
+    print(f"{len(entries)} layer shapes in {target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
