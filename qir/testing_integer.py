@@ -55,10 +55,13 @@ class IntegerCase:
         }
         return self.node("qir.Conv", x, w, bias, **full)
 
-    def requantize(self, x: Value, dtype: DType = DType.UINT8, channels: int | None = None, rank: int = 4) -> Value:
+    def requantize(
+        self, x: Value, dtype: DType = DType.UINT8, channels: int | None = None, rank: int = 4,
+        ratios: tuple[float, float] = (1e-4, 2e-3),
+    ) -> Value:  # fmt: skip
+        """qir.Requantize by one random ratio of that range, or by one a channel."""
         shape = () if channels is None else (channels, *[1] * (rank - 2))
-        ratios = self.rng.uniform(1e-4, 2e-3, shape)
-        pairs = [dyadic(float(r)) for r in np.ravel(ratios)]
+        pairs = [dyadic(float(r)) for r in np.ravel(self.rng.uniform(*ratios, shape))]
         multiplier = self.constant(np.reshape([m for m, _ in pairs], shape), np.int32)
         shift = self.constant(np.reshape([s for _, s in pairs], shape), np.int32)
         return self.node(
@@ -72,9 +75,10 @@ class IntegerCase:
             dtype=str(dtype),
         )
 
-    def add(self, a: Value, b: Value, dtype: DType = DType.INT8) -> Value:
+    def add(self, a: Value, b: Value, dtype: DType = DType.INT8, shift: int = 30) -> Value:
+        """qir.Add, with a negative multiplier of b."""
         return self.node(
-            "qir.Add", a, b, a_multiplier=700_000_001, b_multiplier=-400_000_003, shift=30, a_zero_point=3,
+            "qir.Add", a, b, a_multiplier=700_000_001, b_multiplier=-400_000_003, shift=shift, a_zero_point=3,
             b_zero_point=-1, zero_point=2, lo=dtype.lo, hi=dtype.hi - 7, dtype=str(dtype),
         )  # fmt: skip
 

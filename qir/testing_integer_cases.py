@@ -52,6 +52,16 @@ def residual_block(c: Case) -> None:
     c.add(c.requantize(c.conv(x, 24, (1, 1)), DType.INT16), acc, DType.INT8)
 
 
+def coarse_scales(c: Case) -> None:
+    """Ratios near one and above, whose shifts are small; sums that leave 32 bits before they are clamped."""
+    for channels, dtype in ((16, DType.INT8), (13, DType.INT16)):
+        x = c.input(DType.INT8, 16, 4, 5, span=3)
+        y = c.requantize(c.conv(x, channels, (1, 1)), dtype, channels=channels, ratios=(0.05, 3.0))
+        z = c.requantize(c.conv(x, channels, (1, 1)), DType.INT16, ratios=(1.0, 40.0))
+        c.add(y, z, DType.INT16, shift=7)
+        c.add(c.requantize(c.conv(x, channels, (1, 1)), DType.INT16, ratios=(0.1, 0.2)), z, DType.INT8, shift=41)
+
+
 def matrix_products(c: Case) -> None:
     x = c.input(DType.UINT8, 5, 27)
     w = c.graph.add_constant("w", c.ints(DType.INT8, (27, 70)))
@@ -270,5 +280,5 @@ BUILDERS: tuple[Build, ...] = (
     conv_odd, conv_signed, conv_depthwise, conv_grouped_per_channel_pad, conv_one_dimensional, residual_block,
     first_layer, depthwise, split_products, four_bits, weights_of_others,
     logic, shapes, matrix_products, elementwise, windows, movement, channel_shuffle, interpolation, ranking, softmax,
-    channels_last, wide_movement, border, more_depthwise,
+    coarse_scales, channels_last, wide_movement, border, more_depthwise,
 )  # fmt: skip

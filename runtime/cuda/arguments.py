@@ -32,7 +32,10 @@ WINDOW = _struct(
 EPILOGUE = _struct(
     *_ints("bias multiplier shift residual table output", POINTER),
     *_ints("output_stride output_offset residual_stride residual_offset", S64),
-    *_ints("per_channel store zero_point lo hi residual_bits residual_signed vectors residual_vectors"),
+    *_ints(
+        "per_channel store zero_point lo hi residual_bits residual_signed vectors residual_vectors "
+        "high_shifts narrow_sum"
+    ),
     ("add_constant", S64),
     *_ints("a_multiplier b_multiplier add_shift add_zero add_lo add_hi"),
 )

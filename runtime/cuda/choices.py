@@ -13,9 +13,6 @@ TARGET_BLOCKS = 264
 MOST_BLOCKS = 4 * TARGET_BLOCKS
 """Splitting K further than this only makes more sums to add."""
 
-SLICE = 64
-"""Bytes of K that a tile takes at a time."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -39,14 +36,15 @@ def first(key: str, candidates: Sequence[Choice]) -> Choice:
     return candidates[0]
 
 
-def candidates(tiles: Sequence[ConvTile], pixels: int, channels: int, k_padded: int) -> list[Choice]:
-    """Every sensible way to compute (pixels, channels) sums over k_padded, the heuristic one first."""
+def candidates(tiles: Sequence[ConvTile], pixels: int, channels: int, depth: int) -> list[Choice]:
+    """Every sensible way to compute (pixels, channels) sums of `depth` products, the heuristic one first."""
     fitting = [t for t in tiles if t.columns <= max(64, -(-channels // 64) * 64)] or list(tiles[:1])
     full = [t for t in fitting if _blocks(t, pixels, channels) >= 200]
-    tile = max(full or fitting[:1], key=lambda t: t.rows * t.columns)
-    slices = k_padded // SLICE
-    found = [Choice(tile, _even(slices, min(TARGET_BLOCKS // _blocks(tile, pixels, channels), slices // 8)))]
+    tile = max(full or fitting[:1], key=lambda t: (t.rows * t.columns, t.warpgroup))
+    parts = min(TARGET_BLOCKS // _blocks(tile, pixels, channels), depth // 512)
+    found = [Choice(tile, _even(-(-depth // tile.depth), parts))]
     for tile in fitting:
+        slices = -(-depth // tile.depth)
         for splits in (1, 2, 4, 8, 16):
             if splits > 1 and (splits * 2 > slices or splits * _blocks(tile, pixels, channels) > MOST_BLOCKS):
                 break

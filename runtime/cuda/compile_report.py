@@ -79,6 +79,8 @@ def complaints(architecture: str, kernel: Kernel, used: Usage) -> list[str]:
         found.append(f"{used.registers} registers x {kernel.threads} threads: more than a multiprocessor has")
     if used.spill_stores > 64:
         found.append(f"spills {used.spill_stores} bytes")
+    if used.serialized:
+        found.append("warpgroup products are serialized")
     if kernel.shared_bytes + used.shared_bytes > SHARED_LIMIT[architecture]:
         found.append(f"{kernel.shared_bytes + used.shared_bytes} bytes of shared memory")
     return found

@@ -102,16 +102,19 @@ class EmulatedRecording:
 class EmulatedDevice:
     """Device interface over host memory.
 
-    order: in which order a block's threads run (0 forward, 1 backward, more: shuffled with that seed).
+    order: in which order a block's threads run (0 forward, 1 backward, more: shuffled with that seed); asynchronous
+    work is done at once in even orders, when it is waited for in odd ones.
+    architecture: whose kernels are chosen; what is common to all is emulated as on sm_80.
     clock: seconds that a launch is said to take; default: those of the emulation.
     Raises BackendError when no C++ compiler is found or it fails.
     """
 
     name = "emulation"
-    architecture = "80"  # what the sources see, in emulation/cuda_emulation.h
 
-    def __init__(self, order: int = 0, clock: Callable[[Launch], float] | None = None) -> None:
-        self.order, self.clock = order, clock
+    def __init__(
+        self, order: int = 0, clock: Callable[[Launch], float] | None = None, architecture: str = "80"
+    ) -> None:  # fmt: skip
+        self.order, self.clock, self.architecture = order, clock, architecture
         self.allocations = self.recordings = self.copies = self.timed = 0
         self._waits = [0]
         self._library = _build()

@@ -29,16 +29,27 @@ class Kernel:
 
 @dataclass(frozen=True)
 class ConvTile(Kernel):
-    """A tile shape of the tensor-core convolution."""
+    """A tile shape of a tensor-core convolution.
+
+    cell, packed: see conv_igemm.cu.  warpgroup: conv_wgmma.cu, with its own order of weights and slices of K.
+    """
 
     rows: int = 64
     columns: int = 64
     stages: int = 3
     cell: int = 16
     packed: bool = False
+    warpgroup: bool = False
+
+    @property
+    def depth(self) -> int:
+        """K's of one slice: what the K of weights is rounded up to."""
+        return 128 if self.warpgroup else 64
 
     @property
     def shared_bytes(self) -> int:
+        if self.warpgroup:  # barriers, and room to align to 1024
+            return self.stages * ((self.rows + self.columns) * self.depth + 16) + 1024 - 128
         return self.stages * (self.rows * 64 + self.columns * (32 if self.packed else 64))
 
 
@@ -52,15 +63,33 @@ def conv_tile(signed: bool, cell: int, packed: bool, rows: int, columns: int, wa
     )  # fmt: skip
 
 
+def wgmma_tile(signed: bool, columns: int, stages: int) -> ConvTile:
+    """The instance of conv_wgmma with that tile."""
+    name = f"qir::conv_wgmma<{str(signed).lower()}, {columns}, {stages}>"
+    return ConvTile(
+        "conv_wgmma.cu", name, threads=320, architectures=("90a",), rows=128, columns=columns, stages=stages,
+        warpgroup=True,
+    )  # fmt: skip
+
+
 TILES = ((64, 64, 2, 3), (128, 64, 4, 3), (64, 128, 2, 3), (128, 128, 2, 3))
+WGMMA_TILES = ((64, 4), (128, 3), (256, 4))
 CONV_TILES = {
-    (signed, cell, packed): tuple(
-        conv_tile(signed, cell, packed, *t) for t in TILES[: 2 if cell == 4 else 3 if packed else 4]
+    (signed, cell, packed): (
+        *(conv_tile(signed, cell, packed, *t) for t in TILES[: 2 if cell == 4 else 3 if packed else 4]),
+        *(wgmma_tile(signed, *t) for t in WGMMA_TILES if cell == 16 and not packed),
     )
     for signed in (False, True)
     for cell, packed in ((16, False), (16, True), (4, False))
 }
-"""(signed activations, cell, packed weights) -> tiles to choose from."""
+"""(signed activations, cell, packed weights) -> tiles to choose from, for all architectures together."""
+
+
+def conv_tiles(signed: bool, cell: int, packed: bool, architecture: str) -> tuple[ConvTile, ...]:
+    """Tiles to choose from on one architecture ("80", "90a" ...; a later one takes what is not made for one alone)."""
+    tiles = CONV_TILES[signed, cell, packed]
+    return tuple(t for t in tiles if architecture in t.architectures or t.architectures == ARCHITECTURES)
+
 
 _PLAIN = {
     "elementwise.cu": (

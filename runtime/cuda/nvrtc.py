@@ -18,12 +18,13 @@ from .kernels import Kernel, sources
 
 @dataclass(frozen=True)
 class Usage:
-    """What the assembler says of one kernel."""
+    """What the assembler says of one kernel. serialized: it could not keep warpgroup products under way."""
 
     registers: int
     shared_bytes: int
     spill_stores: int
     spill_loads: int
+    serialized: bool = False
 
 
 def find_library() -> str:
@@ -119,4 +120,5 @@ def usage(log: str, lowered: str) -> Usage:
     shared = re.search(r"(\d+) bytes smem", part)
     if registers is None or spill is None:
         raise BackendError("the assembler's report names no registers", where=lowered)
-    return Usage(int(registers[1]), int(shared[1]) if shared else 0, int(spill[1]), int(spill[2]))
+    serialized = any("serialized" in line and lowered in line for line in log.splitlines())
+    return Usage(int(registers[1]), int(shared[1]) if shared else 0, int(spill[1]), int(spill[2]), serialized)

@@ -61,4 +61,4 @@ def test_an_error_names_the_file(compiler: Nvrtc) -> None:
 def test_what_is_too_large_is_told() -> None:
     kernel = Kernel("elementwise.cu", "qir::clip_elements", threads=1024)
     assert not complaints("75", kernel, Usage(64, 1024, 0, 0))
-    assert len(complaints("75", kernel, Usage(65, 65 << 10, 68, 0))) == 3
+    assert len(complaints("75", kernel, Usage(65, 65 << 10, 68, 0, True))) == 4

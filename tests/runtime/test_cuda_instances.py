@@ -36,14 +36,14 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
-def compare(case: IntegerCase, order: int = 0) -> None:
+def compare(case: IntegerCase, order: int = 0, architecture: str = "80") -> None:
     """Every value, then the outputs alone (fused), against the reference."""
     from qir.runtime.cuda.emulated import EmulatedDevice
 
     values = [v for n in case.graph.nodes for v in n.outputs]
     case.graph.set_outputs([v for v in values if not v.uses()])
     expected = Session(case.graph, "reference").run(case.feeds, outputs=[v.name for v in values])
-    session = Session(case.graph, "cuda", device=EmulatedDevice(order))
+    session = Session(case.graph, "cuda", device=EmulatedDevice(order, architecture=architecture))
     for outputs in ([v.name for v in values], None):
         for name, got in session.run(case.feeds, outputs=outputs).items():
             np.testing.assert_array_equal(got, expected[name], err_msg=name)
@@ -57,6 +57,7 @@ def convolutions(case: IntegerCase, signed: bool, cell: int, packed: bool) -> No
     y = case.conv(x, 140, (3, 3), weight, pads=[1, 0, 1, 2], pad_value=[-5 if signed else 7])
     wide = case.requantize(case.conv(x, 140, (1, 1), weight), DType.INT16, channels=140)
     case.add(case.requantize(y, kind, channels=140), wide, DType.INT8)
+    case.conv(x, 20, (5, 5), weight, pads=[2, 2, 2, 2])
     z = case.conv(x, 33, (3, 2), weight, strides=[2, 1], dilations=[1, 2], pads=[1, 2, 0, 1])
     case.requantize(z, channels=33)
 
@@ -66,10 +67,10 @@ def test_tile(
     key: tuple[bool, int, bool], tile: ConvTile, monkeypatch: pytest.MonkeyPatch, launched: set[str]
 ) -> None:  # fmt: skip
     monkeypatch.setitem(CONV_TILES, key, (tile,))
-    for order in (0, 1, 7):
+    for order in (0, 1, 6, 7):
         case = IntegerCase(seed=order, batch=1)
         convolutions(case, *key)
-        compare(case, order)
+        compare(case, order, tile.architectures[-1])
     assert tile.expression in launched
 
 

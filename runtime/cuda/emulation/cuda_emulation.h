@@ -2,7 +2,9 @@
 //
 // Every CUDA thread is a fiber. It runs until it meets the others (__syncthreads, or a warp-wide instruction) and
 // then lets the next one run. The order in which fibers run is chosen by the caller (forward, backward, shuffled):
-// code without races gives the same bits in each. Copies by cp.async happen only when they are waited for.
+// code without races gives the same bits in each. Copies by cp.async happen only when they are waited for; bulk copies
+// and warpgroup products at once in the even orders, and as late as can be in the odd ones (see wgmma.cuh).
+// Shared memory is a window with addresses of its own; its dynamic part begins at a multiple of 128, no more.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -14,6 +16,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <random>
 #include <tuple>
 #include <utility>
@@ -41,6 +44,8 @@ namespace emu {
 
 struct Copy { void* to; const void* from; std::size_t bytes; };
 
+struct BulkCopy { Copy copy; void* barrier; };
+
 struct Fiber {
     ucontext_t start;
     jmp_buf at;
@@ -49,6 +54,9 @@ struct Fiber {
     bool begun = false, done = false;
     unsigned collectives = 0;
     std::deque<std::vector<Copy>> pending;
+    std::vector<std::size_t> written;                   // chunks of shared memory not yet shown to the async proxy
+    std::deque<std::vector<std::function<void()>>> products;  // groups of warpgroup products under way
+    bool fenced = false;
 };
 
 struct Warp {
@@ -62,19 +70,34 @@ struct Block {
     std::vector<char> shared;
     std::vector<std::pair<const char*, std::vector<char>>> statics;
     unsigned arrived = 0, generation = 0, alive = 0;
+    std::size_t shared_bytes = 0;
+    std::vector<unsigned> owner;  // of every 16 bytes of the window: 1 + the thread whose write no proxy fence followed
+    bool proxies = false;         // whether anyone uses the async proxy
+    std::vector<BulkCopy> bulk;
+    struct { unsigned arrived = 0, generation = 0; } named[16];
 };
 
 inline Block block;
+inline bool late;               // asynchronous work is done when it is waited for, not when it is asked for
+inline unsigned long progress;  // grows whenever a thread gets past something that others may wait for
 inline int current;
 inline jmp_buf scheduler;
 inline void (*body)(void*);
 inline void* body_argument;
 
 inline Fiber& self() { return block.fibers[current]; }
-inline void* shared_memory() {
-    auto at = reinterpret_cast<std::uintptr_t>(block.shared.data());
-    return reinterpret_cast<void*>((at + 127) & ~std::uintptr_t(127));
+[[noreturn]] inline void fail(const char* what) {
+    std::fprintf(stderr, "emulation: %s\n", what);
+    std::abort();
 }
+
+constexpr std::size_t WINDOW = 1024, DYNAMIC = 1152, GUARD = 64;  // alignment; where dynamic memory begins; past its end
+inline char* window() {
+    auto at = reinterpret_cast<std::uintptr_t>(block.shared.data());
+    return reinterpret_cast<char*>((at + WINDOW - 1) & ~std::uintptr_t(WINDOW - 1));
+}
+inline void* shared_memory() { return window() + DYNAMIC; }
+
 inline void* static_shared(const char* name, std::size_t bytes) {
     for (auto& s : block.statics)
         if (std::strcmp(s.first, name) == 0) return s.second.data();
@@ -89,8 +112,8 @@ inline void yield() {
 
 inline void check_access(const void* p, unsigned bytes) {
     if (reinterpret_cast<std::uintptr_t>(p) % bytes) {
-        std::fprintf(stderr, "emulation: %u-byte access at misaligned %p\n", bytes, p);
-        std::abort();
+        std::fprintf(stderr, "%u bytes at %p: ", bytes, p);
+        fail("misaligned access");
     }
 }
 
@@ -101,7 +124,7 @@ inline void publish(const void* data, std::size_t bytes) {
     std::memcpy(warp.slots[self().collectives & 1][lane], data, bytes);
     const unsigned generation = warp.generation;
     if (++warp.arrived == warp.alive) {
-        warp.arrived = 0, ++warp.generation;
+        warp.arrived = 0, ++warp.generation, ++progress;
     } else {
         while (warp.generation == generation) yield();
     }
@@ -114,7 +137,7 @@ inline void release() { ++self().collectives; }
 inline void entry() {
     body(body_argument);
     Fiber& f = self();
-    f.done = true;
+    f.done = true, ++progress;
     Warp& warp = block.warps[current / 32];
     --block.alive, --warp.alive;
     if (block.alive && block.arrived == block.alive) block.arrived = 0, ++block.generation;
@@ -144,14 +167,18 @@ template <class F>
 void run_block(F& call, unsigned threads, std::size_t shared_bytes, unsigned order) {
     block.fibers.resize(threads);
     block.warps.assign((threads + 31) / 32, Warp{});
-    block.shared.assign(shared_bytes + 128, char(0xA5));  // uninitialised shared memory is no zero
+    block.shared.assign(WINDOW + DYNAMIC + shared_bytes + GUARD, char(0xA5));  // uninitialised shared memory is no zero
+    block.owner.assign((DYNAMIC + shared_bytes + GUARD) / 16 + 1, 0);
+    block.shared_bytes = shared_bytes, block.proxies = false, block.bulk.clear();
+    for (auto& n : block.named) n = {};
+    late = order & 1;
     block.statics.clear();
     block.arrived = block.generation = 0, block.alive = threads;
     for (unsigned i = 0; i < threads; ++i) {
         Fiber& f = block.fibers[i];
         if (f.stack.size() != STACK) f.stack.resize(STACK);
         f.begun = f.done = false, f.collectives = 0;
-        f.pending.assign(1, {});
+        f.pending.assign(1, {}), f.products.assign(1, {}), f.written.clear(), f.fenced = false;
         f.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
         ++block.warps[i / 32].alive;
     }
@@ -162,9 +189,14 @@ void run_block(F& call, unsigned threads, std::size_t shared_bytes, unsigned ord
     std::mt19937 random(order);
     while (block.alive) {
         if (order > 1) std::shuffle(turn.begin(), turn.end(), random);
+        const unsigned long before = progress;
         for (int i : turn)
             if (!block.fibers[i].done) resume(i);
+        if (progress == before) fail("deadlock: every thread waits");
     }
+    if (!block.bulk.empty()) fail("a bulk copy was never waited for");
+    for (std::size_t i = 0; i < GUARD; ++i)
+        if (window()[DYNAMIC + shared_bytes + i] != char(0xA5)) fail("a write past the end of shared memory");
 }
 
 template <class... A, std::size_t... I>
@@ -189,10 +221,16 @@ void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* threads,
 inline void __syncthreads() {
     const unsigned generation = emu::block.generation;
     if (++emu::block.arrived == emu::block.alive) {
-        emu::block.arrived = 0, ++emu::block.generation;
+        emu::block.arrived = 0, ++emu::block.generation, ++emu::progress;
     } else {
         while (emu::block.generation == generation) emu::yield();
     }
+}
+
+inline void __syncwarp() {
+    char nothing = 0;
+    emu::publish(&nothing, 1);
+    emu::release();
 }
 
 template <class T>

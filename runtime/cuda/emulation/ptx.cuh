@@ -6,6 +6,25 @@
 
 namespace qir {
 
+// Address in the block's window of shared memory; as on the GPU the window does not begin at 0.
+inline u32 shared_address(const void* p) { return u32(static_cast<const char*>(p) - emu::window()); }
+
+inline void forget(u32&) {}
+inline void prefetch(const void*) {}
+
+// Remembers that the calling thread wrote to shared memory by the generic proxy.
+inline void note_write(const void* shared, std::size_t bytes) {
+    if (!emu::block.proxies) return;
+    for (std::size_t i = 0; i < bytes; i += 16) {
+        const std::size_t chunk = (shared_address(shared) + i) / 16;
+        if (chunk >= emu::block.owner.size()) continue;
+        emu::block.owner[chunk] = emu::current + 1;
+        emu::self().written.push_back(chunk);
+    }
+}
+inline void store16_shared(void* shared, uint4 v) { std::memcpy(shared, &v, 16), note_write(shared, 16); }
+inline void store4_shared(void* shared, u32 v) { std::memcpy(shared, &v, 4), note_write(shared, 4); }
+
 // Asynchronous copies are carried out only when they are waited for: a missing wait shows as stale data.
 inline void copy16_async(void* shared, const void* global) {
     emu::check_access(global, 16), emu::self().pending.back().push_back({shared, global, 16});
@@ -18,7 +37,7 @@ template <int pending>
 inline void copy_wait() {
     auto& groups = emu::self().pending;
     while (int(groups.size()) > pending + 1) {
-        for (auto& c : groups.front()) std::memcpy(c.to, c.from, c.bytes);
+        for (auto& c : groups.front()) std::memcpy(c.to, c.from, c.bytes), note_write(c.to, c.bytes);
         groups.pop_front();
     }
 }

@@ -15,85 +15,12 @@
 // Split K: block z takes `split_slices` slices and writes its sums at z * split_step; finish_splits adds them up.
 //
 // Shared memory: STAGES * (BM + BN) * 64 bytes (BN * 32 if packed).  Grid: (ceil(M / BM), N rounded up / BN, splits).
-#include "epilogue.cuh"
-#include <ptx.cuh>  // by path, so that the emulation can put its own in front
+#include "implicit_gemm.cuh"
 
 namespace qir {
 
-struct Conv {
-    const u8* x;
-    const s8* w;
-    s32 batch, height, width, channels;  // channels: padded, a multiple of CELL
-    s32 out_height, out_width, out_channels;
-    s32 kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
-    s32 k_padded;                        // k's of a weight row
-    s32 pad_value;                       // the activation's zero point
-    s32 pixel_stride;                    // bytes between pixels: `channels`, or more in a wider buffer
-    s32 split_slices;                    // slices of K that one block takes
-    s64 split_step;                      // elements between the outputs of two splits
-};
-
 constexpr int BK = 64;
-constexpr int CHUNK = 16;
 constexpr int THREADS = 256;
-
-__device__ __forceinline__ int swizzled(int row, int chunk) {
-    return row * BK + ((chunk ^ ((row >> 1) & 3)) * CHUNK);
-}
-
-// One thread's share of filling the A tile: rows thread/4, thread/4 + 64, ... and always the same chunk column.
-template <int BM, int CELL>
-struct Gather {
-    static constexpr int ROWS = BM * 4 / THREADS;
-    const u8* image[ROWS];
-    int y[ROWS], x[ROWS];
-    bool live[ROWS];
-    int column;
-
-    __device__ __forceinline__ Gather(const Conv& p, s64 first_row, int thread) : column(thread & 3) {
-        const s64 pixels = s64(p.batch) * p.out_height * p.out_width;
-#pragma unroll
-        for (int i = 0; i < ROWS; ++i) {
-            const s64 m = first_row + (thread >> 2) + i * (THREADS / 4);
-            live[i] = m < pixels;
-            const s64 inside = live[i] ? m : 0;
-            const int ox = int(inside % p.out_width);
-            const s64 rest = inside / p.out_width;
-            y[i] = int(rest % p.out_height) * p.stride_h - p.pad_top;
-            x[i] = ox * p.stride_w - p.pad_left;
-            image[i] = p.x + (rest / p.out_height) * p.height * p.width * p.pixel_stride;
-        }
-    }
-
-    __device__ __forceinline__ void fill(const Conv& p, u8* tile, int slice, int thread) const {
-        const u32 splat = u32(u8(p.pad_value)) * 0x01010101u;
-#pragma unroll
-        for (int part = 0; part < CHUNK / CELL; ++part) {
-            const int cell = (slice * (BK / CHUNK) + column) * (CHUNK / CELL) + part;
-            const int per_tap = p.channels / CELL;
-            const int tap = CELL == 4 ? cell : cell / per_tap;
-            const int channel = CELL == 4 ? 0 : (cell - tap * per_tap) * CELL;
-            const int ky = tap / p.kernel_w;
-            const bool real = ky < p.kernel_h;
-            const int dy = ky * p.dilation_h, dx = (tap - ky * p.kernel_w) * p.dilation_w;
-#pragma unroll
-            for (int i = 0; i < ROWS; ++i) {
-                const int row = (thread >> 2) + i * (THREADS / 4);
-                u8* to = tile + swizzled(row, column) + part * CELL;
-                const int iy = y[i] + dy, ix = x[i] + dx;
-                const bool inside = real && live[i] && iy >= 0 && iy < p.height && ix >= 0 && ix < p.width;
-                const u8* from = image[i] + (s64(iy) * p.width + ix) * p.pixel_stride + channel;
-                if (CELL == 4) {
-                    if (inside) copy4_async(to, from);
-                    else *reinterpret_cast<u32*>(to) = splat;
-                } else {
-                    if (inside) copy16_async(to, from);
-                    else *reinterpret_cast<uint4*>(to) = make_uint4(splat, splat, splat, splat);
-                }
-            }
-        }
-    }
-};
 
 __device__ __forceinline__ int swizzled_packed(int row, int k_step) {
     return row * (BK / 2) + ((k_step ^ ((row >> 2) & 1)) * CHUNK);
@@ -106,7 +33,7 @@ __device__ __forceinline__ void fill_weights(const Conv& p, s8* tile, int first_
     for (int i = thread; i < BN * CHUNKS; i += THREADS) {
         const int row = i / CHUNKS, chunk = i % CHUNKS;
         const s64 line = s64(first_channel + row) * (PACKED ? p.k_padded / 2 : p.k_padded);
-        copy16_async(tile + (PACKED ? swizzled_packed(row, chunk) : swizzled(row, chunk)),
+        copy16_async(tile + (PACKED ? swizzled_packed(row, chunk) : swizzled<4>(row, chunk)),
                      p.w + line + slice * (CHUNKS * CHUNK) + chunk * CHUNK);
     }
 }
@@ -114,14 +41,6 @@ __device__ __forceinline__ void fill_weights(const Conv& p, s8* tile, int first_
 // The nibbles 0, 2, 4, 6 of a word as four signed bytes.
 __device__ __forceinline__ u32 widen(u32 word) {
     return ((((word & 0x0f0f0f0fu) ^ 0x08080808u) | 0x80808080u) - 0x08080808u) ^ 0x80808080u;
-}
-
-// Words of the staging tile between two rows; quads of four words are rotated so that reads of 16 channels by
-// consecutive threads fall on different banks.
-template <int BN>
-__device__ __forceinline__ int staged(int row, int column) {
-    const int chunk = column >> 4, quad = (((column >> 2) & 3) + (chunk >> 1)) & 3;
-    return row * (BN + 8) + chunk * 16 + quad * 4 + (column & 3);
 }
 
 // BM, BN: tile.  WARPS_M x WARPS_N warps share it (8 in all); each owns BM/WARPS_M x BN/WARPS_N.
@@ -141,7 +60,7 @@ __global__ void __launch_bounds__(THREADS, 1) conv_igemm(Conv p, Epilogue e) {
     const int warp_m = (warp % WARPS_M) * WM, warp_n = (warp / WARPS_M) * WN;
     const s64 first_row = s64(blockIdx.x) * BM;
     const int first_channel = blockIdx.y * BN;
-    const Gather<BM, CELL> gather(p, first_row, thread);
+    const Gather<BM, CELL, 4, THREADS> gather(p, first_row, thread);
     const int begin = blockIdx.z * p.split_slices;
     const int left = p.k_padded / BK - begin, slices = left < p.split_slices ? left : p.split_slices;
 
@@ -172,7 +91,7 @@ __global__ void __launch_bounds__(THREADS, 1) conv_igemm(Conv p, Epilogue e) {
             u32 a[TM][4], b[TN][2];
 #pragma unroll
             for (int i = 0; i < TM; ++i)  // matrices: rows 0-7 | 8-15 of k bytes 0-15, then of 16-31
-                load_matrix_x4(a[i], a_tile + swizzled(warp_m + i * 16 + (lane & 15), k * 2 + (lane >> 4)));
+                load_matrix_x4(a[i], a_tile + swizzled<4>(warp_m + i * 16 + (lane & 15), k * 2 + (lane >> 4)));
             if (PACKED) {
 #pragma unroll
                 for (int j = 0; j < TN; ++j) {
@@ -184,7 +103,7 @@ __global__ void __launch_bounds__(THREADS, 1) conv_igemm(Conv p, Epilogue e) {
 #pragma unroll
                 for (int j = 0; j < TN; j += 2) {  // matrices: k bytes 0-15 | 16-31 of channels 0-7, then of 8-15
                     u32 four[4];
-                    load_matrix_x4(four, b_tile + swizzled(warp_n + j * 8 + (lane & 7) + ((lane >> 4) << 3),
+                    load_matrix_x4(four, b_tile + swizzled<4>(warp_n + j * 8 + (lane & 7) + ((lane >> 4) << 3),
                                                            k * 2 + ((lane >> 3) & 1)));
                     b[j][0] = four[0], b[j][1] = four[1], b[j + 1][0] = four[2], b[j + 1][1] = four[3];
                 }
@@ -218,13 +137,7 @@ __global__ void __launch_bounds__(THREADS, 1) conv_igemm(Conv p, Epilogue e) {
             const int c = first_channel + column;
             if (m >= pixels || c >= p.out_channels) continue;
             s32 v[16];
-#pragma unroll
-            for (int q = 0; q < 4; ++q) {
-                Word w;
-                w.bits = *reinterpret_cast<const uint4*>(stage + staged<BN>(row, column + q * 4));
-#pragma unroll
-                for (int r = 0; r < 4; ++r) v[q * 4 + r] = w.as_s32[r];
-            }
+            read_staged<BN>(v, stage, row, column);
             finish_chunk(e, v, m, c, p.out_channels);
         }
     }

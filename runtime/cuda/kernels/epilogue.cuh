@@ -26,7 +26,9 @@ struct Epilogue {
     s32 residual_bits;      // 8, 16 or 32
     s32 residual_signed;
     s32 vectors;            // 1: 16 channels of a pixel are stored (and constants read) as 16-byte words, past the last one too
-    s32 residual_vectors;   // 1: and the residual read so
+    s32 residual_vectors;   // 1: and the residual, of 8 or 16 bits, read so
+    s32 high_shifts;        // 1: every shift is at least 33
+    s32 narrow_sum;         // 1: the fused addition fits 32 bits once it is shifted
     // fused qir.Add: clamp(((v * a_multiplier + r * b_multiplier + add_constant) >> add_shift) + add_zero, lo, hi)
     s64 add_constant;       // 2^(shift-1) - z_a m_a - z_b m_b
     s32 a_multiplier, b_multiplier, add_shift, add_zero, add_lo, add_hi;
@@ -95,86 +97,134 @@ __device__ __forceinline__ void read_constants(s32 (&v)[N], const s32* from) {
     }
 }
 
-// 16 channels of the residual, starting at element `at`.
-__device__ __forceinline__ void read_residual(const Epilogue& e, s64 at, s32 (&r)[16]) {
-    Word w;
-    if (e.residual_bits == 8) {
-        w.bits = word_at(e.residual, at);
-#pragma unroll
-        for (int i = 0; i < 16; ++i) r[i] = e.residual_signed ? s32(w.as_s8[i]) : s32(w.as_u8[i]);
-    } else if (e.residual_bits == 16) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            w.bits = word_at(e.residual, at * 2 + h * 16);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) r[h * 8 + i] = e.residual_signed ? s32(w.as_s16[i]) : s32(w.as_u16[i]);
+// 16 channels of a residual of 8 or 16 bits, from element `at` on, read before they are wanted.
+struct Residual {
+    Word words[2];
+
+    __device__ __forceinline__ Residual(const Epilogue& e, s64 at) {
+        if (!e.residual) return;
+        if (e.residual_bits == 8) {
+            words[0].bits = word_at(e.residual, at);
+        } else {
+            words[0].bits = word_at(e.residual, at * 2);
+            words[1].bits = word_at(e.residual, at * 2 + 16);
         }
-    } else {
-        read_constants<16>(r, static_cast<const s32*>(e.residual) + at);
+    }
+
+    // Channels 4 * quad to 4 * quad + 3.
+    __device__ __forceinline__ void read(const Epilogue& e, int quad, s32 (&r)[4]) const {
+        if (e.residual_bits == 8) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                r[j] = e.residual_signed ? s32(words[0].as_s8[quad * 4 + j]) : s32(words[0].as_u8[quad * 4 + j]);
+        } else {
+            const Word& w = words[quad >> 1];
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                r[j] = e.residual_signed ? s32(w.as_s16[(quad & 1) * 4 + j]) : s32(w.as_u16[(quad & 1) * 4 + j]);
+        }
+    }
+};
+
+// What 16 channels need of the epilogue's constants, read once for all the pixels that a thread finishes.
+struct ChannelConstants {
+    s32 bias[16], multiplier[16];
+    u32 shifts[4];  // a byte each
+
+    __device__ __forceinline__ ChannelConstants(const Epilogue& e, int c) {
+        if (e.bias) {
+            read_constants<16>(bias, e.bias + c);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 16; ++i) bias[i] = 0;
+        }
+        if (!e.multiplier) return;
+        if (e.per_channel) {
+            read_constants<16>(multiplier, e.multiplier + c);
+#pragma unroll
+            for (int q = 0; q < 4; ++q) {
+                s32 four[4];
+                read_constants<4>(four, e.shift + c + q * 4);
+                shifts[q] = u32(four[0]) | u32(four[1]) << 8 | u32(four[2]) << 16 | u32(four[3]) << 24;
+            }
+        } else {
+            const s32 one = e.multiplier[0];
+            const u32 by = u32(e.shift[0]) * 0x01010101u;
+#pragma unroll
+            for (int i = 0; i < 16; ++i) multiplier[i] = one, shifts[i / 4] = by;
+        }
+    }
+
+    __device__ __forceinline__ int shift(int i) const { return int(shifts[i / 4] >> (i % 4 * 8)) & 255; }
+};
+
+// The fused addition of a residual.
+__device__ __forceinline__ s32 add_residual(const Epilogue& e, s32 v, s32 r) {
+    const s64 sum = s64(v) * e.a_multiplier + (s64(r) * e.b_multiplier + e.add_constant);
+    return e.narrow_sum ? shifted(sum, e.add_shift, e.add_zero, e.add_lo, e.add_hi)
+                        : clamp((sum >> e.add_shift) + e.add_zero, e.add_lo, e.add_hi);
+}
+
+// Whether 16 channels of a pixel are finished together, by finish_words; otherwise one by one.
+__device__ __forceinline__ bool in_words(const Epilogue& e) { return e.vectors && (!e.residual || e.residual_vectors); }
+
+// finish and store of 16 channels of pixel m from c on (a multiple of 16), in 16-byte accesses. Four channels at a time,
+// so that few values are alive at once.  BIAS: whether the constants' bias is still to be added.
+template <bool BIAS = true>
+__device__ __forceinline__ void finish_words(const Epilogue& e, const ChannelConstants& k, const s32 (&v)[16], s64 m, int c) {
+    const Residual residual(e, m * e.residual_stride + e.residual_offset + c);
+    u8* to = static_cast<u8*>(e.output);
+    const s64 at = m * e.output_stride + e.output_offset + c;
+    Word w;
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+        s32 y[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) y[j] = v[q * 4 + j] + (BIAS ? k.bias[q * 4 + j] : 0);
+        if (e.multiplier) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const int i = q * 4 + j;
+                y[j] = e.high_shifts ? requantize_high(y[j], k.multiplier[i], k.shift(i), e.zero_point, e.lo, e.hi)
+                                     : requantize(y[j], k.multiplier[i], k.shift(i), e.zero_point, e.lo, e.hi);
+            }
+            if (e.residual) {
+                s32 r[4];
+                residual.read(e, q, r);
+#pragma unroll
+                for (int j = 0; j < 4; ++j) y[j] = add_residual(e, y[j], r[j]);
+            }
+            if (e.table) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) y[j] = look_up(e, y[j]);
+            }
+        }
+        if (e.store == STORE_I8) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) w.as_s8[q * 4 + j] = s8(y[j]);
+            if (q == 3) *reinterpret_cast<uint4*>(to + at) = w.bits;
+        } else if (e.store == STORE_I16) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) w.as_s16[(q & 1) * 4 + j] = s16(y[j]);
+            if (q & 1) *reinterpret_cast<uint4*>(to + (at + (q - 1) * 4) * 2) = w.bits;
+        } else {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) w.as_s32[j] = y[j];
+            *reinterpret_cast<uint4*>(to + (at + q * 4) * 4) = w.bits;
+        }
     }
 }
 
-// finish and store of 16 channels of pixel m from c on (a multiple of 16), in 16-byte accesses where the layouts allow;
-// `channels`: how many there are in all.
+// The same one by one; `channels`: how many there are in all.
+__device__ __forceinline__ void finish_singly(const Epilogue& e, const s32 (&v)[16], s64 m, int c, int channels) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+        if (c + i < channels) store(e, finish(e, v[i], m, c + i), m, c + i);
+}
+
 __device__ __forceinline__ void finish_chunk(const Epilogue& e, s32 (&v)[16], s64 m, int c, int channels) {
-    if (!e.vectors || (e.residual && !e.residual_vectors)) {
-#pragma unroll
-        for (int i = 0; i < 16; ++i)
-            if (c + i < channels) store(e, finish(e, v[i], m, c + i), m, c + i);
-        return;
-    }
-    s32 other[16];
-    if (e.bias) {
-        read_constants<16>(other, e.bias + c);
-#pragma unroll
-        for (int i = 0; i < 16; ++i) v[i] += other[i];
-    }
-    if (e.multiplier) {
-        if (e.per_channel) {
-            s32 shift[16];
-            read_constants<16>(other, e.multiplier + c);
-            read_constants<16>(shift, e.shift + c);
-#pragma unroll
-            for (int i = 0; i < 16; ++i) v[i] = requantize(v[i], other[i], shift[i], e.zero_point, e.lo, e.hi);
-        } else {
-            const s32 multiplier = e.multiplier[0], shift = e.shift[0];
-#pragma unroll
-            for (int i = 0; i < 16; ++i) v[i] = requantize(v[i], multiplier, shift, e.zero_point, e.lo, e.hi);
-        }
-        if (e.residual) {
-            read_residual(e, m * e.residual_stride + e.residual_offset + c, other);
-#pragma unroll
-            for (int i = 0; i < 16; ++i) {
-                const s64 sum = s64(v[i]) * e.a_multiplier + s64(other[i]) * e.b_multiplier + e.add_constant;
-                v[i] = clamp((sum >> e.add_shift) + e.add_zero, e.add_lo, e.add_hi);
-            }
-        }
-        if (e.table) {
-#pragma unroll
-            for (int i = 0; i < 16; ++i) v[i] = look_up(e, v[i]);
-        }
-    }
-    const s64 at = m * e.output_stride + e.output_offset + c;
-    Word w;
-    if (e.store == STORE_I8) {
-#pragma unroll
-        for (int i = 0; i < 16; ++i) w.as_s8[i] = s8(v[i]);
-        *reinterpret_cast<uint4*>(static_cast<s8*>(e.output) + at) = w.bits;
-    } else if (e.store == STORE_I16) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) w.as_s16[i] = s16(v[h * 8 + i]);
-            *reinterpret_cast<uint4*>(static_cast<s16*>(e.output) + at + h * 8) = w.bits;
-        }
-    } else {
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) w.as_s32[i] = v[q * 4 + i];
-            *reinterpret_cast<uint4*>(static_cast<s32*>(e.output) + at + q * 4) = w.bits;
-        }
-    }
+    if (in_words(e)) finish_words(e, ChannelConstants(e, c), v, m, c);
+    else finish_singly(e, v, m, c, channels);
 }
 
 }  // namespace qir

@@ -13,6 +13,12 @@ __device__ __forceinline__ u32 shared_address(const void* p) {
     return u32(__cvta_generic_to_shared(p));
 }
 
+// A value the compiler takes for a new one: what follows from it is worked out again, not kept in registers over a loop.
+__device__ __forceinline__ void forget(u32& v) { asm volatile("" : "+r"(v)); }
+
+// Brings the line of global memory that holds `p` into the L2 cache.
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // 16 bytes global -> shared. From sm_80 on asynchronous; before, through a register.
 __device__ __forceinline__ void copy16_async(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
@@ -30,6 +36,10 @@ __device__ __forceinline__ void copy4_async(void* shared, const void* global) {
     *reinterpret_cast<u32*>(shared) = *reinterpret_cast<const u32*>(global);
 #endif
 }
+
+// Stores to what tensor cores read through the async proxy (wgmma.cuh); the emulation watches them.
+__device__ __forceinline__ void store16_shared(void* shared, uint4 v) { *reinterpret_cast<uint4*>(shared) = v; }
+__device__ __forceinline__ void store4_shared(void* shared, u32 v) { *reinterpret_cast<u32*>(shared) = v; }
 
 __device__ __forceinline__ void copy_commit() {
 #if __CUDA_ARCH__ >= 800

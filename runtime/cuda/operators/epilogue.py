@@ -21,6 +21,10 @@ STORES = {4: 0, 1: 1, 2: 2}
 """Bytes of an output element -> enum Store of epilogue.cuh."""
 
 
+HIGH_SHIFT = 33
+"""From this shift on a requantization needs the high word of the product only (dyadic.cuh)."""
+
+
 def _table(group: Group, x: DType) -> Array | None:
     """The fused table, indexed by the low byte of its input."""
     if group.table is None:
@@ -46,6 +50,7 @@ def epilogue(plan: Plan, group: Group, image: bool) -> Callable[[], Array]:
         size = max(s.size for s in sources)
         for name, source in zip(("multiplier", "shift"), sources, strict=True):
             held[name] = constants(plan, source, size)
+        fields["high_shifts"] = int(sources[1].min() >= HIGH_SHIFT)
         fields.update(per_channel=int(size > 1), zero_point=attrs["zero_point"], lo=attrs["lo"], hi=attrs["hi"])
         x_dtype = group.requantize.output.dtype
     else:
@@ -56,7 +61,8 @@ def epilogue(plan: Plan, group: Group, image: bool) -> Callable[[], Array]:
         fields.update(_addition(group, residual))
         x_dtype = group.add.output.dtype
         fields["residual_stride"], fields["residual_offset"] = pixel(held["residual"])
-        fields["residual_vectors"] = int(_in_words(held["residual"], fields["residual_stride"]))
+        in_words = _in_words(held["residual"], fields["residual_stride"]) and fields["residual_bits"] <= 16
+        fields["residual_vectors"] = int(in_words)
     table = _table(group, x_dtype)
     if table is not None and group.table is not None:
         held["table"] = plan.packed.constant(table, (id(group.table.input(1).array()), "low byte"))
@@ -108,7 +114,11 @@ def _addition(group: Group, residual: Value) -> dict[str, Any]:
     mine, other = ("a", "b") if group.add.input(0) is group.requantize.output else ("b", "a")
     m, r, shift = a[f"{mine}_multiplier"], a[f"{other}_multiplier"], a["shift"]
     constant = (1 << (shift - 1)) - a[f"{mine}_zero_point"] * m - a[f"{other}_zero_point"] * r
+    largest = [max(-v.dtype.lo, v.dtype.hi) for v in (group.requantize.output, residual)]
+    sum_bound = largest[0] * abs(m) + largest[1] * abs(r) + abs(constant)
+    narrow = (sum_bound >> shift) + 1 + abs(a["zero_point"]) < 1 << 31 and sum_bound < 1 << 63
     return {
+        "narrow_sum": int(narrow),
         "residual_bits": residual.dtype.numpy.itemsize * 8, "residual_signed": int(residual.dtype.is_signed),
         "add_constant": constant, "a_multiplier": m, "b_multiplier": r, "add_shift": shift,
         "add_zero": a["zero_point"], "add_lo": a["lo"], "add_hi": a["hi"],

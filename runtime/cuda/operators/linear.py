@@ -8,25 +8,38 @@ from qir.errors import BackendError
 from qir.types import Array
 
 from ..arguments import CONV, DEPTHWISE_CONV, DIRECT_CONV, EPILOGUE, record, scalar
-from ..choices import SLICE, candidates
+from ..choices import candidates
 from ..fusion import Group
-from ..kernels import CONV_TILES, ConvTile, kernel
+from ..kernels import ConvTile, conv_tiles, kernel
 from ..placement import CHUNK, SMALL, Placement, pixel_of_image
 from ..plan import Plan
 from .epilogue import epilogue
 from .moving import copy
 
 
-def _pack(w_mkc: Array, tile: ConvTile) -> Array:
-    """(M, taps, C) weights -> (M rounded up to the tile, K rounded up to 64), channels padded to the tile's cell."""
+def pack_weights(w_mkc: Array, tile: ConvTile) -> Array:
+    """(M, taps, C) weights as a tile's kernel reads them; M and K are rounded up to the tile, C to its cell."""
     m, taps, c = w_mkc.shape
     padded = -(-c // tile.cell) * tile.cell
     k = taps * padded
-    out = np.zeros((-(-m // tile.columns) * tile.columns, -(-k // 64) * 64), np.int8)
+    out = np.zeros((-(-m // tile.columns) * tile.columns, -(-k // tile.depth) * tile.depth), np.int8)
     wide = np.zeros((m, taps, padded), np.int8)
     wide[..., :c] = w_mkc
     out[:m, :k] = wide.reshape(m, k)
+    if tile.warpgroup:
+        return pack_swizzled(out, tile.columns)
     return pack_nibbles(out) if tile.packed else out
+
+
+def pack_swizzled(w_nk: Array, columns: int) -> Array:
+    """(N, K) int8 weights -> (N / columns, K / 128, columns, 128): tiles in the order of conv_wgmma.cu, each one copy.
+
+    Chunk c (16 bytes) of row r of a tile lies at c ^ (r & 7).
+    """
+    n, k = w_nk.shape
+    chunks = w_nk.reshape(n // columns, columns, k // 128, 8, 16).transpose(0, 2, 1, 3, 4)
+    place = np.arange(8)[None, :] ^ (np.arange(columns)[:, None] & 7)  # an involution
+    return np.take_along_axis(chunks, place[None, None, :, :, None], axis=3).reshape(-1, k // 128, columns, 128)
 
 
 def pack_nibbles(w_nk: Array) -> Array:
@@ -86,27 +99,29 @@ def _tensor_cores(
     plan: Plan, group: Group, x: Placement, pixel_stride: int, taps: Array, origin: Array, geometry: dict[str, int],
     image: bool = True,
 ) -> None:  # fmt: skip
-    """conv_igemm over x; K is split among blocks where the output alone gives too few."""
+    """conv_igemm or conv_wgmma over x; K is split among blocks where the output alone gives too few."""
     value, weight = group.head.input(0), group.head.input(1)
     m, _, c = taps.shape
     pixels = geometry["batch"] * geometry["out_height"] * geometry["out_width"]
     cell = SMALL if image and c <= SMALL else CHUNK
-    tiles = CONV_TILES[value.dtype.is_signed, cell, weight.dtype.bits == 4 and cell == CHUNK]
-    k_padded = -(-taps.shape[1] * (-(-c // cell) * cell) // SLICE) * SLICE
-    choice = plan.choose(group, _key(group, geometry, m, c, pixel_stride), candidates(tiles, pixels, m, k_padded))
-    tile = choice.tile
-    packed = plan.packed.constant(_pack(taps, tile), (id(origin), tile.cell, tile.packed, tile.columns), origin)
-    grid = (-(-pixels // tile.rows), packed.shape[0] // tile.columns)
-    splits = choice.splits
+    packed_cell = weight.dtype.bits == 4 and cell == CHUNK
+    tiles = conv_tiles(value.dtype.is_signed, cell, packed_cell, plan.device.architecture)
+    depth = taps.shape[1] * -(-c // cell) * cell
+    choice = plan.choose(group, _key(group, geometry, m, c, pixel_stride), candidates(tiles, pixels, m, depth))
+    tile, splits = choice.tile, choice.splits
+    order = (id(origin), tile.cell, tile.packed, tile.warpgroup, tile.columns)
+    packed = plan.packed.constant(pack_weights(taps, tile), order, origin)
+    channels, slices = -(-m // tile.columns) * tile.columns, -(-depth // tile.depth)
+    grid = (-(-pixels // tile.rows), channels // tile.columns)
     fields = {
-        **geometry, "out_channels": m, "channels": -(-c // cell) * cell, "k_padded": k_padded,
-        "pixel_stride": pixel_stride, "split_slices": -(-k_padded // SLICE // splits),
+        **geometry, "out_channels": m, "channels": -(-c // cell) * cell, "k_padded": slices * tile.depth,
+        "pixel_stride": pixel_stride, "split_slices": -(-slices // splits),
     }  # fmt: skip
     finish = epilogue(plan, group, image)
     if splits == 1:
         plan.launch(tile, grid, lambda: [record(CONV, x=x.pointer, w=packed.pointer, **fields), finish()])
         return
-    pitch = packed.shape[0]
+    pitch = channels
     sums = plan.scratch((splits, pixels, pitch), np.dtype(np.int32))
     fields.update(split_step=pixels * pitch, out_channels=pitch)
 

@@ -1,0 +1,166 @@
+// Implicit-GEMM convolution on sm_90a: warpgroup matrix products (wgmma) fed by warps that do nothing else.
+//
+// The GEMM, its operands and its epilogue are those of conv_igemm.cu, with 8-bit weights and CELL = 16. A block of 320
+// threads owns a 128 x BN tile of the output; K goes by in slices of 128 bytes through STAGES buffers of shared memory.
+//   warps 0-3, 4-7  two warpgroups multiply: 64 rows each, wgmma m64 n(BN) k32, accumulators in registers
+//   warps 8, 9      gather the rows of A by cp.async, and ask for the whole B tile by one bulk copy
+// Two barriers a buffer pass it on: `full` (the producers' arrivals, after their part is visible to the async proxy, and
+// the bytes of B) and `empty` (each multiplying warp, once the products that read it are done).
+// Both tiles have rows of 128 bytes with the 128-byte swizzle: chunk c of row r lies at c ^ (r & 7)   [PTX ISA, wgmma
+// shared memory layouts, K-major].
+// Weights come packed so: for each BN channels and each slice one tile of BN * 128 bytes, swizzled, as it is wanted.
+// Accumulators begin as the bias and leave through shared memory, a warp by itself: its 16 rows, 16 channels of a pixel to
+// a thread, always the same channels, so that their multipliers and shifts stay in registers.
+// Split K: as in conv_igemm.cu.
+//
+// Shared memory: STAGES * (128 + BN) * 128 bytes, two barriers a stage, and room to align to 1024.
+// Grid: (ceil(M / 128), N rounded up / BN, splits).  BN <= 128: two blocks a multiprocessor, so that one multiplies while
+// the other finishes.
+#include "implicit_gemm.cuh"
+#include <wgmma.cuh>
+
+namespace qir {
+
+constexpr int WGMMA_ROWS = 128;
+constexpr int WGMMA_SLICE = 128;
+constexpr int PRODUCERS = 64;
+constexpr int CONSUMERS = 256;
+
+// A K-major tile of 128-byte rows, 128-byte swizzle: 1024 bytes between groups of eight rows (the leading offset is not
+// used then, and written as 1).  Adding 2 to a descriptor moves it on by 32 bytes of K.
+__device__ __forceinline__ u64 matrix_descriptor(const void* tile) {
+    return u64((shared_address(tile) & 0x3ffffu) >> 4) | (u64(1) << 16) | (u64(1024 >> 4) << 32) | (u64(1) << 62);
+}
+
+// What the epilogue is going to add, on its way while the products are made; one of `count` threads' share.
+template <int BN>
+__device__ __forceinline__ void prefetch_residual(const Conv& p, const Epilogue& e, s64 first_row, int thread, int count) {
+    const int bytes = e.residual_bits / 8, lines = BN * bytes / 128 > 0 ? BN * bytes / 128 : 1;
+    const s64 pixels = s64(p.batch) * p.out_height * p.out_width;
+    for (int i = thread; i < WGMMA_ROWS * lines; i += count) {
+        const int row = i / lines, c = blockIdx.y * BN + i % lines * (128 / bytes);
+        const s64 at = (first_row + row) * e.residual_stride + e.residual_offset + c;
+        if (first_row + row < pixels && c < p.out_channels) prefetch(static_cast<const u8*>(e.residual) + at * bytes);
+    }
+}
+
+template <bool x_signed, int BN, int STAGES>
+__global__ void __launch_bounds__(PRODUCERS + CONSUMERS, BN <= 128 ? 2 : 1) conv_wgmma(Conv p, Epilogue e) {
+    constexpr int A_BYTES = WGMMA_ROWS * WGMMA_SLICE, B_BYTES = BN * WGMMA_SLICE;
+    static_assert(WGMMA_ROWS * (BN + 8) * 4 <= STAGES * (A_BYTES + B_BYTES), "staging");
+    QIR_DYNAMIC_SHARED(u8, shared);
+    u8* a_tiles = shared + ((0u - shared_address(shared)) & 1023u);  // the swizzle counts from multiples of 1024
+    u8* b_tiles = a_tiles + STAGES * A_BYTES;
+    u64* full = reinterpret_cast<u64*>(b_tiles + STAGES * B_BYTES);
+    u64* empty = full + STAGES;
+
+    const int thread = threadIdx.x;
+    const s64 first_row = s64(blockIdx.x) * WGMMA_ROWS;
+    const int begin = blockIdx.z * p.split_slices, all = p.k_padded / WGMMA_SLICE;
+    const int slices = all - begin < p.split_slices ? all - begin : p.split_slices;
+
+    if (thread == 0) {
+        for (int s = 0; s < STAGES; ++s) {
+            barrier_init(full + s, PRODUCERS + 1);
+            barrier_init(empty + s, CONSUMERS / 32);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+
+    if (thread >= CONSUMERS) {
+        const int producer = thread - CONSUMERS;
+        constexpr int LAG = STAGES - 1;  // slices under way before the oldest is waited for
+        const Gather<WGMMA_ROWS, 16, 8, PRODUCERS> gather(p, first_row, producer);
+        const s8* w = p.w + (s64(blockIdx.y) * all + begin) * B_BYTES;
+        if (e.residual) prefetch_residual<BN>(p, e, first_row, producer, PRODUCERS);
+        int stage = 0, ready = 0;
+        u32 parity = 1;  // of the phase of `empty` that has to be over: none, the first time around
+        for (int slice = 0; slice < slices + LAG; ++slice) {
+            // passed on before the wait below: a buffer is given back only when the products on the next one have begun
+            if (slice >= LAG) {
+                copy_wait<LAG - 1>();
+                fence_async_proxy();
+                barrier_arrive(full + ready);
+                if (++ready == STAGES) ready = 0;
+            }
+            if (slice < slices) {
+                barrier_wait(empty + stage, parity);
+                if (producer == 0) {
+                    barrier_arrive_expect(full + stage, B_BYTES);
+                    bulk_copy(b_tiles + stage * B_BYTES, w + s64(slice) * B_BYTES, B_BYTES, full + stage);
+                }
+                gather.fill(p, a_tiles + stage * A_BYTES, begin + slice, producer);
+                if (++stage == STAGES) stage = 0, parity ^= 1;
+            }
+            copy_commit();
+        }
+        return;
+    }
+
+    const int lane = thread & 31, warp = thread >> 5;
+    s32 acc[BN / 2];  // begins as the bias of its channels
+#pragma unroll
+    for (int j = 0; j < BN / 8; ++j) {
+        const int c = blockIdx.y * BN + j * 8 + (lane & 3) * 2;
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            acc[j * 4 + i] = acc[j * 4 + 2 + i] = e.bias && c + i < p.out_channels ? e.bias[c + i] : 0;
+    }
+    e.bias = nullptr;
+    int stage = 0, before = 0;
+    u32 parity = 0;
+    for (int slice = 0; slice < slices; ++slice) {
+        barrier_wait(full + stage, parity);
+        const u64 a = matrix_descriptor(a_tiles + stage * A_BYTES + (warp >> 2) * (A_BYTES / 2));
+        const u64 b = matrix_descriptor(b_tiles + stage * B_BYTES);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < WGMMA_SLICE / 32; ++k) wgmma<x_signed, BN>(acc, a + 2 * k, b + 2 * k);
+        wgmma_commit();
+        wgmma_wait<1>();  // the slice before is done: its buffer can be filled again
+        if (slice > 0 && lane == 0) barrier_arrive(empty + before);
+        before = stage;
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+    wgmma_wait<0>();
+    named_barrier(1, CONSUMERS);  // nobody reads the buffers any more
+
+    s32* rows = reinterpret_cast<s32*>(a_tiles) + warp * 16 * (BN + 8);
+#pragma unroll
+    for (int j = 0; j < BN / 8; ++j)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            s32* to = rows + staged<BN>((lane >> 2) + half * 8, j * 8 + (lane & 3) * 2);
+            to[0] = acc[j * 4 + half * 2], to[1] = acc[j * 4 + half * 2 + 1];
+        }
+    __syncwarp();
+
+    const s64 pixels = s64(p.batch) * p.out_height * p.out_width;
+    if (gridDim.z > 1) e.output = static_cast<s32*>(e.output) + blockIdx.z * p.split_step;
+    const int column = lane % (BN / 16) * 16, c = blockIdx.y * BN + column;  // the same for all rows of a thread
+    if (c >= p.out_channels) return;
+    s32 v[16];
+    if (!in_words(e)) {
+#pragma unroll 1
+        for (int row = lane / (BN / 16); row < 16; row += 32 / (BN / 16)) {
+            const s64 m = first_row + warp * 16 + row;
+            if (m >= pixels) return;
+            read_staged<BN>(v, rows, row, column);
+            finish_singly(e, v, m, c, p.out_channels);
+        }
+        return;
+    }
+    ChannelConstants constants(e, c);
+#pragma unroll 1
+    for (int row = lane / (BN / 16); row < 16; row += 32 / (BN / 16)) {
+        const s64 m = first_row + warp * 16 + row;
+        if (m >= pixels) return;
+#pragma unroll
+        for (int q = 0; q < 4; ++q) forget(constants.shifts[q]);
+        read_staged<BN>(v, rows, row, column);
+        finish_words<false>(e, constants, v, m, c);
+    }
+}
+
+}  // namespace qir
