@@ -174,8 +174,8 @@ def table(folder: Path) -> str:
     text = [
         "# CUDA runtime", "",
         "`python benchmarks/gpu.py` (`benchmarks/gpu_all.sh 2`): whole runs from device memory to device memory, "
-        "images a second; ratios over PyTorch's float16, above 1 is faster; `roof`: the least time that the device's ceilings "
-        "allow for the network's layers, as a share of the time taken; `alone`: a single run, waited for.", "",
+        "images a second. Ratios over PyTorch's float16: above 1 is faster. `roof`: the least time that the device's "
+        "ceilings allow for the layers, as a share of the time taken. `alone`: a single run, waited for.", "",
         "; ".join(f"{k} {v}" for k, v in where.items()), "",
         "| network | batch | qir, images/s | eager | compile | qir/eager | qir/compile | roof | alone, ms |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
