@@ -10,6 +10,7 @@
 #   QIR_KIT     the developers' folder of real networks, if it is at hand
 #   QIR_BUNDLE  what `gpu_bits.py prepare` wrote elsewhere: no GPU time goes into quantizing and into the reference
 #   QIR_WHEELS  a folder of wheels to put on the path, for packages that PYTHON lacks
+#   QIR_CUDA_ARCHITECTURE=90  compiles without Hopper's own kernels (part 1 finds out whether that is due)
 #   LIMIT       seconds that a part may take                         (570)
 #   DRY=1       on the emulated device, with a tiny network: checks this script
 set -uo pipefail
@@ -103,6 +104,14 @@ quantize() { # the papers' networks with random weights, side by side
 
 export -f packages machine sanitize quantize
 export python out root device site QIR_WHEELS=${QIR_WHEELS:-}
+plainly() { # after part 1 found that only the plain kernels can be trusted
+    if [[ -e $out/architecture ]]; then
+        QIR_CUDA_ARCHITECTURE=$(<"$out/architecture")
+        export QIR_CUDA_ARCHITECTURE
+        echo "== compiling for sm_$QIR_CUDA_ARCHITECTURE from here on"
+    fi
+}
+
 step packages 60 bash -c packages
 step machine 60 bash -c machine
 
@@ -119,8 +128,16 @@ if [[ $part == 1 ]]; then
         runs=10000
     fi
     step small 60 "$python" "$root/benchmarks/gpu_bits.py" prepare "$out/small" "${small[@]}"
-    step bits_small 120 "$python" "$root/benchmarks/gpu_bits.py" check "$out/small" --device "$device" \
+    # the plain kernels first; Hopper's own only if they are right on small networks (they could hang, too)
+    QIR_CUDA_ARCHITECTURE=90 step bits_plain 90 "$python" "$root/benchmarks/gpu_bits.py" check "$out/small" \
+        --device "$device" --out "$out/bits_plain.jsonl"
+    step bits_small 90 "$python" "$root/benchmarks/gpu_bits.py" check "$out/small" --device "$device" \
         --out "$out/bits_small.jsonl"
+    rm -f "$out/architecture"
+    if [[ " ${failed[*]:-} " == *" bits_small "* && " ${failed[*]:-} " != *" bits_plain "* ]]; then
+        echo 90 >"$out/architecture"
+    fi
+    plainly
     step steady 60 "$python" "$root/benchmarks/gpu_bits.py" steady --runs "$runs" --device "$device"
     if [[ -z ${QIR_BUNDLE:-} ]]; then
         step prepare 150 "$python" "$root/benchmarks/gpu_bits.py" prepare "$bundle" "${chosen[@]}"
@@ -133,6 +150,7 @@ if [[ $part == 1 ]]; then
         step racecheck 60 bash -c "sanitize racecheck"
     fi
 else
+    plainly
     if [[ -n ${DRY:-} ]]; then
         what=(--nets digits_residual --batches 2,1 --contenders qir)
     else

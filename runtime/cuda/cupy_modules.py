@@ -40,9 +40,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qir"
 
 
+ARCHITECTURE = "QIR_CUDA_ARCHITECTURE"
+"""Environment variable: an older or plainer architecture to compile for, such as 90 (no warpgroup kernels) or 80."""
+
+
 def architecture_of(capability: int) -> str:
     """What to compile for: the GPU's own architecture, with Hopper's own instructions where there are."""
-    return "90a" if capability == 90 else str(capability)
+    return os.environ.get(ARCHITECTURE) or ("90a" if capability == 90 else str(capability))
 
 
 def cubin(kernel: Kernel, architecture: str, compiler: Nvrtc, folder: Path | None = None) -> tuple[str, bytes]:

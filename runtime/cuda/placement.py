@@ -48,8 +48,9 @@ class Placement:
 
     @property
     def contiguous(self) -> bool:
-        """Row-major in logical order, without gaps."""
-        return self.offset == 0 and self.strides == row_major(self.shape)
+        """Row-major in logical order, without gaps; how far apart an axis of one element steps means nothing."""
+        dense = zip(self.shape, self.strides, row_major(self.shape), strict=True)
+        return self.offset == 0 and all(d == 1 or s == r for d, s, r in dense)
 
     @property
     def pointer(self) -> int:

@@ -318,7 +318,7 @@ def test_streams_of_other_packages() -> None:
         handle_of("default")
 
 
-def test_cubins_are_kept(tmp_path: Any) -> None:
+def test_cubins_are_kept(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By source, compiler, architecture and kernel; a folder that cannot be written costs time only."""
     asked: list[str] = []
 
@@ -334,6 +334,8 @@ def test_cubins_are_kept(tmp_path: Any) -> None:
     (tmp_path / "file").write_text("")
     assert cupy_modules.cubin(kernel, "75", compiler, tmp_path / "file")[0] == "_Z1k"
     assert cupy_modules.architecture_of(89) == "89" and cupy_modules.architecture_of(90) == "90a"
+    monkeypatch.setenv(cupy_modules.ARCHITECTURE, "90")
+    assert cupy_modules.architecture_of(90) == "90"
 
 
 def test_cupy_has_what_is_used() -> None:

@@ -65,8 +65,10 @@ def reshape(plan: Plan, group: Group) -> None:
         return
     if x.shape == y.shape:
         copy(plan, x, y)
-        return
-    copy(plan, _row_major(plan, x).reshaped(y.shape), y)
+    elif y.contiguous:
+        copy(plan, x, y.reshaped(x.shape))
+    else:
+        copy(plan, _row_major(plan, x).reshaped(y.shape), y)
 
 
 def transpose(plan: Plan, group: Group) -> None:
