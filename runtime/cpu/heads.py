@@ -49,7 +49,7 @@ from .fields import (
     X_STRIDE,
     X,
 )
-from .inner_product import INNER_ROWS, inner_product, row_corrections
+from .inner_product import inner_product, row_corrections
 from .tail import address, prefetch_tail, run_tail
 from .tiles import tile
 from .vector import LANES, MAX_ROWS, VECTORS, as_pointer, carray
@@ -184,7 +184,6 @@ def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scr
     ld, block_rows, block_columns = step[LD], step[BLOCK_ROWS], step[BLOCK_COLUMNS]
     row0 = (image * out_h + oh0) * out_w
     row_blocks = (rows + block_rows - 1) // block_rows
-    tile_rows = INNER_ROWS if crosswise else MAX_ROWS
     p = first
     while p < last:
         c0 = panels[p, 1]
@@ -204,23 +203,34 @@ def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scr
         for rb in range(row_blocks):
             r0 = rows * rb // row_blocks
             rn = rows * (rb + 1) // row_blocks - r0
-            tiles = (rn + tile_rows - 1) // tile_rows
+            tiles = (rn + MAX_ROWS - 1) // MAX_ROWS
             prefetch_tail(tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, row0 + r0, rn, c0, cn)
             for n in range(p, q):
                 b = base + (panels[n, 0] - panels[p, 0]) * scale
                 group_segments = segments + panels[n, 3]
                 vectors = 1 if panels[n, 2] <= LANES else VECTORS
                 column = panels[n, 1]
+                at, out = offsets_at + 8 * r0, registers + (column - c0) * 4
+                if crosswise:
+                    inner_product(
+                        rn, vectors, patch, at, segments, segment_count, words, b, init + 4 * column, out, ld * 4
+                    )
+                    continue
                 for i in range(tiles):
                     m0 = rn * i // tiles
                     mn = rn * (i + 1) // tiles - m0
-                    at, out = offsets_at + 8 * (r0 + m0), registers + (column - c0 + m0 * ld) * 4
-                    if crosswise:
-                        inner_product(
-                            mn, vectors, patch, at, segments, segment_count, words, b, init + 4 * column, out, ld * 4
-                        )
-                    else:
-                        tile(mn, vectors, patch, at, group_segments, segment_count, words, b, out, ld * 4)
+                    tile(
+                        mn,
+                        vectors,
+                        patch,
+                        at + 8 * m0,
+                        group_segments,
+                        segment_count,
+                        words,
+                        b,
+                        out + m0 * ld * 4,
+                        ld * 4,
+                    )
             run_tail(
                 tails,
                 step[TAIL_FIRST],

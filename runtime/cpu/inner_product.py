@@ -26,6 +26,16 @@ INNER_ROWS = 4
 
 
 def _product(builder: Any, args: Any, rows: int, vectors: int) -> None:
+    """Tiles one under the other."""
+    tiles, a, rows_at, segments, segment_count, words, b, init, out, out_stride = args
+    with cgutils.for_range(builder, tiles) as tile:
+        first = builder.mul(tile.index, I64(rows))
+        at = builder.add(rows_at, builder.mul(first, I64(8)))
+        target = builder.add(out, builder.mul(first, out_stride))
+        _tile(builder, (a, at, segments, segment_count, words, b, init, target, out_stride), rows, vectors)
+
+
+def _tile(builder: Any, args: Any, rows: int, vectors: int) -> None:
     a, rows_at, segments, segment_count, words, b, init, out, out_stride = args
     vector, halves = ir.VectorType(I32, LANES), ir.VectorType(I16, GROUP * LANES)
     line = 4 * LANES  # bytes of a vector
@@ -36,8 +46,8 @@ def _product(builder: Any, args: Any, rows: int, vectors: int) -> None:
         at = builder.add(rows_at, I64(8 * r))
         bases.append(builder.add(a, builder.zext(load(builder, at, I32, 4), I64)))
         less = splat(builder, load(builder, builder.add(at, I64(4)), I32, 4), LANES)
-        sums.append([cgutils.alloca_once_value(builder, builder.add(s, less)) for s in start])
-    weights = cgutils.alloca_once_value(builder, b)
+        sums.append([_variable(builder, builder.add(s, less)) for s in start])
+    weights = _variable(builder, b)
     with cgutils.for_range(builder, segment_count) as segment:
         shift = load(builder, builder.add(segments, builder.mul(segment.index, I64(8))), I64, 8)
         lines = [builder.add(base, shift) for base in bases]
@@ -76,14 +86,21 @@ def _product(builder: Any, args: Any, rows: int, vectors: int) -> None:
             store(builder, builder.load(sums[r][j]), builder.add(target, I64(line * j)), 4)
 
 
-def make_product(rows: int, vectors: int) -> Any:
-    """product(a, rows_at, segments, segment_count, words, b, init, out, out_stride): addresses, counts, bytes.
+def _variable(builder: Any, value: Any) -> Any:
+    """A variable that holds `value` each time that control comes by (LLVM makes it a register)."""
+    variable = cgutils.alloca_once(builder, value.type)
+    builder.store(value, variable)
+    return variable
 
-    out[r, n] = init[n] + correction[r] + crosswise sums of a[offset[r] + segments[s] ...] and b[s, ..., n], int32.
-    rows_at: for each row an int32 byte offset and an int32 correction, as `row_corrections` leaves them; words: of a
-    run, a multiple of WORDS; b: (segment, word, column, 2) int16.
+
+def make_product(rows: int, vectors: int) -> Any:
+    """product(tiles, a, rows_at, segments, segment_count, words, b, init, out, out_stride): addresses, counts, bytes.
+
+    out[r, n] = init[n] + correction[r] + crosswise sums of a[offset[r] + segments[s] ...] and b[s, ..., n], int32, for
+    `tiles` times `rows` rows.  rows_at: for each row an int32 byte offset and an int32 correction, as `row_corrections`
+    leaves them; words: of a run, a multiple of WORDS; b: (segment, word, column, 2) int16.
     """
-    return make_intrinsic(9, lambda builder, args: _product(builder, args, rows, vectors))
+    return make_intrinsic(10, lambda builder, args: _product(builder, args, rows, vectors))
 
 
 def _corrections(builder: Any, args: Any) -> None:
@@ -130,24 +147,26 @@ _p11, _p21, _p31, _p41 = (make_product(r, 1) for r in range(1, INNER_ROWS + 1))
 
 @njit(nogil=True)
 def inner_product(
-    rows: int, vectors: int, a: int, rows_at: int, segments: int, count: int, words: int, b: int, init: int, out: int,
+    rows: int, vectors: int, a: int, at: int, segments: int, count: int, words: int, b: int, init: int, out: int,
     stride: int,
 ) -> None:  # fmt: skip
-    """The kernel for `rows` rows (1..4) and one or two vectors."""
+    """The kernels for any number of rows and one or two vectors: tiles of four rows, then one of what is left."""
+    tiles = rows // INNER_ROWS
+    left = rows - tiles * INNER_ROWS
+    last, end = at + 8 * (rows - left), out + (rows - left) * stride
     if vectors == 2:
-        if rows == 4:
-            _p42(a, rows_at, segments, count, words, b, init, out, stride)
-        elif rows == 3:
-            _p32(a, rows_at, segments, count, words, b, init, out, stride)
-        elif rows == 2:
-            _p22(a, rows_at, segments, count, words, b, init, out, stride)
-        else:
-            _p12(a, rows_at, segments, count, words, b, init, out, stride)
-    elif rows == 4:
-        _p41(a, rows_at, segments, count, words, b, init, out, stride)
-    elif rows == 3:
-        _p31(a, rows_at, segments, count, words, b, init, out, stride)
-    elif rows == 2:
-        _p21(a, rows_at, segments, count, words, b, init, out, stride)
+        _p42(tiles, a, at, segments, count, words, b, init, out, stride)
+        if left == 3:
+            _p32(1, a, last, segments, count, words, b, init, end, stride)
+        elif left == 2:
+            _p22(1, a, last, segments, count, words, b, init, end, stride)
+        elif left == 1:
+            _p12(1, a, last, segments, count, words, b, init, end, stride)
     else:
-        _p11(a, rows_at, segments, count, words, b, init, out, stride)
+        _p41(tiles, a, at, segments, count, words, b, init, out, stride)
+        if left == 3:
+            _p31(1, a, last, segments, count, words, b, init, end, stride)
+        elif left == 2:
+            _p21(1, a, last, segments, count, words, b, init, end, stride)
+        elif left == 1:
+            _p11(1, a, last, segments, count, words, b, init, end, stride)

@@ -124,54 +124,55 @@ def window_of(b: Builder, x: Value, out: Value, kernel: Any, attrs: Any, pads: A
 
 def pack(w: Array, group: int, zero_point: int, window: Window, bits: int, signed_x: bool) -> Packed:
     """w: (M, C/group, kh, kw) integers, less zero_point, as panels for the tile kernel."""
-    centred = w.astype(np.int16) - np.int16(zero_point)
     merged = group == 1 and window.dilations[1] == 1
-    m, c, kh, kw = centred.shape
+    m, c, kh, kw = w.shape
     per_group = m // group
-    low = np.clip(centred, -128, 127)
-    parts = [low]
-    if (low != centred).any():  # a 9-bit difference from its zero point: two passes over the same patch
-        parts.append(centred - low)
-    rows = [p.reshape(group, per_group, c, kh, kw).transpose(0, 1, 3, 4, 2) for p in parts]
-    runs = [
-        r.reshape(group, per_group, kh, kw * c) if merged else r.reshape(group, per_group, kh * kw, c) for r in rows
-    ]
-    stacked = np.concatenate(runs, axis=2).astype(np.int8)
-    segments, length = stacked.shape[2:]
+    # a 9-bit difference from its zero point: two passes over the same patch
+    least, most = int(w.min()) - zero_point, int(w.max()) - zero_point
+    twice = least < -128 or most > 127
+    length = kw * c if merged else c
+    segments = (kh if merged else kh * kw) * (2 if twice else 1)
     groups = -(-length // GROUP)
     crosses = GROUP == 2 and group == 1 and (groups % WORDS == 0 or groups >= LEAST_ODD_WORDS) and bits == 8
     if crosses:
         groups = -(-groups // WORDS) * WORDS
-    full = np.zeros((group, -(-per_group // PANEL) * PANEL, segments, groups * GROUP), np.int8)
-    full[:, :per_group, :, :length] = stacked
-    nibbles = bits == 4 and len(parts) == 1 and bool((np.abs(centred) <= 7).all())
+    nibbles = bits == 4 and least >= -7 and most <= 7
     table: list[list[int]] = []
     blocks: list[Array] = []
+    correction, crosswise = np.zeros(m, np.int64), np.zeros(m, np.int64)
     at = 0
+    # a panel at a time: copies of all weights in wider types would be most of a session's peak memory
     for g in range(group):
         for n in range(0, per_group, PANEL):
             columns = min(PANEL, per_group - n)
             width = LANES if columns <= LANES else PANEL
-            block = full[g, n : n + width].reshape(width, segments, groups, GROUP).transpose(1, 2, 0, 3)
-            blocks.append(block.reshape(-1))
-            table.append([at, g * per_group + n, columns, g * 8 * segments, block.size])
-            at += block.size
-    data = np.concatenate(blocks)
-    if nibbles:
-        data = ((data[0::2] & 15) | (data[1::2] << 4)).astype(np.int8)
-    correction = (
-        -128 * centred.astype(np.int64).reshape(m, -1).sum(axis=1)
-        if ELEMENT == 1 and signed_x
-        else np.zeros(m, np.int64)
-    )
+            first = g * per_group + n
+            rows = slice(first, first + columns)
+            centred = w[rows].astype(np.int16) - np.int16(zero_point)
+            low = np.clip(centred, -128, 127)
+            full = np.zeros((width, segments, groups * GROUP), np.int8)
+            at_segment = 0
+            for part in (low, centred - low)[: 2 if twice else 1]:
+                runs = part.transpose(0, 2, 3, 1).reshape(columns, -1, length)
+                full[:columns, at_segment : at_segment + runs.shape[1], :length] = runs
+                at_segment += runs.shape[1]
+            if ELEMENT == 1 and signed_x:
+                correction[rows] = -128 * centred.reshape(columns, -1).sum(axis=1, dtype=np.int64)
+            if crosses:
+                crosswise[rows] = crosswise_sums(full[:columns].reshape(columns, -1))
+            block = full.reshape(width, segments, groups, GROUP).transpose(1, 2, 0, 3).reshape(-1)
+            if nibbles:
+                block = ((block[0::2] & 15) | (block[1::2] << 4)).astype(np.int8)
+            blocks.append(block)
+            table.append([at, first, columns, g * 8 * segments, full.size])
+            at += full.size
     # the most bytes of panels that meet in one register block: narrow groups put many panels into it
     widest = max(sum(row[4] for row in table[i:] if row[1] + row[2] - table[i][1] <= BLOCK) for i in range(len(table)))
     # vector loads of the last panel's end stay inside the array
-    data = np.concatenate([data, np.zeros(64, np.int8)])
+    data = np.concatenate([*blocks, np.zeros(64, np.int8)])
     return Packed(
-        constant(data), constant(np.asarray(table, np.int64)), len(table), correction,
-        crosswise_sums(full[0, :m].reshape(m, -1)) if crosses else None, len(parts) == 2, groups,
-        segments, nibbles, widest + 64 if nibbles else 0, widest, data.nbytes,
+        constant(data), constant(np.asarray(table, np.int64)), len(table), correction, crosswise if crosses else None,
+        twice, groups, segments, nibbles, widest + 64 if nibbles else 0, widest, data.nbytes,
     )  # fmt: skip
 
 
@@ -203,5 +204,13 @@ def segment_offsets(window: Window, group: int, twice: bool) -> Array:
 
 def accumulator_limit(w: Array, zero_point: int, bias: Array | None) -> int:
     """A bound of |sum over taps of (w - zero_point) x + bias|, whatever the 8-bit x is and however it is offset."""
-    total = np.abs(w.astype(np.int64) - zero_point).reshape(w.shape[0], -1).sum(axis=1).max(initial=0)
-    return int(total) * 255 + (0 if bias is None else int(np.abs(bias.astype(np.int64)).max()))
+    return magnitude(w, zero_point) * 255 + (0 if bias is None else int(np.abs(bias.astype(np.int64)).max()))
+
+
+def magnitude(w: Array, zero_point: int) -> int:
+    """The greatest sum of |w - zero_point| over an output channel; a panel of channels at a time, to save memory."""
+    most = 0
+    for n in range(0, w.shape[0], PANEL):
+        centred = np.abs(w[n : n + PANEL].astype(np.int16) - np.int16(zero_point))
+        most = max(most, int(centred.reshape(centred.shape[0], -1).sum(axis=1, dtype=np.int64).max(initial=0)))
+    return most

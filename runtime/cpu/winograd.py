@@ -39,7 +39,7 @@ from .fields import (
     WINOGRAD_TILES,
 )
 from .heads import build_patch, clear_end
-from .inner_product import INNER_ROWS, inner_product, row_corrections
+from .inner_product import inner_product, row_corrections
 from .lanes import winograd_input, winograd_output_0, winograd_output_1
 from .tail import address, run_tail
 from .vector import LANES, VECTORS, as_pointer, carray
@@ -100,39 +100,37 @@ def winograd_chunk(
         c0 = panels[p, 1]
         cn = panels[q - 1, 1] + panels[q - 1, 2] - c0
         wide = (cn + 7) // 8 * 8
-        for i in range(tile_rows):
-            oh = 2 * (first_row + i)
-            pieces = (across + stretch - 1) // stretch
-            for piece in range(pieces):
-                j0 = across * piece // pieces
-                jn = across * (piece + 1) // pieces - j0
-                groups_of_rows = (jn + INNER_ROWS - 1) // INNER_ROWS
+        pieces = (tiles + stretch - 1) // stretch
+        for piece in range(pieces):
+            t0 = tiles * piece // pieces
+            tn = tiles * (piece + 1) // pieces - t0
+            for position in range(16):
+                at = offsets_at + 8 * (position * tiles + t0)
                 for n in range(p, q):
                     vectors, column = 1 if panels[n, 2] <= LANES else VECTORS, panels[n, 1]
                     size = panels[n, 4] // 16
-                    for position in range(16):
-                        at = offsets_at + 8 * (position * tiles + i * across + j0)
-                        b = weights + panels[n, 0] + position * size
-                        less = init + position * init_plane + 4 * column
-                        out = products + position * product_plane + (column - c0) * 4
-                        for k in range(groups_of_rows):
-                            m0 = jn * k // groups_of_rows
-                            mn = jn * (k + 1) // groups_of_rows - m0
-                            inner_product(
-                                mn, vectors, v, at + 8 * m0, segments, 1, words, b, less, out + m0 * ld * 4, ld * 4
-                            )
+                    b = weights + panels[n, 0] + position * size
+                    less = init + position * init_plane + 4 * column
+                    out = products + position * product_plane + (column - c0) * 4
+                    inner_product(tn, vectors, v, at, segments, 1, words, b, less, out, ld * 4)
+            done = 0
+            while done < tn:  # the stretch's part of one row of tiles after the other
+                i, j0 = (t0 + done) // across, (t0 + done) % across
+                jn = min(across - j0, tn - done)
                 for odd in range(2):
-                    if oh + odd >= out_h:
+                    oh = 2 * (first_row + i) + odd
+                    if oh >= out_h:
                         continue
                     for j in range(jn):
-                        source, target = products + j * ld * 4, registers + 2 * j * ld * 4
+                        source, target = products + (done + j) * ld * 4, registers + 2 * j * ld * 4
                         if odd:
                             winograd_output_1(source, product_plane, target, ld * 4, wide)
                         else:
                             winograd_output_0(source, product_plane, target, ld * 4, wide)
-                    r0 = (image * out_h + oh + odd) * out_w + 2 * j0
+                    r0 = (image * out_h + oh) * out_w + 2 * j0
                     rn = min(2 * jn, out_w - 2 * j0)
                     run_tail(
                         tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, registers, REGISTER_BYTES, ld,
                         r0, rn, c0, cn,
                     )  # fmt: skip
+                done += jn

@@ -35,15 +35,17 @@ from .fields import (
     X,
 )
 from .inner_product import WORDS
-from .packing import Packed, Window, accumulator_limit, crosswise_sums, wrapped
+from .packing import Packed, Window, accumulator_limit, crosswise_sums, magnitude, wrapped
 from .steps import Step, constant, ref
 from .vector import GROUP, LANES, PANEL
 
-STRETCH = 30
-"""Tiles of a row that are multiplied together."""
+STRETCH = 28
+"""Tiles that are multiplied together."""
 SPACE = 448 * 1024
 """Bytes of transformed activations of a chunk: they stay in a core's second-level cache."""
-LEAST_TILES = 36
+WEIGHTS_STAY = 4 * 1024 * 1024
+"""Bytes of transformed weights that are still fetched quickly for every chunk of rows."""
+LEAST_TILES = 16
 """Fewer tiles an image would stream the sixteenfold weights for too little work."""
 TWICE_G = np.asarray([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int32)
 
@@ -60,8 +62,7 @@ def suits(node: Node, window: Window, w: Array, group: int) -> bool:
     if not fits or node.input(1).dtype.bits == 4:
         return False
     x = node.input(0).dtype
-    total = np.abs(w.astype(np.int64) - node.attrs["weight_zero_point"]).sum(axis=(1, 2, 3)).max()
-    return int(total) * max(abs(x.lo), x.hi) * 4 < 2**31
+    return magnitude(w, node.attrs["weight_zero_point"]) * max(abs(x.lo), x.hi) * 4 < 2**31
 
 
 def pack(w: Array, zero_point: int) -> Packed:
@@ -109,11 +110,12 @@ def emit(
     row_bytes = -(-window.channels // 16) * 32
     # a chunk has a number for each position of each tile
     most = max(1, min(SPACE // (16 * row_bytes), MAX_PATCH_ROWS // 16) // across)
-    blocks = max(-(-tall // most), min(-(-4 * b.threads // window.images), tall))
-    column_chunks = 1
-    if window.images * blocks < 2 * b.threads:
-        column_chunks = max(1, min(packed.panels // 2, -(-4 * b.threads // (window.images * blocks))))
-    stretch = min(STRETCH, across)
+    blocks, wanted = -(-tall // most), -(-4 * b.threads // window.images)
+    if packed.bytes <= WEIGHTS_STAY:
+        blocks = max(blocks, min(wanted, tall))
+    # larger weights would be fetched anew for each chunk of rows: they are cut by columns
+    column_chunks = max(1, min(packed.panels // 2, -(-wanted // blocks)))
+    stretch = min(STRETCH, -(-tall // blocks) * across)
     ld = 2 * PANEL
     width = 2 * across + 2
     tile_rows = -(-tall // blocks)
