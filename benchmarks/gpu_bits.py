@@ -6,7 +6,8 @@
     python benchmarks/gpu_bits.py steady [--runs 10000]        on a GPU: does run() leave memory as it was?
 
 `prepare` quantizes the bundled networks, random ones and, with --kit, the developers' real networks by every recipe,
-and writes a SHA-256 of every tensor that the reference (NumPy) computes on 64 samples.  `check` runs each model twice:
+and writes a SHA-256 of every tensor that the reference (NumPy) computes on 64 samples; it goes on where an earlier call
+in the same folder stopped.  `check` runs each model twice:
 every tensor fetched, which keeps all layers apart, and the outputs alone, which fuses them.
 """
 
@@ -102,12 +103,20 @@ def prepare_one(net: str, recipe: str, folder: Path, kit: Path | None, samples: 
     return {**entry, "seconds": round(time.perf_counter() - start, 1)}
 
 
+def known(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """What has been prepared in a folder, by network and recipe; failures are left out."""
+    path = folder / "expected.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {(e["net"], e["recipe"]): e for e in lines if "digests" in e}
+
+
 def prepare(args: argparse.Namespace) -> int:
     args.folder.mkdir(parents=True, exist_ok=True)
     kit = args.kit if args.kit and (args.kit / "nets.json").exists() else None
     nets = [*sorted(models.bundled()), *(f"random_{i}" for i in range(args.random))]
     nets += sorted((p.stem for p in (kit / "models").glob("*.onnx")), reverse=True) if kit else []
     jobs = [(n, r) for n in (args.nets.split(",") if args.nets else nets) for r in args.recipes.split(",")]
+    jobs = [job for job in jobs if job not in known(args.folder)]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(prepare_one, n, r, args.folder, kit, args.samples) for n, r in jobs]
         with (args.folder / "expected.jsonl").open("a") as log:
@@ -158,8 +167,7 @@ def check_one(entry: dict[str, Any], folder: Path, device: Any) -> dict[str, Any
 
 def check(args: argparse.Namespace) -> int:
     device = device_of(args)
-    lines = [json.loads(line) for line in (args.folder / "expected.jsonl").read_text().splitlines()]
-    entries = {(e["net"], e["recipe"]): e for e in lines if "digests" in e}
+    entries = known(args.folder)
     bad = 0
     with args.out.open("w") as log:
         for entry in entries.values():
