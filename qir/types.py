@@ -106,8 +106,9 @@ class QuantParams:
         for s in self.scale:
             if not (math.isfinite(s) and s > 0):
                 raise QuantizationError(f"scale {s} is not a positive finite number")
+        lo, hi = self.dtype.lo, self.dtype.hi
         for z in self.zero_point:
-            if not self.dtype.lo <= z <= self.dtype.hi:
+            if not lo <= z <= hi:
                 raise QuantizationError(f"zero point {z} is outside {self.dtype}")
 
     @staticmethod

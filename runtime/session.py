@@ -146,11 +146,17 @@ def _check_feed(
         raise DataError(f"shape {list(value.shape)} expected {given}but {list(array.shape)} given", where=where)
     if device:
         return array
-    if array.dtype.kind == "f" and np.isnan(array).any():
+    if array.dtype.kind == "f" and array.size and _has_nan(array):
         raise DataError("holds NaN", where=where)
     if value.dtype.bits == 4 and array.size and (array.min() < value.dtype.lo or array.max() > value.dtype.hi):
         raise DataError(f"holds values outside {value.dtype}", where=where)
     return array
+
+
+def _has_nan(array: Array) -> bool:
+    """Without the array of booleans that `isnan` would make: the minimum is NaN where any element is."""
+    with np.errstate(invalid="ignore"):
+        return bool(np.isnan(array.min()))
 
 
 def _fits(dim: Dim, size: int, batch: dict[str, int]) -> bool:
