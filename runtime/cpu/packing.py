@@ -177,9 +177,10 @@ def pack(w: Array, group: int, zero_point: int, window: Window, bits: int, signe
 
 
 def crosswise_sums(w: Array) -> Array:
-    """w: (columns, numbers of all runs) -> for each column the sum that `inner_product` must take away, int64."""
-    pairs = w.reshape(w.shape[0], -1, 2, 2).astype(np.int64)
-    return (pairs[:, :, 0] * pairs[:, :, 1]).sum(axis=(1, 2))
+    """w: (..., numbers of all runs) of at most 14 bits -> for each line what `inner_product` has too much, int64."""
+    pairs = w.reshape(*w.shape[:-1], -1, 2, 2)
+    products = np.multiply(pairs[..., 0, :], pairs[..., 1, :], dtype=np.int32)
+    return products.sum(axis=(-2, -1), dtype=np.int64)
 
 
 def wrapped(v: Array) -> Array:

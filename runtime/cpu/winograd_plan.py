@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from qir.graph import Node
@@ -47,7 +49,6 @@ WEIGHTS_STAY = 4 * 1024 * 1024
 """Bytes of transformed weights that are still fetched quickly for every chunk of rows."""
 LEAST_TILES = 16
 """Fewer tiles an image would stream the sixteenfold weights for too little work."""
-TWICE_G = np.asarray([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int32)
 
 
 def suits(node: Node, window: Window, w: Array, group: int) -> bool:
@@ -65,6 +66,12 @@ def suits(node: Node, window: Window, w: Array, group: int) -> bool:
     return magnitude(w, node.attrs["weight_zero_point"]) * max(abs(x.lo), x.hi) * 4 < 2**31
 
 
+def _twice_g(g: Sequence[Array]) -> tuple[Array, Array, Array, Array]:
+    """2G g for three numbers (or arrays): G has the rows (1, 0, 0), (1, 1, 1) / 2, (1, -1, 1) / 2, (0, 0, 1)."""
+    ends = g[0] + g[2]
+    return 2 * g[0], ends + g[1], ends - g[1], 2 * g[2]
+
+
 def pack(w: Array, zero_point: int) -> Packed:
     """(2G) w (2G)^T as panels: (16 positions, k, column, GROUP) int16 for each panel."""
     m, c = w.shape[:2]
@@ -76,12 +83,14 @@ def pack(w: Array, zero_point: int) -> Packed:
     for n in range(0, m, PANEL):
         columns = min(PANEL, m - n)
         width = LANES if columns <= LANES else PANEL
-        # a panel at a time: the transform in int32 is large
-        centred = w[n : n + columns].astype(np.int32) - zero_point
-        full = np.zeros((width, groups * GROUP, 16), np.int16)
-        full[:columns, :c] = np.einsum("ia,mcab,jb->mcij", TWICE_G, centred, TWICE_G).reshape(columns, c, 16)
-        crosswise[:, n : n + width] = [crosswise_sums(full[..., i]) for i in range(16)]
-        block = full.reshape(width, groups, GROUP, 16).transpose(3, 1, 0, 2)
+        # a panel at a time: the transform is large
+        centred = w[n : n + columns].transpose(2, 3, 0, 1).astype(np.int16) - np.int16(zero_point)
+        full = np.zeros((16, width, groups * GROUP), np.int16)
+        lines = zip(*(_twice_g(centred[:, j]) for j in range(3)), strict=True)
+        for i, line in enumerate(lines):
+            full[4 * i : 4 * i + 4, :columns, :c] = _twice_g(line)
+        crosswise[:, n : n + width] = crosswise_sums(full)
+        block = full.reshape(16, width, groups, GROUP).transpose(0, 2, 1, 3)
         blocks.append(np.ascontiguousarray(block).reshape(-1))
         table.append([at, n, columns, 0, blocks[-1].nbytes])
         at += blocks[-1].nbytes

@@ -151,7 +151,14 @@ def test_run_allocates_nothing_but_its_outputs(one: Graph) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     gc.collect()
     now = tracemalloc.get_traced_memory()[0]
+    session.run(x)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    session.run(x)
+    once = tracemalloc.get_traced_memory()[1] - held
     tracemalloc.stop()
+    assert max(v.size for v in x.values()) > 32_768  # what a test of every element would take
+    assert once < outputs + 8192
     # the rest is Python's own small change: frames, and the free lists of tuples that gc.collect() emptied
     assert now - before < 4096
     assert peak - before < outputs + 200_000
