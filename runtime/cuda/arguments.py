@@ -37,7 +37,10 @@ EPILOGUE = _struct(
         "high_shifts narrow_sum"
     ),
     ("add_constant", S64),
-    *_ints("a_multiplier b_multiplier add_shift add_zero add_lo add_hi"),
+    *_ints("a_multiplier b_multiplier add_shift add_zero add_lo add_hi second_high"),
+    ("second", POINTER),
+    *_ints("second_stride second_offset", S64),
+    *_ints("second_x_zero second_multiplier second_shift second_zero second_lo second_hi"),
 )
 CONV = _struct(
     *_ints("x w", POINTER),

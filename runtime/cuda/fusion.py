@@ -12,12 +12,17 @@ LINEAR = ("qir.Conv", "qir.MatMul")
 
 @dataclass
 class Group:
-    """Nodes carried out by one launch; `output` is what the last one yields."""
+    """Nodes carried out by one launch; `output` is what the last one yields.
+
+    second: a qir.Requantize of `output` to 8 bits that the launch carries out, too, while others read `output` itself:
+    what a convolution behind a wider residual stream takes.
+    """
 
     nodes: list[Node]
     requantize: Node | None = None
     add: Node | None = None
     table: Node | None = None
+    second: Node | None = None
     inputs: list[Value] = field(default_factory=list)
 
     @property
@@ -48,7 +53,10 @@ def fuse(graph: Graph, kept: Collection[Value]) -> list[Group]:
         group = Group([node])
         if node.op in LINEAR:
             _extend(group, kept, taken)
+            group.second = _second(group)
         taken.update(group.nodes)
+        if group.second is not None:
+            taken.add(group.second)
         group.inputs = _inputs(group)
         groups.append(group)
     # a fused addition waits for its other operand: order by the last node of each group
@@ -85,6 +93,19 @@ def _extend(group: Group, kept: Collection[Value], taken: set[Node]) -> None:
     if group.output.dtype.bits == 8 and node.output.dtype.bits <= 16:
         group.nodes.append(node)
         group.table = node
+
+
+def _second(group: Group) -> Node | None:
+    """The first requantization of a group's result to 8 bits, by one pair, unless it is the result's only use."""
+    if group.requantize is None or group.output.dtype.bits not in (8, 16):
+        return None
+    users = [node for node, _ in group.output.uses()]
+    for node in users if len(users) > 1 or group.output.is_output else ():
+        pair = node.inputs[1:3] if node.op == "qir.Requantize" else ()
+        scalars = bool(pair) and all(v is not None and v.data is not None and v.data.size == 1 for v in pair)
+        if scalars and node.input(0) is group.output and node.output.dtype.numpy.itemsize == 1:
+            return node
+    return None
 
 
 def _per_channel(node: Node, rank: int, head: str) -> bool:

@@ -108,7 +108,8 @@ def profile(runner: Runner, repeat: int = 20) -> Profile:
 def _bytes(runner: Runner, group: Group) -> int:
     """Bytes of what a group reads and of its results, each touched once; packed weights count as they are packed."""
     total = 0
-    for value in dict.fromkeys((*group.inputs, *group.nodes[-1].outputs)):
+    results = (*group.nodes[-1].outputs, *(group.second.outputs if group.second else ()))
+    for value in dict.fromkeys((*group.inputs, *results)):
         if value.data is not None:
             bits = value.dtype.bits if value.dtype.is_integer else 8 * value.data.itemsize
             total += value.data.size * bits // 8

@@ -32,6 +32,11 @@ struct Epilogue {
     // fused qir.Add: clamp(((v * a_multiplier + r * b_multiplier + add_constant) >> add_shift) + add_zero, lo, hi)
     s64 add_constant;       // 2^(shift-1) - z_a m_a - z_b m_b
     s32 a_multiplier, b_multiplier, add_shift, add_zero, add_lo, add_hi;
+    // the result requantized once more, to 8 bits: what the next convolution reads of a wider residual stream
+    s32 second_high;        // 1: second_shift is at least 33
+    void* second;           // or null
+    s64 second_stride, second_offset;
+    s32 second_x_zero, second_multiplier, second_shift, second_zero, second_lo, second_hi;
 };
 
 __device__ __forceinline__ s32 load_residual(const Epilogue& e, s64 at) {
@@ -61,7 +66,16 @@ __device__ __forceinline__ s32 finish(const Epilogue& e, s32 acc, s64 m, int c) 
     return e.table ? look_up(e, v) : v;
 }
 
+// The second result, from the first.
+__device__ __forceinline__ s32 second_of(const Epilogue& e, s32 y) {
+    const s32 x = y - e.second_x_zero;
+    return e.second_high
+        ? requantize_high(x, e.second_multiplier, e.second_shift, e.second_zero, e.second_lo, e.second_hi)
+        : requantize(x, e.second_multiplier, e.second_shift, e.second_zero, e.second_lo, e.second_hi);
+}
+
 __device__ __forceinline__ void store(const Epilogue& e, s32 v, s64 m, int c) {
+    if (e.second) static_cast<s8*>(e.second)[m * e.second_stride + e.second_offset + c] = s8(second_of(e, v));
     const s64 at = m * e.output_stride + e.output_offset + c;
     if (e.store == STORE_I8)
         static_cast<s8*>(e.output)[at] = s8(v);
@@ -175,7 +189,7 @@ __device__ __forceinline__ void finish_words(const Epilogue& e, const ChannelCon
     const Residual residual(e, m * e.residual_stride + e.residual_offset + c);
     u8* to = static_cast<u8*>(e.output);
     const s64 at = m * e.output_stride + e.output_offset + c;
-    Word w;
+    Word w, second;
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
         s32 y[4];
@@ -198,6 +212,12 @@ __device__ __forceinline__ void finish_words(const Epilogue& e, const ChannelCon
 #pragma unroll
                 for (int j = 0; j < 4; ++j) y[j] = look_up(e, y[j]);
             }
+        }
+        if (e.second) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) second.as_s8[q * 4 + j] = s8(second_of(e, y[j]));
+            if (q == 3)
+                *reinterpret_cast<uint4*>(static_cast<u8*>(e.second) + m * e.second_stride + e.second_offset + c) = second.bits;
         }
         if (e.store == STORE_I8) {
 #pragma unroll

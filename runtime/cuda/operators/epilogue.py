@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qir.errors import BackendError
-from qir.graph import Value
+from qir.graph import Node, Value
 from qir.types import Array, DType
 
 from ..arguments import EPILOGUE, record
@@ -71,12 +71,28 @@ def epilogue(plan: Plan, group: Group, image: bool) -> Callable[[], Array]:
     channels = out.shape[1] if image else out.shape[-1]
     whole = channels % CHUNK == 0 or (out.storage.spare_channels and fields["output_stride"] % CHUNK == 0)
     fields["vectors"] = int(whole and _in_words(out, fields["output_stride"]))
+    if group.second is not None:
+        held["second"] = more = plan.define(group.second.output, image)
+        fields.update(_second(group.second))
+        fields["second_stride"], fields["second_offset"] = pixel(more)
+        whole = channels % CHUNK == 0 or (more.storage.spare_channels and fields["second_stride"] % CHUNK == 0)
+        fields["vectors"] &= int(whole and _in_words(more, fields["second_stride"]))
 
     def build() -> Array:
         pointers = {name: p.storage.pointer for name, p in held.items()}
         return record(EPILOGUE, output=out.storage.pointer, **pointers, **fields)
 
     return build
+
+
+def _second(node: Node) -> dict[str, Any]:
+    """Fields of the qir.Requantize that yields the group's second result."""
+    shift = int(np.ravel(node.input(2).array())[0])
+    return {
+        "second_multiplier": int(np.ravel(node.input(1).array())[0]), "second_shift": shift,
+        "second_high": int(shift >= HIGH_SHIFT), "second_x_zero": node.attrs["x_zero_point"],
+        "second_zero": node.attrs["zero_point"], "second_lo": node.attrs["lo"], "second_hi": node.attrs["hi"],
+    }  # fmt: skip
 
 
 def constants(plan: Plan, data: Array, size: int = 0) -> Placement:

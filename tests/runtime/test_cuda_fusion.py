@@ -1,0 +1,82 @@
+"""What one launch carries out: residual streams wider than 8 bits, and the 8-bit copies that convolutions read."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from qir import DType, Value
+from qir.runtime.cuda.emulated import EmulatedDevice
+from qir.runtime.cuda.fusion import fuse
+from qir.runtime.session import Session
+from qir.testing_integer import IntegerCase as Case
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(c) for c in ("c++", "g++", "clang++")), reason="the CUDA emulation needs a C++ compiler"
+)
+
+
+def conv(c: Case, x: Value, channels: int, kind: DType, group: int = 1) -> Value:
+    acc = c.conv(x, channels, (3, 3), pads=[1] * 4, group=group)
+    return c.requantize(acc, kind, channels=channels)
+
+
+def stream(channels: int, batch: int, group: int = 1, seed: int = 0) -> Case:
+    """Blocks over an int16 stream; each reads it in 8 bits, once signed and once not, and adds to it."""
+    c = Case(seed, batch)
+    x = c.requantize(c.conv(c.input(DType.UINT8, 3, 5, 6), channels, (3, 3), pads=[1] * 4), DType.INT16)
+    for kind in (DType.UINT8, DType.INT8, DType.UINT8):
+        y = conv(c, c.requantize(x, kind), channels, DType.INT8, group)
+        x = c.add(y, x, DType.INT16)
+    c.requantize(x, DType.INT8, channels=channels)  # by channel: not the second result, on its own
+    c.node("qir.ReduceSum", x, axes=[2, 3], keepdims=0)
+    c.graph.set_outputs([v for n in c.graph.nodes for v in n.outputs if not v.uses()])
+    return c
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_stream_s_8_bit_copies_are_second_results(seed: int) -> None:
+    groups = fuse(stream(32, 1).graph, ())
+    seconds = [g.second for g in groups if g.second is not None]
+    assert len(seconds) == 3 and all(n.op == "qir.Requantize" and n.output.dtype.bits == 8 for n in seconds)
+    alone = [g for g in groups if g.head.op == "qir.Requantize"]
+    assert len(alone) == 1  # by channel
+    assert sum(len(g.nodes) + (g.second is not None) for g in groups) == len(stream(32, 1).graph.nodes)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("channels", "group", "architecture", "batch"),
+    [(32, 1, "80", 2), (40, 1, "90a", 1), (24, 24, "80", 1), (16, 4, "80", 2), (70, 1, "90a", 3)],
+)
+def test_the_bits_are_the_reference_s(channels: int, group: int, architecture: str, batch: int) -> None:
+    """Tensor cores of both kinds, depthwise and direct; channels that fill chunks and not."""
+    case = stream(channels, batch, group, seed=channels)
+    device = EmulatedDevice(batch, architecture=architecture)
+    names = [v.name for n in case.graph.nodes for v in n.outputs]
+    want = Session(case.graph).run(case.feeds, outputs=names)
+    session = Session(case.graph, "cuda", device=device)
+    for chosen in (None, names, [n.output.name for n in case.graph.nodes if n.op == "qir.Add"]):
+        for name, got in session.run(case.feeds, outputs=chosen).items():
+            np.testing.assert_array_equal(got, want[name], err_msg=name)
+
+
+@needs_compiler
+def test_sums_that_are_split_have_second_results_too() -> None:
+    c = Case(0, 1)
+    x = c.requantize(c.conv(c.input(DType.INT8, 300, 3, 3), 20, (3, 3)), DType.INT16, channels=20)
+    y = c.requantize(x, DType.INT8)
+    c.node("qir.ReduceSum", x, axes=[2, 3], keepdims=0)
+    c.conv(y, 8, (1, 1))
+    c.graph.set_outputs([v for n in c.graph.nodes for v in n.outputs if not v.uses()])
+    session = Session(c.graph, "cuda", device=EmulatedDevice())
+    want = Session(c.graph).run(c.feeds)
+    for name, got in session.run(c.feeds).items():
+        np.testing.assert_array_equal(got, want[name])
+    outputs = [v.name for v in c.graph.outputs]
+    kernels = [
+        k.kernel.expression for k in session.executor.runner(1, outputs, session.executor.device.stream()).launches
+    ]
+    assert any("finish_splits" in k for k in kernels) and not any("requantize" in k for k in kernels)
