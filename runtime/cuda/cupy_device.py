@@ -16,7 +16,7 @@ from qir.errors import BackendError, DataError
 from qir.types import Array
 
 from .cupy_modules import Modules, architecture_of
-from .cupy_streams import CupyEvent, Handle, handle_of
+from .cupy_streams import CupyEvent, Handle, OnStream, handle_of
 from .device import Launch, Tensor
 from .placement import row_major
 
@@ -179,7 +179,11 @@ class CupyDevice:
         each = known.get(int(self._device.compute_capability), 8192)
 
         def attribute(name: str) -> int:
-            return int(self._runtime.deviceGetAttribute(getattr(self._runtime, f"cudaDevAttr{name}"), self.index))
+            try:
+                number = getattr(self._runtime, f"cudaDevAttr{name}")
+                return max(1, int(self._runtime.deviceGetAttribute(number, self.index)))
+            except self._runtime.CUDARuntimeError:
+                return 1
 
         tops = attribute("MultiProcessorCount") * attribute("ClockRate") * 1e3 * each / 1e12
         return tops, 2 * attribute("MemoryClockRate") * 1e3 * attribute("GlobalMemoryBusWidth") / 8 / 1e9
@@ -211,9 +215,8 @@ class CupyDevice:
             return Tensor(int(interface["data"][0]), dtype, shape, dense, given)
 
     def _from_dlpack(self, given: Any, stream: Handle) -> Any:
-        """The producer makes our stream wait for its own; 1 stands for the default stream  [DLPack, Python spec]."""
         try:
-            return self.cupy.from_dlpack(given.__dlpack__(stream=stream.ptr or 1))
+            return self.cupy.from_dlpack(OnStream(given, stream))
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"a {type(given).__name__} cannot be shared: {error}") from error
 

@@ -44,6 +44,22 @@ def handle_of(stream: object) -> Handle:
     raise DataError(f"a {type(given).__name__} is no CUDA stream")
 
 
+class OnStream:
+    """A tensor of another package, exported for a stream of ours: its producer makes that stream wait for its own.
+
+    CuPy itself would name its current stream.  1 stands for the default stream  [DLPack, Python specification].
+    """
+
+    def __init__(self, tensor: Any, stream: Handle) -> None:
+        self._tensor, self._stream = tensor, stream
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._tensor.__dlpack_device__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._tensor.__dlpack__(**{**options, "stream": self._stream.ptr or 1})
+
+
 class CupyEvent:
     """See `device.Event`; without timing, so that it costs little."""
 

@@ -180,6 +180,7 @@ class StandIn(ModuleType):
             funcSetAttribute=lambda f, attribute, value: None,
         )  # fmt: skip
         self.ndarray, self.empty = NdArray, NdArray
+        self.from_dlpack: Any = None
         self.null = SimpleNamespace(ptr=0)
         self.cuda = SimpleNamespace(
             runtime=runtime, driver=driver, Device=DeviceOf, Stream=Stream, Event=Event, alloc=Block,
@@ -242,6 +243,49 @@ def test_layers_are_timed_as_graphs(
     np.testing.assert_array_equal(session.run({"x": images(3)})["y"], want)
     entries = session.executor.table._measured
     assert entries and all(s == pytest.approx(2e-3 / 8) for e in entries.values() for s in e["seconds"].values())
+
+
+@needs_compiler
+def test_tensors_of_other_packages(stand_in: Callable[..., StandIn], two_convs: Callable[..., Graph]) -> None:
+    """By DLPack for the stream of the run; by `__cuda_array_interface__`, with its stream waited for; or refused."""
+    cupy = stand_in()
+    graph = two_convs()
+    session, want = Session(graph, "cuda"), Session(graph).run({"x": images(7)})["y"]
+    inner = cupy.empty((2, 3, 8, 8), np.float32).set(images(7))
+    asked: list[dict[str, Any]] = []
+
+    class Torch:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (2, 0)
+
+        def __dlpack__(self, **options: Any) -> Any:
+            asked.append(options)
+            return inner
+
+    cupy.from_dlpack = lambda tensor: tensor.__dlpack__(stream=0, max_version=(1, 0))  # as CuPy asks
+    side = cupy.cuda.Stream()
+    for stream, number in ((None, 1), (side, side.ptr)):
+        np.testing.assert_array_equal(session.run({"x": Torch()}, where="host", stream=stream)["y"], want)
+        assert asked[-1] == {"stream": number, "max_version": (1, 0)}
+
+    late = cupy.empty((2, 3, 8, 8), np.float32)
+    cupy.streams[side.ptr].push(lambda: late.set(images(7)) and None)
+    interface = {**late.__cuda_array_interface__, "stream": side.ptr}
+    numba = SimpleNamespace(__cuda_array_interface__=interface)
+    np.testing.assert_array_equal(session.run({"x": numba}, where="host")["y"], want)
+    for broken in ({**interface, "mask": numba}, {**interface, "strides": (4, 4, 4, 4)}):
+        with pytest.raises(DataError):
+            session.run({"x": SimpleNamespace(__cuda_array_interface__=broken)})
+
+    def refuse(tensor: Any) -> Any:
+        raise BufferError("requires grad")
+
+    cupy.from_dlpack = refuse
+    with pytest.raises(DataError, match="requires grad"):
+        session.run({"x": Torch()})
+    inner.device.id = 1
+    with pytest.raises(DataError, match="GPU 1"):
+        session.run({"x": inner})
 
 
 @needs_compiler
