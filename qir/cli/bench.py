@@ -7,6 +7,7 @@ from typing import Any
 
 from qir.runtime import Session
 from qir.runtime.bench import bench, random_feeds
+from qir.runtime.latency import latency_table, save_table
 
 from . import show
 from .data import load_model
@@ -32,4 +33,8 @@ def main(args: argparse.Namespace) -> int:
         if args.json:
             args.json.write_text(profile.to_json())
             show.say(f"wrote {args.json}")
+    if args.latency_table:
+        table = latency_table(graph, args.backend, batch=args.batch)
+        save_table(table, args.latency_table)
+        show.say(f"wrote {args.latency_table}: {len(table)} layers with 4- and 8-bit weights")
     return 0

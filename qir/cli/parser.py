@@ -77,6 +77,7 @@ examples:
   qir bench net.int8.onnx
   qir bench net.int8.onnx --batch 8 --against onnxruntime
   qir bench net.int8.onnx --profile --json profile.json
+  qir bench net.int8.onnx --latency-table table.json
 
 Backends take turns on the same random input, so a busy machine slows all of them alike; medians are shown.
 """
@@ -86,9 +87,11 @@ examples:
   qir search net.onnx --data calib.npy --size 0.75x -o net.mixed.onnx
   qir search net.onnx --data calib.npy --bops 0.6x --size 2MB -o mixed.toml --plot layers.png --pareto curve.png
   qir search net.onnx --data calib.npy --latency table.json --latency-limit 3ms -o net.mixed.onnx
+  qir search net.onnx --data calib.npy --latency cpu --latency-limit 0.9x --save-latency table.json -o mixed.toml
 
 A limit is a number, with a unit if you like, or a share of what all layers at 8 bits cost ("0.75x").  A latency
-table is {layer: {"4/8": seconds, "8/8": seconds}}.  A recipe .toml can be edited and given to `qir quantize`.
+table is {layer: {"4/8": seconds, "8/8": seconds}}; `qir bench net.int8.onnx --latency-table table.json` times one,
+and --latency cpu does so on the way.  A recipe .toml can be edited and given to `qir quantize`.
 """
 
 DIAGNOSE = """\
@@ -302,6 +305,9 @@ def _bench(commands: Any) -> None:
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores")
     parser.add_argument("--profile", action="store_true", help="time, MACs and bytes of each layer")
     parser.add_argument("--json", type=Path, metavar="FILE.json", help="save the profile here")
+    parser.add_argument(
+        "--latency-table", type=Path, metavar="FILE.json", help="time each layer with 4- and 8-bit weights, for search"
+    )
     _shape_option(parser)
 
 
@@ -348,7 +354,10 @@ def _search(commands: Any) -> None:
     limits.add_argument("--linear", metavar="L", help="MACs times the wider operand's bits")
     limits.add_argument("--quadratic", metavar="L", help="MACs times both operands' bits / 16")
     limits.add_argument("--latency-limit", metavar="L", help="in the unit of the --latency table")
-    parser.add_argument("--latency", type=Path, metavar="TABLE.json", help="seconds of each layer at each choice")
+    parser.add_argument(
+        "--latency", metavar="TABLE.json|BACKEND", help="seconds of each layer at each choice; cpu or cuda: timed here"
+    )
+    parser.add_argument("--save-latency", type=Path, metavar="FILE.json", help="save the times here")
     parser.add_argument("--choices", metavar="W/A,...", help="bits to choose from (default: 4/4,4/8,8/8)")
     parser.add_argument(
         "--measure",

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 from qir.errors import QuantizationError
+from qir.graph import Graph
 from qir.io import save
 from qir.passes.calibration import calibrate
-from qir.passes.cost_model import parse_bits
+from qir.passes.cost_model import LatencyTable, parse_bits
 from qir.passes.data import batches
+from qir.passes.insert_qdq import linear_nodes
 from qir.passes.pipeline import run_recipe
+from qir.passes.ranges import Ranges
 from qir.passes.recipes import Recipe, recipe_of
 from qir.passes.search import CHOICES, Found, curve, load_latency, search
 from qir.passes.sensitivity import Sensitivity
+from qir.runtime import BACKENDS
+from qir.runtime.latency import latency_table, save_table
 
 from . import data, show
 
@@ -27,7 +33,7 @@ LIMITS = {
 
 
 def main(args: argparse.Namespace) -> int:
-    for path in (args.output, args.plot, args.pareto, args.save_sensitivity):
+    for path in (args.output, args.plot, args.pareto, args.save_sensitivity, args.save_latency):
         if path:
             data.writable(path, args.model, args.data)
     limits = {cost: getattr(args, option) for cost, option in LIMITS.items() if getattr(args, option) is not None}
@@ -46,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
     few = batches(data.source(args), graph, batch_size=args.batch, samples=min(args.samples or 64, 64))
     found = search(
         prepared, data.shown(few, args.batch, "measuring sensitivity"), ranges, limits, measure=args.measure,
-        choices=choices, sensitivity=known, latency=load_latency(args.latency) if args.latency else None,
+        choices=choices, sensitivity=known, latency=_latency(args, prepared, recipe, ranges),
         loss="mse" if args.loss == "mse" else "cross_entropy",
     )  # fmt: skip
     show.say(found.text())
@@ -59,6 +65,21 @@ def main(args: argparse.Namespace) -> int:
         save(done.graph, args.output)
         show.say(f"wrote {args.output}: integers only, mixed precision")
     return 0
+
+
+def _latency(args: argparse.Namespace, prepared: Graph, recipe: Recipe, ranges: Ranges) -> LatencyTable | None:
+    """The table given, by node or by the tensor that a layer yields; or one measured on the backend that is named."""
+    if args.latency is None:
+        return None
+    if args.latency not in BACKENDS:
+        known = {n.output.name: n.name for n in linear_nodes(prepared)}
+        return {known.get(name, name): row for name, row in load_latency(Path(args.latency)).items()}
+    plain = replace(recipe, weight_bits=8, activation_bits=8, rounding="nearest", layers={})
+    integer, _ = plain.quantize(ranges).run(prepared)
+    table = latency_table(integer, args.latency, layers=prepared)
+    if args.save_latency:
+        save_table(table, args.save_latency)
+    return table
 
 
 def _keep(args: argparse.Namespace, found: Found, cost: str) -> None:
