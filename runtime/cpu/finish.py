@@ -6,7 +6,7 @@ with 32-bit multipliers are taken apart exactly:
 
     (x m + c) >> s  =  (x H + c_H + ((x L + c_L) >> 16)) >> (s - 16),    m = 2^16 H + L,  c = 2^16 c_H + c_L
 
-with H, L in int16; `finish_plan` proves that no sum leaves int32.
+with H, L in int16; `finish_plan` proves that no sum leaves int32.  (The last requantization takes only c_L = 0.)
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Finish:
             self.add_shift = self.parameter(ADD_SHIFT)
             self.add_limits = [self.parameter(i, I16, 16) for i in (ADD_LO, ADD_HI)]
         if self.mode in (WIDE_TO_BYTES, SUM_WIDE_TO_BYTES):
-            self.byte = [b.bitcast(self.parameter(i), V16) for i in (BYTE_HIGH, BYTE_LOW)]
+            self.byte_high, self.byte_low = b.bitcast(self.parameter(BYTE_HIGH), V16), self.parameter(BYTE_LOW, I16, 16)
             self.byte_c, self.byte_shift = self.parameter(BYTE_C_HIGH), self.parameter(BYTE_SHIFT)
 
     def emit(self) -> None:
@@ -112,7 +112,8 @@ class _Finish:
 
     def requantized(self, at: Any, multipliers: Any, constants: Any, shift: Any) -> Any:
         b = self.builder
-        x = lanes64(b, load(b, at, V32, 4))
+        # odd lanes by a second load: ports that shift are the scarce ones
+        x = [lanes64(b, load(b, b.add(at, I64(shift)), V32, 4))[0] for shift in (0, 4)]
         even, odd = (b.add(b.mul(v, m), k) for v, m, k in zip(x, multipliers, constants, strict=True))
         return b.ashr(high_halves(b, even, odd), shift)
 
@@ -164,11 +165,12 @@ class _Finish:
 
     def narrowed(self, p: Any) -> Any:
         b = self.builder
+        # (x, high half of x L) times (H, 1)
+        low = _call(b, "pmulh.w", V16, p, self.byte_low)
         sums: list[Any] = []
-        for half in self.halves(p, ir.Constant(V16, [1] * 16)):
-            top, low = (_call(b, "pmadd.wd", V32, half, m) for m in self.byte)
-            low = b.ashr(low, ir.Constant(V32, [16] * 8))
-            sums.append(b.ashr(b.add(b.add(top, self.byte_c), low), self.byte_shift))
+        for half in self.halves(p, low):
+            top = _call(b, "pmadd.wd", V32, half, self.byte_high)
+            sums.append(b.ashr(b.add(top, self.byte_c), self.byte_shift))
         return _call(b, "packssdw", V16, *sums)
 
     def store_bytes(self, v: Any, at: list[Any], rows: Sequence[int]) -> None:

@@ -185,9 +185,9 @@ def _narrows(records: list[Record], match: _Match, read: Callable[[list[Record],
     shift += 32 - raised
     offset = _byte_limits(match.parameters, r[7], r[8], stored)
     parts = _split(m, (c >> raised) + ((_int(r[6]) + offset) << shift))
-    if not _proved([parts], shift):
+    if parts.c_low or not _proved([parts], shift):
         return False
-    match.parameters[f.BYTE_HIGH], match.parameters[f.BYTE_LOW] = _pair(parts.high, 0), _pair(parts.low, parts.c_low)
+    match.parameters[f.BYTE_HIGH], match.parameters[f.BYTE_LOW] = _pair(parts.high, 1), parts.low
     match.parameters[f.BYTE_C_HIGH], match.parameters[f.BYTE_SHIFT] = parts.c_high, shift - 16
     return True
 

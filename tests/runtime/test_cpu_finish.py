@@ -70,7 +70,7 @@ def layer(seed: int, mode: int, dtype: str, negative: bool) -> Graph:
             graph_m, graph_s = (graph.add_constant("k", np.asarray(v, np.int32)) for v in (m, s))
             value = graph.add_node(
                 "qir.Requantize", [value, graph_m, graph_s],
-                {"x_zero_point": -9, "zero_point": zero, "lo": narrow[0], "hi": narrow[1], "dtype": dtype},
+                {"x_zero_point": 0, "zero_point": zero, "lo": narrow[0], "hi": narrow[1], "dtype": dtype},
             ).output  # fmt: skip
             outputs = [*outputs, value]
     graph.set_outputs(outputs)
@@ -100,6 +100,17 @@ def test_ends(mode: int, dtype: str) -> None:
         steps = [s for s in cpu.plan(1).steps if isinstance(s, Step) and s.op == "qir.Conv"]
         records = [r for s in steps for r in s.tail]
         assert [r[0] for r in records] == [FINISH] and records[0][7] == mode
+
+
+@pytest.mark.skipif(KIND == "generic", reason="kernels of AVX2")
+def test_a_zero_point_of_16_bits_is_left_to_the_general_kernels() -> None:
+    graph = layer(1, modes.WIDE_TO_BYTES, "uint8", negative=False)
+    node = graph.outputs[0].producer
+    assert node is not None
+    node.attrs["x_zero_point"] = -9
+    feeds = {"x": np.random.default_rng(0).integers(0, 256, (1, 16, 3, 5)).astype(np.uint8)}
+    (want,), (got,) = (s.run(feeds).values() for s in (Session(graph), executor(graph)))
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.skipif(KIND == "generic", reason="kernels of AVX2")
