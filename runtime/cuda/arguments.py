@@ -29,6 +29,11 @@ GRID = _struct(*_ints("zero_point lo hi"))
 WINDOW = _struct(
     *_ints("height width kernel_h kernel_w stride_h stride_w dilation_h dilation_w pad_top pad_left pad_value")
 )
+TENSOR_MAP = _struct(
+    ("data", POINTER), ("strides", S64, (3,)), ("sizes", S32, (4,)), ("lower", S32, (2,)), ("upper", S32, (2,)),
+    ("steps", S32, (2,)), *_ints("pixels channels"), ("rest", S32, (12,)),
+)  # fmt: skip
+"""The emulation's tensor map; a GPU's is the driver's secret, and as large."""
 EPILOGUE = _struct(
     *_ints("bias multiplier shift residual table output", POINTER),
     *_ints("output_stride output_offset residual_stride residual_offset", S64),

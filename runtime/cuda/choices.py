@@ -36,15 +36,28 @@ def first(key: str, candidates: Sequence[Choice]) -> Choice:
     return candidates[0]
 
 
-def candidates(tiles: Sequence[ConvTile], pixels: int, channels: int, depth: int) -> list[Choice]:
-    """Every sensible way to compute (pixels, channels) sums of `depth` products, the heuristic one first."""
+def slices_of(tile: ConvTile, depth: int, taps: int) -> int:
+    """Slices of K: `depth` products, an equal part of them for each tap, which a tile may round up to its cells."""
+    each = -(-depth // taps)
+    return -(-taps * -(-each // tile.cell) * tile.cell // tile.depth)
+
+
+def candidates(
+    tiles: Sequence[ConvTile], pixels: int, channels: int, depth: int, taps: int = 1
+) -> list[Choice]:  # fmt: skip
+    """Every sensible way to compute (pixels, channels) sums of `depth` products, the heuristic one first.
+
+    That is never one with a tensor map: those are taken where they have been timed and found faster.
+    """
     fitting = [t for t in tiles if t.columns <= max(64, -(-channels // 64) * 64)] or list(tiles[:1])
     full = [t for t in fitting if _blocks(t, pixels, channels) >= 200]
-    tile = max(full or fitting[:1], key=lambda t: (t.rows * t.columns, t.warpgroup))
+    least = min(t.rows * t.columns for t in fitting)
+    small = [t for t in fitting if t.rows * t.columns == least]
+    tile = max(full or small, key=lambda t: (t.rows * t.columns, t.warpgroup, t.four, not t.tensor_map))
     parts = min(TARGET_BLOCKS // _blocks(tile, pixels, channels), depth // 512)
-    found = [Choice(tile, _even(-(-depth // tile.depth), parts))]
+    found = [Choice(tile, _even(slices_of(tile, depth, taps), parts))]
     for tile in fitting:
-        slices = -(-depth // tile.depth)
+        slices = slices_of(tile, depth, taps)
         for splits in (1, 2, 4, 8, 16):
             if splits > 1 and (splits * 2 > slices or splits * _blocks(tile, pixels, channels) > MOST_BLOCKS):
                 break

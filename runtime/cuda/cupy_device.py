@@ -17,8 +17,9 @@ from qir.types import Array
 
 from .cupy_modules import Modules, architecture_of
 from .cupy_streams import CupyEvent, Handle, OnStream, handle_of
-from .device import Launch, Tensor
+from .device import ImageMap, Launch, Tensor
 from .placement import row_major
+from .tensor_maps import driver, encode
 
 OLDEST = 75
 """Compute capability * 10 of the oldest architecture with s8 mma.sync."""
@@ -57,6 +58,7 @@ class CupyDevice:
         if capability < OLDEST:
             raise BackendError(f"GPU {index} is sm_{capability}", hint=f"sm_{OLDEST} (Turing) or later is needed")
         self.architecture = architecture_of(capability)
+        self.tensor_maps = self.architecture == "90a" and driver() is not None
         name: Any = self._runtime.getDeviceProperties(index)["name"]
         self.name = name.decode() if isinstance(name, bytes) else str(name)
         with self._device:
@@ -72,6 +74,9 @@ class CupyDevice:
             return handle_of(given)
         with self._device:
             return handle_of(self.cupy.cuda.get_current_stream())
+
+    def tensor_map(self, image: ImageMap) -> Array:
+        return encode(image, driver())
 
     def event(self) -> CupyEvent:
         return CupyEvent(self._device, self.cupy)

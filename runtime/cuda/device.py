@@ -42,6 +42,24 @@ class Tensor:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class ImageMap:
+    """An NHWC image of bytes as the GPU's copy engine is to see it, for an implicit GEMM (im2col).
+
+    sizes: channels, width, height, images; strides: bytes between pixels, rows, images.  lower, upper, steps: (x, y) of
+    the box in which windows move, from its corner and from the image's last pixel, and how far at a time; pixels: how
+    many windows one copy takes, of 128 channels each.
+    """
+
+    pointer: int
+    sizes: tuple[int, int, int, int]
+    strides: tuple[int, int, int]
+    lower: tuple[int, int]
+    upper: tuple[int, int]
+    steps: tuple[int, int]
+    pixels: int
+
+
 class Memory(Protocol):
     """A block of memory, freed with the object."""
 
@@ -80,6 +98,7 @@ class Device(Protocol):
 
     name: str
     architecture: str
+    tensor_maps: bool  # whether it makes them
 
     def stream(self, given: object = None) -> Any:
         """The stream that the caller names (None: the calling thread's current one)."""
@@ -100,6 +119,10 @@ class Device(Protocol):
 
     def copy(self, to: int, source: int, size: int, stream: Any) -> None:
         """Enqueue a copy between any two of device memory and page-locked host memory."""
+        ...
+
+    def tensor_map(self, image: ImageMap) -> Array:
+        """A kernel argument of 128 bytes.  Raises BackendError where the driver refuses."""
         ...
 
     def event(self) -> Event: ...

@@ -26,7 +26,8 @@ import numpy as np
 from qir.errors import BackendError, DataError
 from qir.types import Array
 
-from .device import Launch, Tensor
+from .arguments import TENSOR_MAP, record
+from .device import ImageMap, Launch, Tensor
 from .emulated_stream import EmulatedEvent, EmulatedStream
 from .kernels import INSTANCES, Kernel, sources
 
@@ -110,6 +111,7 @@ class EmulatedDevice:
     """
 
     name = "emulation"
+    tensor_maps = True
 
     def __init__(
         self, order: int = 0, clock: Callable[[Launch], float] | None = None, architecture: str = "80"
@@ -160,6 +162,10 @@ class EmulatedDevice:
             ctypes.memmove(to, source, size)
 
         stream.push(move)
+
+    def tensor_map(self, image: ImageMap) -> Array:
+        fields = {k: v for k, v in vars(image).items() if k != "pointer"}
+        return record(TENSOR_MAP, data=image.pointer, channels=128, **fields)
 
     def event(self) -> EmulatedEvent:
         return EmulatedEvent(self._waits)

@@ -8,6 +8,9 @@ from importlib import resources
 ARCHITECTURES = ("75", "80", "86", "89", "90a")
 """Compute capabilities that the kernels are compiled for in CI."""
 
+FOUR_BITS = ("75", "80", "86", "89")
+"""Those with native products of four bits; later ones emulate them."""
+
 SHARED_LIMIT = {"75": 64 << 10, "80": 163 << 10, "86": 99 << 10, "89": 99 << 10, "90a": 227 << 10}
 """Shared memory that one block can have, in bytes  [CUDA Programming Guide, compute capabilities]."""
 
@@ -31,7 +34,8 @@ class Kernel:
 class ConvTile(Kernel):
     """A tile shape of a tensor-core convolution.
 
-    cell, packed: see conv_igemm.cu.  warpgroup: conv_wgmma.cu, with its own order of weights and slices of K.
+    cell, packed: see conv_igemm.cu.  warpgroup: conv_wgmma.cu, with its own order of weights and slices of K;
+    tensor_map: its kernel that reads the image through one.  four: native four-bit products.
     """
 
     rows: int = 64
@@ -40,6 +44,8 @@ class ConvTile(Kernel):
     cell: int = 16
     packed: bool = False
     warpgroup: bool = False
+    tensor_map: bool = False
+    four: bool = False
 
     @property
     def depth(self) -> int:
@@ -53,22 +59,26 @@ class ConvTile(Kernel):
         return self.stages * (self.rows * 64 + self.columns * (32 if self.packed else 64))
 
 
-def conv_tile(signed: bool, cell: int, packed: bool, rows: int, columns: int, warps_m: int, stages: int) -> ConvTile:
-    """The instance of conv_igemm with that tile; see conv_igemm.cu for what cell and packed mean."""
+def conv_tile(
+    signed: bool, cell: int, packed: bool, rows: int, columns: int, warps_m: int, stages: int, four: bool = False
+) -> ConvTile:  # fmt: skip
+    """The instance of conv_igemm with that tile; see conv_igemm.cu for what cell, packed and four mean."""
     flags = [str(f).lower() for f in (signed, packed)]
     return ConvTile(
         "conv_igemm.cu",
-        f"qir::conv_igemm<{flags[0]}, {cell}, {flags[1]}, {rows}, {columns}, {warps_m}, {stages}>",
-        rows=rows, columns=columns, stages=stages, cell=cell, packed=packed,
+        f"qir::conv_igemm<{flags[0]}, {cell}, {flags[1]}, {rows}, {columns}, {warps_m}, {stages}"
+        + (", true>" if four else ">"),
+        architectures=FOUR_BITS if four else ARCHITECTURES, rows=rows, columns=columns, stages=stages, cell=cell,
+        packed=packed, four=four,
     )  # fmt: skip
 
 
-def wgmma_tile(signed: bool, columns: int, stages: int) -> ConvTile:
-    """The instance of conv_wgmma with that tile."""
-    name = f"qir::conv_wgmma<{str(signed).lower()}, {columns}, {stages}>"
+def wgmma_tile(signed: bool, columns: int, stages: int, tensor_map: bool) -> ConvTile:
+    """The instance of conv_wgmma or conv_wgmma_tma with that tile."""
+    name = f"qir::conv_wgmma{'_tma' if tensor_map else ''}<{str(signed).lower()}, {columns}, {stages}>"
     return ConvTile(
-        "conv_wgmma.cu", name, threads=320, architectures=("90a",), rows=128, columns=columns, stages=stages,
-        warpgroup=True,
+        "conv_wgmma.cu", name, threads=288 if tensor_map else 320, architectures=("90a",), rows=128, columns=columns,
+        stages=stages, cell=128 if tensor_map else 16, warpgroup=True, tensor_map=tensor_map,
     )  # fmt: skip
 
 
@@ -77,7 +87,8 @@ WGMMA_TILES = ((64, 4), (128, 3), (256, 4))
 CONV_TILES = {
     (signed, cell, packed): (
         *(conv_tile(signed, cell, packed, *t) for t in TILES[: 2 if cell == 4 else 3 if packed else 4]),
-        *(wgmma_tile(signed, *t) for t in WGMMA_TILES if cell == 16 and not packed),
+        *(conv_tile(signed, cell, packed, *t, four=True) for t in TILES[:3] if packed),
+        *(wgmma_tile(signed, *t, m) for m in (False, True) for t in WGMMA_TILES if cell == 16 and not packed),
     )
     for signed in (False, True)
     for cell, packed in ((16, False), (16, True), (4, False))
@@ -85,9 +96,12 @@ CONV_TILES = {
 """(signed activations, cell, packed weights) -> tiles to choose from, for all architectures together."""
 
 
-def conv_tiles(signed: bool, cell: int, packed: bool, architecture: str) -> tuple[ConvTile, ...]:
-    """Tiles to choose from on one architecture ("80", "90a" ...; a later one takes what is not made for one alone)."""
-    tiles = CONV_TILES[signed, cell, packed]
+def conv_tiles(signed: bool, cell: int, packed: bool, four: bool, architecture: str) -> tuple[ConvTile, ...]:
+    """Tiles to choose from on one architecture ("80", "90a" ...; a later one takes what is not made for one alone).
+
+    four: whether the activations have four bits.
+    """
+    tiles = [t for t in CONV_TILES[signed, cell, packed] if four or not t.four]
     return tuple(t for t in tiles if architecture in t.architectures or t.architectures == ARCHITECTURES)
 
 

@@ -49,10 +49,11 @@ def compare(case: IntegerCase, order: int = 0, architecture: str = "80") -> None
             np.testing.assert_array_equal(got, expected[name], err_msg=name)
 
 
-def convolutions(case: IntegerCase, signed: bool, cell: int, packed: bool) -> None:
+def convolutions(case: IntegerCase, signed: bool, cell: int, packed: bool, four: bool) -> None:
     """Pixels past one tile of rows, channels past one of columns, K past the stages; a residual of another width."""
     kind = DType.INT8 if signed else DType.UINT8
-    x = case.input(kind, 3 if cell == 4 else 21, 9, 15)
+    narrow = DType.INT4 if signed else DType.UINT4
+    x = case.input(narrow if four else kind, 3 if cell == 4 else 21, 9, 15)
     weight = DType.INT4 if packed else DType.INT8
     y = case.conv(x, 140, (3, 3), weight, pads=[1, 0, 1, 2], pad_value=[-5 if signed else 7])
     wide = case.requantize(case.conv(x, 140, (1, 1), weight), DType.INT16, channels=140)
@@ -62,14 +63,31 @@ def convolutions(case: IntegerCase, signed: bool, cell: int, packed: bool) -> No
     case.requantize(z, channels=33)
 
 
+def mapped_convolutions(case: IntegerCase, signed: bool) -> None:
+    """What tensor maps take: zeros for padding, channels near a multiple of 128; over several images, with strides."""
+    kind = DType.INT8 if signed else DType.UINT8
+    x = case.input(kind, 120, 7, 9)
+    y = case.conv(x, 140, (3, 3), pads=[1, 1, 1, 1], pad_value=[0])
+    short = case.requantize(case.conv(case.input(kind, 21, 7, 9), 140, (1, 1), pad_value=[9]), DType.INT16)
+    case.add(case.requantize(y, kind, channels=140), short, DType.INT8)
+    case.requantize(case.conv(x, 33, (3, 3), strides=[2, 2], pads=[1, 1, 1, 1], pad_value=[0]), channels=33)
+    case.conv(x, 20, (2, 2), dilations=[2, 2], pad_value=[5])
+    rows = case.input(kind, 11, 300)
+    w = case.graph.add_constant("w", case.ints(DType.INT8, (300, 70)))
+    case.requantize(case.node("qir.MatMul", rows, w, None, weight_zero_point=0), kind)
+
+
 @pytest.mark.parametrize(("key", "tile"), TILES, ids=[t.expression[5:] for _, t in TILES])
 def test_tile(
     key: tuple[bool, int, bool], tile: ConvTile, monkeypatch: pytest.MonkeyPatch, launched: set[str]
 ) -> None:  # fmt: skip
     monkeypatch.setitem(CONV_TILES, key, (tile,))
-    for order in (0, 1, 6, 7):
-        case = IntegerCase(seed=order, batch=1)
-        convolutions(case, *key)
+    for order in (1, 6, 7) if tile.warpgroup else (1, 6):  # 6: what is asynchronous at once; 1, 7: late
+        case = IntegerCase(seed=order, batch=3 if tile.tensor_map else 1)
+        if tile.tensor_map:
+            mapped_convolutions(case, key[0])
+        else:
+            convolutions(case, *key, tile.four)
         compare(case, order, tile.architectures[-1])
     assert tile.expression in launched
 

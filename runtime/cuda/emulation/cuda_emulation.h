@@ -28,6 +28,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__
+#define __grid_constant__
 #define __CUDA_ARCH__ 800
 #define QIR_EMULATION 1
 #define QIR_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(emu::shared_memory())
@@ -44,7 +45,7 @@ namespace emu {
 
 struct Copy { void* to; const void* from; std::size_t bytes; };
 
-struct BulkCopy { Copy copy; void* barrier; };
+struct BulkCopy { std::function<void()> copy; std::size_t bytes; void* barrier; };
 
 struct Fiber {
     ucontext_t start;

@@ -76,6 +76,29 @@ inline void mma_16x8x32(s32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 }
 
 template <bool a_signed>
+inline void mma_16x8x64(s32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    struct Fragment { u32 a[4], b[2]; } mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+    const int lane = threadIdx.x & 31;
+    emu::publish(&mine, sizeof mine);
+    const auto nibble = [](u32 word, int i, bool is_signed) {
+        const int v = int(word >> (4 * i) & 15);
+        return is_signed && v > 7 ? v - 16 : v;
+    };
+    for (int t = 0; t < 4; ++t) {
+        Fragment row, columns[2];
+        emu::peek((lane >> 2) * 4 + t, &row, sizeof row);
+        for (int c = 0; c < 2; ++c) emu::peek(((lane & 3) * 2 + c) * 4 + t, &columns[c], sizeof columns[c]);
+        for (int q = 0; q < 2; ++q)
+            for (int c = 0; c < 2; ++c)
+                for (int half = 0; half < 2; ++half)
+                    for (int i = 0; i < 8; ++i)
+                        d[q * 2 + c] +=
+                            nibble(row.a[half * 2 + q], i, a_signed) * nibble(columns[c].b[half], i, true);
+    }
+    emu::release();
+}
+
+template <bool a_signed>
 inline s32 dot4(u32 a, u32 b, s32 c) {
     for (int i = 0; i < 4; ++i) {
         const u8 x = u8(a >> (8 * i));

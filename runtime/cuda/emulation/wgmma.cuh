@@ -46,9 +46,9 @@ inline void barrier_arrive_expect(u64* barrier, u32 bytes) {
 }
 
 inline void carry_out(const emu::BulkCopy& bulk) {
-    std::memcpy(bulk.copy.to, bulk.copy.from, bulk.copy.bytes);
+    bulk.copy();
     Barrier& b = barrier_at(static_cast<u64*>(bulk.barrier));
-    b.bytes -= s64(bulk.copy.bytes), ++emu::progress, b.settle();
+    b.bytes -= s64(bulk.bytes), ++emu::progress, b.settle();
 }
 
 inline void barrier_wait(u64* barrier, u32 parity) {
@@ -72,12 +72,51 @@ inline void named_barrier(int id, int threads) {
     }
 }
 
+inline void start(const emu::BulkCopy& copy) {
+    if (emu::late) emu::block.bulk.push_back(copy);
+    else carry_out(copy);
+}
+
 inline void bulk_copy(void* shared, const void* global, u32 bytes, u64* barrier) {
     emu::check_access(shared, 16), emu::check_access(global, 16);
     if (bytes % 16) emu::fail("a bulk copy of no multiple of 16 bytes");
-    const emu::BulkCopy copy = {{shared, global, bytes}, barrier};
-    if (emu::late) emu::block.bulk.push_back(copy);
-    else carry_out(copy);
+    start({[=] { std::memcpy(shared, global, bytes); }, bytes, barrier});
+}
+
+// What EmulatedDevice.tensor_map fills in (TENSOR_MAP of arguments.py): an NHWC image of bytes. Axes: C W H N, or W H.
+struct TensorMap {
+    const char* data;
+    s64 strides[3];  // bytes between pixels, rows, images
+    s32 sizes[4], lower[2], upper[2], steps[2], pixels, channels;
+    s32 rest[12];
+};
+static_assert(sizeof(TensorMap) == 128, "a tensor map");
+
+// im2col mode [PTX ISA, tensors]: the window moves from (x, y) of image n on by `steps` in the box between the corners
+// (lower; the image's last pixel + upper), row after row, image after image.
+inline void im2col_copy(void* shared, const TensorMap& map, int c, int x, int y, int n, int dx, int dy, u64* barrier) {
+    if (shared_address(shared) % 1024) emu::fail("a swizzled tile that does not begin at a multiple of 1024");
+    if (map.channels != 128) emu::fail("only rows of 128 bytes are emulated");
+    if (dx < 0 || dx > 255 || dy < 0 || dy > 255) emu::fail("an im2col offset out of range");
+    const auto copy = [=] {
+        int at[3] = {x, y, n};
+        for (int i = 0; i < map.pixels; ++i) {
+            const int w = at[0] + dx, h = at[1] + dy;
+            const bool inside = w >= 0 && w < map.sizes[1] && h >= 0 && h < map.sizes[2] && at[2] < map.sizes[3];
+            for (int k = 0; k < 128; ++k) {
+                const u32 linear = shared_address(shared) + i * 128 + k, to = linear ^ ((linear >> 7 & 7) << 4);
+                emu::window()[to] = inside && c + k < map.sizes[0]
+                    ? map.data[at[2] * map.strides[2] + h * map.strides[1] + w * map.strides[0] + c + k] : 0;
+            }
+            for (int axis = 0; axis < 2; ++axis) {
+                at[axis] += map.steps[axis];
+                if (at[axis] <= map.sizes[axis + 1] - 1 + map.upper[axis]) break;
+                at[axis] = map.lower[axis];
+                if (axis == 1) ++at[2];
+            }
+        }
+    };
+    start({copy, std::size_t(map.pixels) * 128, barrier});
 }
 
 // -- warpgroup products ---------------------------------------------------------------------------------------------------

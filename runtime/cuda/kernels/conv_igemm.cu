@@ -7,6 +7,8 @@
 // Weights: (N rounded up to BN, K rounded up to BK), K contiguous, in the order (tap, channel), zero filled.
 // PACKED: two to a byte; word t of a row's k-step (32 k's) holds k = 4t + i in nibble 2i and k = 16 + 4t + i in nibble
 // 2i + 1, so that one 32-bit load of lane t is its whole B fragment  [eight to a word: HAWQ-V3 III-F].
+// FOUR: activations of four bits, each in a byte as everywhere, put together to words of eight on the way into the native
+// four-bit products of sm_75 to sm_89; the order of k's is that of the packed weights, which go in as they are.
 // A block of 256 threads (8 warps) owns a BM x BN tile of the output; K goes by in slices of BK = 64 bytes through
 // STAGES buffers of shared memory filled by cp.async while the tensor cores work on the one before.
 // Shared rows are 64 bytes = 4 chunks of 16; chunk c of row r lies at c ^ ((r >> 1) & 3), so that the eight rows of an
@@ -43,8 +45,36 @@ __device__ __forceinline__ u32 widen(u32 word) {
     return ((((word & 0x0f0f0f0fu) ^ 0x08080808u) | 0x80808080u) - 0x08080808u) ^ 0x80808080u;
 }
 
+// Bytes of four bits: the even nibbles of the result from `even`, the odd ones from `odd`.
+__device__ __forceinline__ u32 interleaved(u32 even, u32 odd) { return (even & 0x0f0f0f0fu) | (odd << 4 & 0xf0f0f0f0u); }
+
+// One slice (64 k's) of a warp's share by native four-bit products.
+template <bool x_signed, int TM, int TN>
+__device__ __forceinline__ void multiply_nibbles(s32 (&acc)[TM][TN][4], const u8* a_tile, const s8* b_tile, int warp_m,
+                                                 int warp_n, int lane) {
+    u32 a[TM][4];
+#pragma unroll
+    for (int i = 0; i < TM; ++i)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            u32 bytes[4];  // rows 0-7 | 8-15 of k bytes 0-15, then of 16-31
+            load_matrix_x4(bytes, a_tile + swizzled<4>(warp_m + i * 16 + (lane & 15), k * 2 + (lane >> 4)));
+            a[i][k * 2] = interleaved(bytes[0], bytes[2]), a[i][k * 2 + 1] = interleaved(bytes[1], bytes[3]);
+        }
+#pragma unroll
+    for (int j = 0; j < TN; ++j) {
+        u32 b[2];
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+            b[k] = *reinterpret_cast<const u32*>(b_tile + swizzled_packed(warp_n + j * 8 + (lane >> 2), k) +
+                                                 (lane & 3) * 4);
+#pragma unroll
+        for (int i = 0; i < TM; ++i) mma_16x8x64<x_signed>(acc[i][j], a[i], b[0], b[1]);
+    }
+}
+
 // BM, BN: tile.  WARPS_M x WARPS_N warps share it (8 in all); each owns BM/WARPS_M x BN/WARPS_N.
-template <bool x_signed, int CELL, bool PACKED, int BM, int BN, int WARPS_M, int STAGES>
+template <bool x_signed, int CELL, bool PACKED, int BM, int BN, int WARPS_M, int STAGES, bool FOUR = false>
 __global__ void __launch_bounds__(THREADS, 1) conv_igemm(Conv p, Epilogue e) {
     constexpr int WARPS_N = 8 / WARPS_M;
     constexpr int WM = BM / WARPS_M, WN = BN / WARPS_N;
@@ -86,32 +116,36 @@ __global__ void __launch_bounds__(THREADS, 1) conv_igemm(Conv p, Epilogue e) {
         copy_commit();
         const u8* a_tile = a_tiles + (slice % STAGES) * BM * BK;
         const s8* b_tile = b_tiles + (slice % STAGES) * B_BYTES;
+        if constexpr (FOUR) {
+            multiply_nibbles<x_signed, TM, TN>(acc, a_tile, b_tile, warp_m, warp_n, lane);
+        } else {
 #pragma unroll
-        for (int k = 0; k < BK / 32; ++k) {
-            u32 a[TM][4], b[TN][2];
+            for (int k = 0; k < BK / 32; ++k) {
+                u32 a[TM][4], b[TN][2];
 #pragma unroll
-            for (int i = 0; i < TM; ++i)  // matrices: rows 0-7 | 8-15 of k bytes 0-15, then of 16-31
-                load_matrix_x4(a[i], a_tile + swizzled<4>(warp_m + i * 16 + (lane & 15), k * 2 + (lane >> 4)));
-            if (PACKED) {
+                for (int i = 0; i < TM; ++i)  // matrices: rows 0-7 | 8-15 of k bytes 0-15, then of 16-31
+                    load_matrix_x4(a[i], a_tile + swizzled<4>(warp_m + i * 16 + (lane & 15), k * 2 + (lane >> 4)));
+                if (PACKED) {
 #pragma unroll
-                for (int j = 0; j < TN; ++j) {
-                    const u32 word = *reinterpret_cast<const u32*>(
-                        b_tile + swizzled_packed(warp_n + j * 8 + (lane >> 2), k) + (lane & 3) * 4);
-                    b[j][0] = widen(word), b[j][1] = widen(word >> 4);
+                    for (int j = 0; j < TN; ++j) {
+                        const u32 word = *reinterpret_cast<const u32*>(
+                            b_tile + swizzled_packed(warp_n + j * 8 + (lane >> 2), k) + (lane & 3) * 4);
+                        b[j][0] = widen(word), b[j][1] = widen(word >> 4);
+                    }
+                } else {
+#pragma unroll
+                    for (int j = 0; j < TN; j += 2) {  // matrices: k bytes 0-15 | 16-31 of channels 0-7, then of 8-15
+                        u32 four[4];
+                        load_matrix_x4(four, b_tile + swizzled<4>(warp_n + j * 8 + (lane & 7) + ((lane >> 4) << 3),
+                                                               k * 2 + ((lane >> 3) & 1)));
+                        b[j][0] = four[0], b[j][1] = four[1], b[j + 1][0] = four[2], b[j + 1][1] = four[3];
+                    }
                 }
-            } else {
 #pragma unroll
-                for (int j = 0; j < TN; j += 2) {  // matrices: k bytes 0-15 | 16-31 of channels 0-7, then of 8-15
-                    u32 four[4];
-                    load_matrix_x4(four, b_tile + swizzled<4>(warp_n + j * 8 + (lane & 7) + ((lane >> 4) << 3),
-                                                           k * 2 + ((lane >> 3) & 1)));
-                    b[j][0] = four[0], b[j][1] = four[1], b[j + 1][0] = four[2], b[j + 1][1] = four[3];
-                }
+                for (int i = 0; i < TM; ++i)
+#pragma unroll
+                    for (int j = 0; j < TN; ++j) mma_16x8x32<x_signed>(acc[i][j], a[i], b[j][0], b[j][1]);
             }
-#pragma unroll
-            for (int i = 0; i < TM; ++i)
-#pragma unroll
-                for (int j = 0; j < TN; ++j) mma_16x8x32<x_signed>(acc[i][j], a[i], b[j][0], b[j][1]);
         }
     }
     copy_wait<0>();

@@ -13,6 +13,8 @@
 // a thread, always the same channels, so that their multipliers and shifts stay in registers.
 // Split K: as in conv_igemm.cu.
 //
+// conv_wgmma_tma: a block of 288 threads; one thread asks for both tiles (see there).
+//
 // Shared memory: STAGES * (128 + BN) * 128 bytes, two barriers a stage, and room to align to 1024.
 // Grid: (ceil(M / 128), N rounded up / BN, splits).  BN <= 128: two blocks a multiprocessor, so that one multiplies while
 // the other finishes.
@@ -44,61 +46,45 @@ __device__ __forceinline__ void prefetch_residual(const Conv& p, const Epilogue&
     }
 }
 
-template <bool x_signed, int BN, int STAGES>
-__global__ void __launch_bounds__(PRODUCERS + CONSUMERS, BN <= 128 ? 2 : 1) conv_wgmma(Conv p, Epilogue e) {
-    constexpr int A_BYTES = WGMMA_ROWS * WGMMA_SLICE, B_BYTES = BN * WGMMA_SLICE;
+// The ring of buffers in shared memory, and the part of K that this block sums.
+template <int BN, int STAGES>
+struct Ring {
+    static constexpr int A_BYTES = WGMMA_ROWS * WGMMA_SLICE, B_BYTES = BN * WGMMA_SLICE;
     static_assert(WGMMA_ROWS * (BN + 8) * 4 <= STAGES * (A_BYTES + B_BYTES), "staging");
-    QIR_DYNAMIC_SHARED(u8, shared);
-    u8* a_tiles = shared + ((0u - shared_address(shared)) & 1023u);  // the swizzle counts from multiples of 1024
-    u8* b_tiles = a_tiles + STAGES * A_BYTES;
-    u64* full = reinterpret_cast<u64*>(b_tiles + STAGES * B_BYTES);
-    u64* empty = full + STAGES;
+    u8 *a, *b;
+    u64 *full, *empty;
+    s64 first_row;
+    int begin, slices;
+    const s8* w;
 
-    const int thread = threadIdx.x;
-    const s64 first_row = s64(blockIdx.x) * WGMMA_ROWS;
-    const int begin = blockIdx.z * p.split_slices, all = p.k_padded / WGMMA_SLICE;
-    const int slices = all - begin < p.split_slices ? all - begin : p.split_slices;
-
-    if (thread == 0) {
-        for (int s = 0; s < STAGES; ++s) {
-            barrier_init(full + s, PRODUCERS + 1);
-            barrier_init(empty + s, CONSUMERS / 32);
-        }
-        barrier_init_fence();
-    }
-    __syncthreads();
-
-    if (thread >= CONSUMERS) {
-        const int producer = thread - CONSUMERS;
-        constexpr int LAG = STAGES - 1;  // slices under way before the oldest is waited for
-        const Gather<WGMMA_ROWS, 16, 8, PRODUCERS> gather(p, first_row, producer);
-        const s8* w = p.w + (s64(blockIdx.y) * all + begin) * B_BYTES;
-        if (e.residual) prefetch_residual<BN>(p, e, first_row, producer, PRODUCERS);
-        int stage = 0, ready = 0;
-        u32 parity = 1;  // of the phase of `empty` that has to be over: none, the first time around
-        for (int slice = 0; slice < slices + LAG; ++slice) {
-            // passed on before the wait below: a buffer is given back only when the products on the next one have begun
-            if (slice >= LAG) {
-                copy_wait<LAG - 1>();
-                fence_async_proxy();
-                barrier_arrive(full + ready);
-                if (++ready == STAGES) ready = 0;
+    // arrivals: how many make a buffer full.
+    __device__ __forceinline__ Ring(const Conv& p, u8* shared, int arrivals) {
+        a = shared + ((0u - shared_address(shared)) & 1023u);  // the swizzle counts from multiples of 1024
+        b = a + STAGES * A_BYTES;
+        full = reinterpret_cast<u64*>(b + STAGES * B_BYTES);
+        empty = full + STAGES;
+        const int all = p.k_padded / WGMMA_SLICE;
+        first_row = s64(blockIdx.x) * WGMMA_ROWS;
+        begin = blockIdx.z * p.split_slices;
+        slices = all - begin < p.split_slices ? all - begin : p.split_slices;
+        w = p.w + (s64(blockIdx.y) * all + begin) * B_BYTES;
+        if (threadIdx.x == 0) {
+            for (int s = 0; s < STAGES; ++s) {
+                barrier_init(full + s, arrivals);
+                barrier_init(empty + s, CONSUMERS / 32);
             }
-            if (slice < slices) {
-                barrier_wait(empty + stage, parity);
-                if (producer == 0) {
-                    barrier_arrive_expect(full + stage, B_BYTES);
-                    bulk_copy(b_tiles + stage * B_BYTES, w + s64(slice) * B_BYTES, B_BYTES, full + stage);
-                }
-                gather.fill(p, a_tiles + stage * A_BYTES, begin + slice, producer);
-                if (++stage == STAGES) stage = 0, parity ^= 1;
-            }
-            copy_commit();
+            barrier_init_fence();
         }
-        return;
+        __syncthreads();
     }
+};
 
-    const int lane = thread & 31, warp = thread >> 5;
+// What the two multiplying warpgroups do.
+template <bool x_signed, int BN, int STAGES>
+__device__ __forceinline__ void multiply_and_finish(const Conv& p, Epilogue& e, const Ring<BN, STAGES>& ring) {
+    const s64 first_row = ring.first_row;
+    const int slices = ring.slices;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     s32 acc[BN / 2];  // begins as the bias of its channels
 #pragma unroll
     for (int j = 0; j < BN / 8; ++j) {
@@ -111,22 +97,22 @@ __global__ void __launch_bounds__(PRODUCERS + CONSUMERS, BN <= 128 ? 2 : 1) conv
     int stage = 0, before = 0;
     u32 parity = 0;
     for (int slice = 0; slice < slices; ++slice) {
-        barrier_wait(full + stage, parity);
-        const u64 a = matrix_descriptor(a_tiles + stage * A_BYTES + (warp >> 2) * (A_BYTES / 2));
-        const u64 b = matrix_descriptor(b_tiles + stage * B_BYTES);
+        barrier_wait(ring.full + stage, parity);
+        const u64 a = matrix_descriptor(ring.a + stage * Ring<BN, STAGES>::A_BYTES + (warp >> 2) * (Ring<BN, STAGES>::A_BYTES / 2));
+        const u64 b = matrix_descriptor(ring.b + stage * Ring<BN, STAGES>::B_BYTES);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < WGMMA_SLICE / 32; ++k) wgmma<x_signed, BN>(acc, a + 2 * k, b + 2 * k);
         wgmma_commit();
         wgmma_wait<1>();  // the slice before is done: its buffer can be filled again
-        if (slice > 0 && lane == 0) barrier_arrive(empty + before);
+        if (slice > 0 && lane == 0) barrier_arrive(ring.empty + before);
         before = stage;
         if (++stage == STAGES) stage = 0, parity ^= 1;
     }
     wgmma_wait<0>();
     named_barrier(1, CONSUMERS);  // nobody reads the buffers any more
 
-    s32* rows = reinterpret_cast<s32*>(a_tiles) + warp * 16 * (BN + 8);
+    s32* rows = reinterpret_cast<s32*>(ring.a) + warp * 16 * (BN + 8);
 #pragma unroll
     for (int j = 0; j < BN / 8; ++j)
 #pragma unroll
@@ -160,6 +146,75 @@ __global__ void __launch_bounds__(PRODUCERS + CONSUMERS, BN <= 128 ? 2 : 1) conv
         for (int q = 0; q < 4; ++q) forget(constants.shifts[q]);
         read_staged<BN>(v, rows, row, column);
         finish_words<false>(e, constants, v, m, c);
+    }
+}
+
+// A gathered by cp.async: any padding value, any number of channels.
+template <bool x_signed, int BN, int STAGES>
+__global__ void __launch_bounds__(PRODUCERS + CONSUMERS, BN <= 128 ? 2 : 1) conv_wgmma(Conv p, Epilogue e) {
+    QIR_DYNAMIC_SHARED(u8, shared);
+    const Ring<BN, STAGES> ring(p, shared, PRODUCERS + 1);
+    if (threadIdx.x < CONSUMERS) {
+        multiply_and_finish<x_signed>(p, e, ring);
+        return;
+    }
+    const int producer = threadIdx.x - CONSUMERS;
+    constexpr int LAG = STAGES - 1;  // slices under way before the oldest is waited for
+    const Gather<WGMMA_ROWS, 16, 8, PRODUCERS> gather(p, ring.first_row, producer);
+    if (e.residual) prefetch_residual<BN>(p, e, ring.first_row, producer, PRODUCERS);
+    int stage = 0, ready = 0;
+    u32 parity = 1;  // of the phase of `empty` that has to be over: none, the first time around
+    for (int slice = 0; slice < ring.slices + LAG; ++slice) {
+        // passed on before the wait below: a buffer is given back only when the products on the next one have begun
+        if (slice >= LAG) {
+            copy_wait<LAG - 1>();
+            fence_async_proxy();
+            barrier_arrive(ring.full + ready);
+            if (++ready == STAGES) ready = 0;
+        }
+        if (slice < ring.slices) {
+            barrier_wait(ring.empty + stage, parity);
+            if (producer == 0) {
+                barrier_arrive_expect(ring.full + stage, ring.B_BYTES);
+                bulk_copy(ring.b + stage * ring.B_BYTES, ring.w + s64(slice) * ring.B_BYTES, ring.B_BYTES,
+                          ring.full + stage);
+            }
+            gather.fill(p, ring.a + stage * ring.A_BYTES, ring.begin + slice, producer);
+            if (++stage == STAGES) stage = 0, parity ^= 1;
+        }
+        copy_commit();
+    }
+}
+
+// A by the tensor memory accelerator, which does the im2col itself: one thread asks for both tiles of a slice. Padding is
+// zero; p.channels is a multiple of 128, past the image's own the accelerator fills in zeros.
+template <bool x_signed, int BN, int STAGES>
+__global__ void __launch_bounds__(CONSUMERS + 32, BN <= 128 ? 2 : 1)
+    conv_wgmma_tma(Conv p, Epilogue e, const __grid_constant__ TensorMap image) {
+    QIR_DYNAMIC_SHARED(u8, shared);
+    const Ring<BN, STAGES> ring(p, shared, 1);
+    if (threadIdx.x < CONSUMERS) {
+        multiply_and_finish<x_signed>(p, e, ring);
+        return;
+    }
+    if (e.residual) prefetch_residual<BN>(p, e, ring.first_row, threadIdx.x - CONSUMERS, 32);
+    if (threadIdx.x > CONSUMERS) return;
+    // the window of the tile's first pixel
+    const s64 rest = ring.first_row / p.out_width;
+    const int x = int(ring.first_row - rest * p.out_width) * p.stride_w - p.pad_left;
+    const int y = int(rest % p.out_height) * p.stride_h - p.pad_top, n = int(rest / p.out_height);
+    const int per_tap = p.channels / WGMMA_SLICE;
+    int stage = 0, tap = ring.begin / per_tap, block = ring.begin - tap * per_tap;
+    u32 parity = 1;
+    for (int slice = 0; slice < ring.slices; ++slice) {
+        barrier_wait(ring.empty + stage, parity);
+        barrier_arrive_expect(ring.full + stage, ring.A_BYTES + ring.B_BYTES);
+        bulk_copy(ring.b + stage * ring.B_BYTES, ring.w + s64(slice) * ring.B_BYTES, ring.B_BYTES, ring.full + stage);
+        const int ky = tap / p.kernel_w, kx = tap - ky * p.kernel_w;
+        im2col_copy(ring.a + stage * ring.A_BYTES, image, block * WGMMA_SLICE, x, y, n, kx * p.dilation_w,
+                    ky * p.dilation_h, ring.full + stage);
+        if (++block == per_tap) block = 0, ++tap;
+        if (++stage == STAGES) stage = 0, parity ^= 1;
     }
 }
 

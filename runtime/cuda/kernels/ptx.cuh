@@ -95,6 +95,40 @@ __device__ __forceinline__ void mma_16x8x32(s32 (&d)[4], const u32 (&a)[4], u32 
 #endif
 }
 
+// d (16x8, s32) += a (16x64, s4 or u4, row) * b (64x8, s4, col), eight to a word, the lowest nibble first. sm_75 to sm_89.
+// Fragments as in PTX "m16n8k64": words a[0], a[1] are rows lane/4 and 8 further down of k's 8 * (lane % 4) .., a[2], a[3]
+// the same 32 k's on; so are b0, b1 of column lane/4.
+template <bool a_signed>
+__device__ __forceinline__ void mma_16x8x64(s32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+#define QIR_MMA_16864(TYPE)                                                                                              \
+    asm volatile("mma.sync.aligned.m16n8k64.row.col.s32." TYPE ".s4.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "          \
+                 "{%0,%1,%2,%3};"                                                                                         \
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])                                                         \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+    if (a_signed) QIR_MMA_16864("s4");
+    else QIR_MMA_16864("u4");
+#undef QIR_MMA_16864
+#else
+#define QIR_MMA_8832(TYPE, D0, D1, A, B)                                                                                 \
+    asm volatile("mma.sync.aligned.m8n8k32.row.col.s32." TYPE ".s4.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"                     \
+                 : "+r"(D0), "+r"(D1)                                                                                     \
+                 : "r"(A), "r"(B))
+#define QIR_MMA_FOUR(TYPE)                                                                                               \
+    QIR_MMA_8832(TYPE, d[0], d[1], a[0], b0);                                                                            \
+    QIR_MMA_8832(TYPE, d[2], d[3], a[1], b0);                                                                            \
+    QIR_MMA_8832(TYPE, d[0], d[1], a[2], b1);                                                                            \
+    QIR_MMA_8832(TYPE, d[2], d[3], a[3], b1)
+    if (a_signed) {
+        QIR_MMA_FOUR("s4");
+    } else {
+        QIR_MMA_FOUR("u4");
+    }
+#undef QIR_MMA_FOUR
+#undef QIR_MMA_8832
+#endif
+}
+
 // Signed four-way dot products; a is u8 or s8.
 template <bool a_signed>
 __device__ __forceinline__ s32 dot4(u32 a, u32 b, s32 c) {

@@ -52,6 +52,22 @@ __device__ __forceinline__ void bulk_copy(void* shared, const void* global, u32 
                  : "memory");
 }
 
+// A tensor map as the driver encodes it: here the im2col view of an NHWC image of bytes [cuTensorMapEncodeIm2col].
+struct alignas(64) TensorMap {
+    u64 opaque[16];
+};
+
+// The map's pixels-per-column pixels, from the window at (x, y) of image n on, at (dx, dy) in each window, 128 channels from
+// c on; rows of 128 bytes with the 128-byte swizzle, zeros for what lies outside. Completes its bytes at `barrier`.
+__device__ __forceinline__ void im2col_copy(void* shared, const TensorMap& map, int c, int x, int y, int n, int dx, int dy,
+                                            u64* barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::"r"(shared_address(shared)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(c), "r"(x), "r"(y), "r"(n), "h"(u16(dx)), "h"(u16(dy))
+        : "memory");
+}
+
 // -- warpgroup matrix products: all four warps call these together --------------------------------------------------------
 // Before the first product, and whenever accumulators were touched since.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from qir.errors import BackendError
 from qir.types import Array
 
 from ..arguments import CONV, DEPTHWISE_CONV, DIRECT_CONV, EPILOGUE, record, scalar
-from ..choices import candidates
+from ..choices import candidates, slices_of
 from ..fusion import Group
 from ..kernels import ConvTile, conv_tiles, kernel
 from ..placement import CHUNK, SMALL, Placement, pixel_of_image
 from ..plan import Plan
+from ..tensor_maps import fits, image_map
 from .epilogue import epilogue
 from .moving import copy
 
@@ -105,21 +108,36 @@ def _tensor_cores(
     pixels = geometry["batch"] * geometry["out_height"] * geometry["out_width"]
     cell = SMALL if image and c <= SMALL else CHUNK
     packed_cell = weight.dtype.bits == 4 and cell == CHUNK
-    tiles = conv_tiles(value.dtype.is_signed, cell, packed_cell, plan.device.architecture)
-    depth = taps.shape[1] * -(-c // cell) * cell
-    choice = plan.choose(group, _key(group, geometry, m, c, pixel_stride), candidates(tiles, pixels, m, depth))
+    four = value.dtype.bits == 4
+    tiles = conv_tiles(value.dtype.is_signed, cell, packed_cell, four, plan.device.architecture)
+    wide, count = -(-c // cell) * cell, taps.shape[1]
+    mapped = plan.device.tensor_maps and fits(geometry, wide)
+    tiles = [t for t in tiles if mapped or not t.tensor_map]
+    ways = candidates(tiles, pixels, m, count * wide, count)
+    choice = plan.choose(group, _key(group, geometry, m, c, pixel_stride), ways)
     tile, splits = choice.tile, choice.splits
     order = (id(origin), tile.cell, tile.packed, tile.warpgroup, tile.columns)
     packed = plan.packed.constant(pack_weights(taps, tile), order, origin)
-    channels, slices = -(-m // tile.columns) * tile.columns, -(-depth // tile.depth)
+    channels, slices = -(-m // tile.columns) * tile.columns, slices_of(tile, count * wide, count)
     grid = (-(-pixels // tile.rows), channels // tile.columns)
     fields = {
-        **geometry, "out_channels": m, "channels": -(-c // cell) * cell, "k_padded": slices * tile.depth,
+        **geometry, "out_channels": m, "channels": -(-c // tile.cell) * tile.cell, "k_padded": slices * tile.depth,
         "pixel_stride": pixel_stride, "split_slices": -(-slices // splits),
     }  # fmt: skip
     finish = epilogue(plan, group, image)
+
+    def launch(blocks: tuple[int, ...], end: Callable[[], Array]) -> None:
+        def build() -> list[Array]:
+            arguments = [record(CONV, x=x.pointer, w=packed.pointer, **fields), end()]
+            if tile.tensor_map:
+                view = image_map(x.pointer, geometry, wide, pixel_stride, tile.rows)
+                arguments.append(plan.device.tensor_map(view))
+            return arguments
+
+        plan.launch(tile, blocks, build)
+
     if splits == 1:
-        plan.launch(tile, grid, lambda: [record(CONV, x=x.pointer, w=packed.pointer, **fields), finish()])
+        launch(grid, finish)
         return
     pitch = channels
     sums = plan.scratch((splits, pixels, pitch), np.dtype(np.int32))
@@ -128,7 +146,7 @@ def _tensor_cores(
     def partial() -> Array:
         return record(EPILOGUE, output=sums.pointer, output_stride=pitch, vectors=1)
 
-    plan.launch(tile, (*grid, splits), lambda: [record(CONV, x=x.pointer, w=packed.pointer, **fields), partial()])
+    launch((*grid, splits), partial)
     count = pixels * -(-m // CHUNK)
     plan.launch(
         kernel("finish_splits"), (min(-(-count // 256), 65535),),
@@ -223,7 +241,7 @@ def matmul(plan: Plan, group: Group) -> None:
     one = dict.fromkeys(
         ("batch", "height", "out_height", "kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w"), 1
     )
-    geometry = {**one, "width": rows, "out_width": rows}
+    geometry = {**one, "pad_top": 0, "pad_left": 0, "width": rows, "out_width": rows}
     wide = -(-depth // CHUNK) * CHUNK
     if not x.contiguous or wide != depth:
         flat = plan.scratch((*x.shape[:-1], wide), x.dtype)
@@ -231,7 +249,7 @@ def matmul(plan: Plan, group: Group) -> None:
         x = flat
     w_s8 = centred(w, node.attrs["weight_zero_point"])
     if w_s8 is not None:
-        _tensor_cores(plan, group, x, wide, w_s8.T[:, None, :], w, geometry, image=False)
+        _tensor_cores(plan, group, x, wide, w_s8.T[:, None, :], w, {**geometry, "pad_value": 0}, image=False)
         return
     matrix = Placement(x.storage, x.dtype, (1, depth, 1, rows), (0, 1, 0, wide), x.offset)
     _direct(plan, group, matrix, w.T[:, :, None, None], geometry, image=False)

@@ -1,0 +1,93 @@
+"""Tensor maps: what the driver makes of the description of an image for the copy engine of sm_90 and later."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from qir.errors import BackendError
+from qir.types import Array
+
+from .device import ImageMap
+
+BYTES, ALIGNMENT = 128, 64
+CHANNELS = 128
+"""Bytes of one pixel that a copy takes: the span of the swizzle."""
+
+UINT8, NO_INTERLEAVE, SWIZZLE_128B, L2_128B, ZEROS = 0, 0, 3, 2, 0
+"""Values of the driver's enums CUtensorMapDataType, -Interleave, -Swizzle, -L2promotion, -FloatOOBfill."""
+
+
+@cache
+def driver() -> Any | None:
+    """The driver's library, if it makes tensor maps (CUDA 12 and later)."""
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    return library if hasattr(library, "cuTensorMapEncodeIm2col") else None
+
+
+def encode(image: ImageMap, library: Any) -> Array:
+    """The driver's tensor map, 128 bytes [cuTensorMapEncodeIm2col].  Raises BackendError where it refuses."""
+    room = np.zeros(BYTES + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    steps = (1, *image.steps, 1)
+    status = library.cuTensorMapEncodeIm2col(
+        ctypes.c_void_p(room.ctypes.data + start),
+        ctypes.c_int(UINT8),
+        ctypes.c_uint(len(image.sizes)),
+        ctypes.c_void_p(image.pointer),
+        (ctypes.c_ulonglong * 4)(*image.sizes),
+        (ctypes.c_ulonglong * 3)(*image.strides),
+        (ctypes.c_int * 2)(*image.lower),
+        (ctypes.c_int * 2)(*image.upper),
+        ctypes.c_uint(CHANNELS),
+        ctypes.c_uint(image.pixels),
+        (ctypes.c_uint * 4)(*steps),
+        *(ctypes.c_int(v) for v in (NO_INTERLEAVE, SWIZZLE_128B, L2_128B, ZEROS)),
+    )
+    if status:
+        raise BackendError(f"the driver makes no tensor map of {image}: error {status}")
+    return room[start : start + BYTES]
+
+
+def fits(geometry: dict[str, int], channels: int) -> bool:
+    """Whether the copy engine's im2col can stand in for the gathering of a layer whose image has `channels` (of 16).
+
+    Padding has to be zero; corners, offsets and steps have few bits; the corners have to be the same in x and y, about
+    whose order the driver's documentation is silent; and rounding channels up to 128 may add a quarter to K at most.
+    """
+    g, view = geometry, image_map(0, geometry, channels, channels, 1)
+    reach = [v + (g[f"kernel_{a}"] - 1) * g[f"dilation_{a}"] for v, a in zip(view.upper, "wh", strict=True)]
+    if g["pad_value"] and (min(view.lower) < 0 or max(reach) > 0):
+        return False
+    narrow = min(*view.lower, *view.upper) >= -128 and max(*view.upper, *reach) <= 127 and max(view.steps) <= 8
+    same = view.lower[0] == view.lower[1] and view.upper[0] == view.upper[1]
+    offsets = [(g[f"kernel_{a}"] - 1) * g[f"dilation_{a}"] for a in "wh"]
+    taps = g["kernel_h"] * g["kernel_w"]
+    rounded, plain = taps * -(-channels // CHANNELS), -(-taps * channels // CHANNELS)
+    return narrow and same and max(offsets) <= 255 and rounded * 4 <= plain * 5
+
+
+def image_map(pointer: int, geometry: dict[str, int], channels: int, pixel_stride: int, pixels: int) -> ImageMap:
+    """The im2col view of a layer's input: windows begin from the padding on, as many steps apart as outputs need."""
+    g = geometry
+    row = g["width"] * pixel_stride
+    last = {
+        a: (g[f"out_{n}"] - 1) * g[f"stride_{a}"] - g[f"pad_{p}"] - (g[n] - 1)
+        for a, n, p in (("w", "width", "left"), ("h", "height", "top"))
+    }
+    return ImageMap(
+        pointer,
+        (channels, g["width"], g["height"], g["batch"]),
+        (pixel_stride, row, row * g["height"]),
+        (-g["pad_left"], -g["pad_top"]),
+        (last["w"], last["h"]),
+        (g["stride_w"], g["stride_h"]),
+        pixels,
+    )
