@@ -34,6 +34,7 @@ TENSOR_MAP = _struct(
     ("steps", S32, (2,)), *_ints("pixels channels"), ("rest", S32, (12,)),
 )  # fmt: skip
 """The emulation's tensor map; a GPU's is the driver's secret, and as large."""
+RESCALE = _struct(*_ints("multiplier shift x_zero zero_point lo hi"))
 EPILOGUE = _struct(
     *_ints("bias multiplier shift residual table output", POINTER),
     *_ints("output_stride output_offset residual_stride residual_offset", S64),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from qir.graph import Graph, Node, Value
 
 LINEAR = ("qir.Conv", "qir.MatMul")
+SUMS = ("qir.SumPool", "qir.ReduceSum")
 
 
 @dataclass
@@ -54,6 +55,8 @@ def fuse(graph: Graph, kept: Collection[Value]) -> list[Group]:
         if node.op in LINEAR:
             _extend(group, kept, taken)
             group.second = _second(group)
+        elif node.op in SUMS:
+            _extend_sums(group, kept)
         taken.update(group.nodes)
         if group.second is not None:
             taken.add(group.second)
@@ -95,15 +98,28 @@ def _extend(group: Group, kept: Collection[Value], taken: set[Node]) -> None:
         group.table = node
 
 
+def _extend_sums(group: Group, kept: Collection[Value]) -> None:
+    """Average pooling: sums, requantized by one pair."""
+    node = _only_use(group.output, kept)
+    if node is not None and node.op == "qir.Requantize" and _one_pair(node):
+        group.nodes.append(node)
+        group.requantize = node
+
+
+def _one_pair(node: Node) -> bool:
+    """Whether a qir.Requantize has one constant multiplier and shift."""
+    return all(v is not None and v.data is not None and v.data.size == 1 for v in node.inputs[1:3])
+
+
 def _second(group: Group) -> Node | None:
     """The first requantization of a group's result to 8 bits, by one pair, unless it is the result's only use."""
     if group.requantize is None or group.output.dtype.bits not in (8, 16):
         return None
     users = [node for node, _ in group.output.uses()]
     for node in users if len(users) > 1 or group.output.is_output else ():
-        pair = node.inputs[1:3] if node.op == "qir.Requantize" else ()
-        scalars = bool(pair) and all(v is not None and v.data is not None and v.data.size == 1 for v in pair)
-        if scalars and node.input(0) is group.output and node.output.dtype.numpy.itemsize == 1:
+        if node.op != "qir.Requantize" or node.input(0) is not group.output:
+            continue
+        if _one_pair(node) and node.output.dtype.numpy.itemsize == 1:
             return node
     return None
 

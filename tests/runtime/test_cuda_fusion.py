@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,3 +81,34 @@ def test_sums_that_are_split_have_second_results_too() -> None:
         k.kernel.expression for k in session.executor.runner(1, outputs, session.executor.device.stream()).launches
     ]
     assert any("finish_splits" in k for k in kernels) and not any("requantize" in k for k in kernels)
+
+
+def pools(channels: int, several: bool = False) -> Case:
+    """Average pooling over windows and over images, with and without its axes; by one pair, or one a channel."""
+    c = Case(channels, 2)
+    x = c.requantize(c.conv(c.input(DType.UINT8, 3, 6, 5), channels, (3, 3), pads=[1] * 4), DType.INT8)
+    number = channels if several else None
+    window: dict[str, Any] = {"kernel_shape": [3, 3], "strides": [1, 2], "pads": [1] * 4, "dilations": [1, 1]}
+    y = c.requantize(c.node("qir.SumPool", x, **window, pad_value=-3), DType.UINT8, channels=number)
+    c.requantize(c.node("qir.ReduceSum", y, axes=[2, 3], keepdims=1), DType.INT8, channels=number)
+    c.requantize(c.node("qir.ReduceSum", y, axes=[2, 3], keepdims=0), DType.INT16, rank=2)
+    c.requantize(c.node("qir.ReduceSum", y, axes=[1], keepdims=1), DType.INT8)
+    c.graph.set_outputs([v for n in c.graph.nodes for v in n.outputs if not v.uses()])
+    return c
+
+
+@needs_compiler
+@pytest.mark.parametrize(("channels", "several"), [(32, False), (40, False), (4, False), (32, True)])
+def test_sums_are_requantized_where_they_are_made(channels: int, several: bool) -> None:
+    case = pools(channels, several)
+    names = [v.name for n in case.graph.nodes for v in n.outputs]
+    want = Session(case.graph).run(case.feeds, outputs=names)
+    session = Session(case.graph, "cuda", device=EmulatedDevice(1))
+    for chosen in (None, names):
+        for name, got in session.run(case.feeds, outputs=chosen).items():
+            np.testing.assert_array_equal(got, want[name], err_msg=name)
+    outputs = [v.name for v in case.graph.outputs]
+    launches = session.executor.runner(2, outputs, session.executor.device.stream()).launches
+    alone = sum("requantize" in launch.kernel.expression for launch in launches)
+    # over the channels no chunk lies in a pixel; rows of 40 leave no room for a third chunk; four channels are none
+    assert alone == {(32, True): 3, (4, False): 4, (40, False): 2}.get((channels, several), 1)

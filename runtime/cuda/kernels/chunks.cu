@@ -172,9 +172,20 @@ __global__ void copy_chunks(Extent extent, Rows x, Rows y) {
     }
 }
 
+// What sums become before they are stored: requantized by one pair, or (multiplier 0) nothing else.
+struct Rescale {
+    s32 multiplier, shift, x_zero, zero_point, lo, hi;
+
+    __device__ __forceinline__ void apply(s32 (&v)[16]) const {
+        if (!multiplier) return;
+#pragma unroll
+        for (int j = 0; j < 16; ++j) v[j] = requantize(s64(v[j]) - x_zero, multiplier, shift, zero_point, lo, hi);
+    }
+};
+
 // Windows over images; x.pixel_stride is the step between its columns.
 template <bool is_max>
-__global__ void pool_chunks(Extent extent, Rows x, Rows y, Window w, s32 out_width) {
+__global__ void pool_chunks(Extent extent, Rows x, Rows y, Window w, s32 out_width, Rescale rescale) {
     QIR_FOR_EACH(i, extent.count) {
         const Chunk at(extent, int(i));
         const int oy = at.pixel / out_width, ox = at.pixel - oy * out_width;
@@ -196,6 +207,7 @@ __global__ void pool_chunks(Extent extent, Rows x, Rows y, Window w, s32 out_wid
                 }
             }
         }
+        rescale.apply(result);
         write_chunk(y, position(y, at), result);
     }
 }
@@ -203,7 +215,7 @@ __global__ void pool_chunks(Extent extent, Rows x, Rows y, Window w, s32 out_wid
 // Sum (or maximum) over all pixels of an image; a warp takes a chunk, its lanes every 32nd pixel.
 // extent: pixels = 1 (of the output); pixels: of the input.
 template <bool is_max>
-__global__ void reduce_chunks(Extent extent, Rows x, Rows y, s32 pixels) {
+__global__ void reduce_chunks(Extent extent, Rows x, Rows y, s32 pixels, Rescale rescale) {
     const int lane = threadIdx.x & 31;
     const s64 warps = s64(gridDim.x) * (blockDim.x >> 5);
     for (s64 i = s64(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5); i < extent.count; i += warps) {
@@ -223,6 +235,7 @@ __global__ void reduce_chunks(Extent extent, Rows x, Rows y, s32 pixels) {
                 const s32 other = __shfl_xor_sync(0xffffffffu, result[j], mask);
                 result[j] = is_max ? (other > result[j] ? other : result[j]) : result[j] + other;
             }
+        rescale.apply(result);
         if (lane == 0) write_chunk(y, position(y, at), result);
     }
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qir.graph import Value
+from qir.graph import Node, Value
 from qir.ops.requantize import params_of
 from qir.types import Array
 
@@ -26,9 +26,12 @@ def _grid(attrs: Mapping[str, Any]) -> Array:
 
 def requantize(plan: Plan, group: Group) -> None:
     """qir.Requantize that stands alone."""
-    node = group.head
-    x, y = plan.at(node.input(0)), plan.define(node.output)
-    if _requantize_chunks(plan, group, x, y):
+    rescale(plan, group.head, plan.at(group.head.input(0)), plan.define(group.head.output))
+
+
+def rescale(plan: Plan, node: Node, x: Placement, y: Placement) -> None:
+    """A qir.Requantize from x to y."""
+    if _requantize_chunks(plan, node, x, y):
         return
     multiplier, shift = plan.at(node.input(1)), plan.at(node.input(2))
     plan.elements(
@@ -40,9 +43,9 @@ def requantize(plan: Plan, group: Group) -> None:
     )  # fmt: skip
 
 
-def _requantize_chunks(plan: Plan, group: Group, x: Placement, y: Placement) -> bool:
+def _requantize_chunks(plan: Plan, node: Node, x: Placement, y: Placement) -> bool:
     """Whether x, y and the multipliers (one, or one a channel) suit the chunked kernel, which is launched if so."""
-    node, rank = group.head, len(y.shape)
+    rank = len(y.shape)
     pair = [node.input(i) for i in (1, 2)]
     if any(v.data is None for v in pair):
         return False

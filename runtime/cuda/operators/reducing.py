@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from qir.graph import Node
 from qir.ops.windows import resolve_pads
 from qir.types import Array
 
-from ..arguments import WINDOW, record, scalar
+from ..arguments import RESCALE, WINDOW, record, scalar
 from ..fusion import Group
 from ..placement import Placement
 from ..plan import Plan, shape_of
 from .chunks import chunked_windows
 from .moving import copy
+from .pointwise import rescale
 
 SUM, MAX, MIN, PRODUCT = range(4)
 
 
-def _pool(plan: Plan, node: Node, name: str, pad_value: int, attrs: dict[str, Any]) -> None:
-    x, y = plan.at(node.input(0)), plan.define(node.output)
+def _rescale(node: Node | None) -> Array:
+    """Struct `Rescale` of the qir.Requantize that a launch carries out after its sums, or of none."""
+    if node is None:
+        return record(RESCALE)
+    multiplier, shift = (int(np.ravel(node.input(i).array())[0]) for i in (1, 2))
+    limits = {k: node.attrs[k] for k in ("zero_point", "lo", "hi")}
+    return record(RESCALE, multiplier=multiplier, shift=shift, x_zero=node.attrs["x_zero_point"], **limits)
+
+
+def _sums(plan: Plan, group: Group, y: Placement) -> Placement:
+    """Where sums go that a kernel of their own requantizes to y: y itself if none does."""
+    return y if group.requantize is None else plan.scratch(y.shape, np.dtype(np.int32))
+
+
+def _pool(plan: Plan, group: Group, name: str, pad_value: int) -> None:
+    node, attrs = group.head, group.head.attrs
+    x, y = plan.at(node.input(0)), plan.define(group.output)
     rank = len(x.shape) - 2
     pads, strides, dilations = resolve_pads(x.shape[2:], attrs["kernel_shape"], attrs)
 
@@ -46,28 +60,38 @@ def _pool(plan: Plan, node: Node, name: str, pad_value: int, attrs: dict[str, An
     if found is not None:
         found.launch(
             plan, name.replace("pool", "pool_chunks"),
-            lambda: [found.rows(1), found.rows(0), record(WINDOW, **fields), scalar("i4", y4.shape[3])],
+            lambda: [
+                found.rows(1), found.rows(0), record(WINDOW, **fields), scalar("i4", y4.shape[3]),
+                _rescale(group.requantize),
+            ],
         )  # fmt: skip
         return
+    sums = _sums(plan, group, y)
+    y4 = lift(sums)
     # the kernel moves over x by itself: its view keeps the input's strides under the output's sizes
     moving = Placement(x4.storage, x4.dtype, y4.shape, x4.strides, x4.offset)
     plan.elements(name, y4.shape, lambda: [moving.view(), y4.view(), record(WINDOW, **fields)])
+    if group.requantize is not None:
+        rescale(plan, group.requantize, sums, y)
 
 
 def max_pool(plan: Plan, group: Group) -> None:
-    _pool(plan, group.head, "pool<true>", group.head.input(0).dtype.lo, group.head.attrs)
+    _pool(plan, group, "pool<true>", group.head.input(0).dtype.lo)
 
 
 def sum_pool(plan: Plan, group: Group) -> None:
-    _pool(plan, group.head, "pool<false>", group.head.attrs["pad_value"], group.head.attrs)
+    _pool(plan, group, "pool<false>", group.head.attrs["pad_value"])
 
 
-def _reduce(plan: Plan, node: Node, axes: list[int], keepdims: bool, which: int) -> None:
-    x, y = plan.at(node.input(0)), plan.define(node.output)
+def _reduce(plan: Plan, group: Group, axes: list[int], keepdims: bool, which: int) -> None:
+    node = group.head
+    x, out = plan.at(node.input(0)), plan.define(group.output)
     rank = len(x.shape)
     axes = sorted({a % rank for a in axes})
-    if which in (SUM, MAX) and axes == list(range(2, rank)) and _reduce_chunks(plan, x, y, keepdims, which == MAX):
+    whole = which in (SUM, MAX) and axes == list(range(2, rank))
+    if whole and _reduce_chunks(plan, x, out, keepdims, which == MAX, group.requantize):
         return
+    y = _sums(plan, group, out)
     kept = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
     outer = Placement(x.storage, x.dtype, kept, tuple(0 if i in axes else s for i, s in enumerate(x.strides)), x.offset)
     strides, at = [0] * rank, 0
@@ -81,9 +105,13 @@ def _reduce(plan: Plan, node: Node, axes: list[int], keepdims: bool, which: int)
     plan.elements(
         f"reduce<{which}>", kept, lambda: [outer.view(), target.view(), shape_of(inner_shape), inner.view()], width=32
     )
+    if group.requantize is not None:
+        rescale(plan, group.requantize, y, out)
 
 
-def _reduce_chunks(plan: Plan, x: Placement, y: Placement, keepdims: bool, is_max: bool) -> bool:
+def _reduce_chunks(
+    plan: Plan, x: Placement, y: Placement, keepdims: bool, is_max: bool, requantize: Node | None
+) -> bool:
     """Global pooling by chunks, if x and y lie so."""
     ones = [1] * (len(x.shape) - 2)
     if not keepdims:
@@ -94,14 +122,16 @@ def _reduce_chunks(plan: Plan, x: Placement, y: Placement, keepdims: bool, is_ma
         return False
     pixels = int(np.prod(x.shape[2:]))
     name = f"reduce_chunks<{str(is_max).lower()}>"
-    found.launch(plan, name, lambda: [found.rows(1), found.rows(0), scalar("i4", pixels)], width=32)
+    found.launch(
+        plan, name, lambda: [found.rows(1), found.rows(0), scalar("i4", pixels), _rescale(requantize)], width=32
+    )
     return True
 
 
 def reduce_sum(plan: Plan, group: Group) -> None:
     """qir.ReduceSum."""
-    node = group.head
-    _reduce(plan, node, list(node.attrs["axes"]), bool(node.attrs["keepdims"]), SUM)
+    attrs = group.head.attrs
+    _reduce(plan, group, list(attrs["axes"]), bool(attrs["keepdims"]), SUM)
 
 
 def _axes(node: Node) -> list[int]:
@@ -121,7 +151,7 @@ def reduce_standard(plan: Plan, group: Group) -> None:
     if not _axes(node):
         copy(plan, plan.at(node.input(0)), plan.define(node.output))
         return
-    _reduce(plan, node, _axes(node), bool(node.attrs["keepdims"]), REDUCTIONS[node.op])
+    _reduce(plan, group, _axes(node), bool(node.attrs["keepdims"]), REDUCTIONS[node.op])
 
 
 def _without(p: Placement, axis: int) -> Placement:
