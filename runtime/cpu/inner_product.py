@@ -129,9 +129,13 @@ def _corrections(builder: Any, args: Any) -> None:
                 more = builder.add(builder.mul(parts[0], parts[2]), builder.mul(parts[1], parts[3]))
                 builder.store(builder.add(builder.load(rest), more), rest)
         lanes = builder.load(total)
-        found = builder.load(rest)
-        for lane in range(0, LANES, 2):  # each product stands in two lanes
-            found = builder.add(found, builder.extract_element(lanes, I32(lane)))
+        half = LANES // 2
+        while half > 1:  # down to two lanes, which are equal: each product stands in two
+            parts = [list(range(start, start + half)) for start in (0, half)]
+            kind = ir.VectorType(I32, half)
+            lanes = builder.add(*(builder.shuffle_vector(lanes, lanes, ir.Constant(kind, part)) for part in parts))
+            half //= 2
+        found = builder.add(builder.load(rest), builder.extract_element(lanes, I32(0)))
         store(builder, builder.neg(found), builder.add(at, I64(4)), 4)
 
 
