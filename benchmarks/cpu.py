@@ -279,23 +279,29 @@ def main() -> None:
     profiles: list[str] = []
     memory: list[list[str]] = []
     thousand: list[list[str]] = []
+    failed: list[str] = []
     for name in names:
-        with tempfile.TemporaryDirectory() as text:
-            folder = Path(text)
-            if args.no_speed:
-                build(name, args.kit, folder)
-            else:
-                made, key, shape = contenders(name, args.kit, folder, args.threads)
-                seconds = args.seconds if name in models.PAPERS else args.seconds / 3
-                found = measure(name, args.batch, seconds, made, key, shape)
-                for all_of, new in zip((rows, single, profiles), found, strict=True):
-                    all_of.extend(new)  # pyright: ignore[reportArgumentType]
-                del made
-                gc.collect()
-            if name in models.PAPERS and not args.no_memory:
-                memory.append(memory_and_start(name, folder))
-                if name in THOUSAND:
-                    thousand.append(thousand_runs(name, folder))
+        try:
+            with tempfile.TemporaryDirectory() as text:
+                folder = Path(text)
+                if args.no_speed:
+                    build(name, args.kit, folder)
+                else:
+                    made, key, shape = contenders(name, args.kit, folder, args.threads)
+                    seconds = args.seconds if name in models.PAPERS else args.seconds / 3
+                    found = measure(name, args.batch, seconds, made, key, shape)
+                    rows += found[0]
+                    single += found[1]
+                    profiles += found[2]
+                    del made
+                    gc.collect()
+                if name in models.PAPERS and not args.no_memory:
+                    memory.append(memory_and_start(name, folder))
+                    if name in THOUSAND:
+                        thousand.append(thousand_runs(name, folder))
+        except Exception as error:  # the others are still worth having, and the report says what is missing
+            failed.append(f"- {name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            print(failed[-1], flush=True)
     report = [
         "# CPU runtime against onnxruntime", "",
         f"{platform.machine()}, kernels `{kind()}`, {args.threads} threads, onnxruntime {ort.__version__}, "
@@ -347,6 +353,8 @@ def main() -> None:
         ]  # fmt: skip
     if profiles:
         report += ["## Profiles of lines that miss a limit", "", *profiles]
+    if failed:
+        report += ["## Not measured", "", *failed, ""]
     if args.output:
         args.output.write_text("\n".join(report))
 
