@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import statistics
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -18,6 +18,7 @@ from qir.types import Array
 from .cupy_modules import Modules, architecture_of
 from .cupy_streams import CupyEvent, Handle, OnStream, handle_of
 from .device import ImageMap, Launch, Tensor
+from .kernels import Kernel
 from .placement import row_major
 from .tensor_maps import driver, encode
 
@@ -118,11 +119,15 @@ class CupyDevice:
             self._runtime.memcpyAsync(to, source, size, self._runtime.memcpyDefault, stream.ptr)
 
     # -- launches -----------------------------------------------------------------------------
+    def prepare(self, kernels: Iterable[Kernel]) -> None:
+        with self._device:
+            self._runtime.setDevice(self.index)  # the context, for the driver's functions in this thread
+            self._modules.prepare(kernels)
+
     def record(self, launches: Sequence[Launch]) -> CupyRecording:
         """A CUDA graph of the launches, on the device when this returns."""
         with self._device:
-            self._runtime.setDevice(self.index)  # the context, for the driver's functions in this thread
-            self._modules.prepare(launch.kernel for launch in launches)  # modules cannot load during a capture
+            self.prepare(launch.kernel for launch in launches)  # modules cannot load during a capture
             stream = self.cupy.cuda.Stream(non_blocking=True)
             stream.begin_capture()
             try:

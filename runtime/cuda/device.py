@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -126,6 +126,10 @@ class Device(Protocol):
         ...
 
     def event(self) -> Event: ...
+    def prepare(self, kernels: Iterable[Kernel]) -> None:
+        """Compile and load kernels now, side by side, rather than when they are first recorded."""
+        ...
+
     def record(self, launches: Sequence[Launch]) -> Recording: ...
     def adopt(self, tensor: object, stream: Any) -> Tensor:
         """A caller's device tensor (CuPy, DLPack, __cuda_array_interface__), ready when `stream` gets there.

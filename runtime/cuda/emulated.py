@@ -14,7 +14,7 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
@@ -169,6 +169,9 @@ class EmulatedDevice:
 
     def event(self) -> EmulatedEvent:
         return EmulatedEvent(self._waits)
+
+    def prepare(self, kernels: Iterable[Kernel]) -> None:
+        """All kernels are in one library here."""
 
     def record(self, launches: Sequence[Launch]) -> EmulatedRecording:
         self.recordings += 1

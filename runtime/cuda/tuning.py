@@ -122,6 +122,8 @@ def tune(compile_: Callable[[Chooser], Plan], table: Table) -> int:
         fresh = {n: c for n, c in plan.choices.items() if c[0] not in table and turn < len(c[1])}
         if not fresh:
             break
+        if turn == 0:
+            plan.device.prepare(candidate.tile for _, candidates, _ in fresh.values() for candidate in candidates)
         most = max(most, *(len(candidates) for _, candidates, _ in fresh.values()))
         for node, seconds in _seconds(plan, fresh).items():
             key, _, choice = fresh[node]
