@@ -114,6 +114,10 @@ plainly() { # after part 1 found that only the plain kernels can be trusted
 
 step packages 60 bash -c packages
 step machine 60 bash -c machine
+if ((${#failed[@]})); then
+    echo "part $part: nothing else can run without ${failed[*]}; see $out"
+    exit 1
+fi
 
 if [[ $part == 1 ]]; then
     bundle=${QIR_BUNDLE:-$out/bundle}
