@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import qir
+from qir.cost import macs
 from qir.errors import DataError, ParseError, QuantizationError
 from qir.graph import Graph
 from qir.passes import PassManager
-from qir.passes.assign_bits import InfeasibleError
+from qir.passes.assign_bits import InfeasibleError, solve
 from qir.passes.calibration import calibrate
 from qir.passes.diagnose import diagnose
 from qir.passes.insert_qdq import InsertQdq, linear_nodes
@@ -92,6 +93,26 @@ def test_perturbation_falls_as_each_limit_loosens(found: Found) -> None:
         points = curve(found, cost, 7)
         assert len(points) >= 3
         assert all(b.perturbation < a.perturbation for a, b in itertools.pairwise(points))
+
+
+def test_limits_between_all_at_4_and_all_at_8_are_met_with_falling_perturbation(
+    digits: tuple[Graph, Feeds, Feeds], found: Found
+) -> None:
+    """The shape of HAWQ-V3's table II; latency as its section 3 has it, half the time at half the bits."""
+    nodes = linear_nodes(digits[0])
+    table = {n.name: {b: macs(n) * max(b) / 8e9 for b in ((4, 4), (4, 8), (8, 8))} for n in nodes}
+    problem = problem_of(digits[0], found.sensitivity, latency=table)
+    int4, int8 = problem.uniform((4, 4)), problem.uniform((8, 8))
+    for cost in ("size", "bops", "latency"):
+        low, high = int4.costs[cost], int8.costs[cost]
+        assert low < high
+        row = [solve(problem, {cost: low + level * (high - low)}) for level in (0.1, 0.25, 0.5, 0.75, 0.9)]
+        assert all(
+            a.costs[cost] <= low + v * (high - low) for a, v in zip(row, (0.1, 0.25, 0.5, 0.75, 0.9), strict=True)
+        )
+        falling = [int4.perturbation, *(a.perturbation for a in row), int8.perturbation]
+        assert all(b <= a for a, b in itertools.pairwise(falling)), cost
+        assert len({a.perturbation for a in row}) >= 3, cost
 
 
 def test_limits_and_tables(digits: tuple[Graph, Feeds, Feeds], found: Found, tmp_path: Path) -> None:
