@@ -32,7 +32,8 @@ from .fields import (
 )
 from .heads import build_patch
 from .lanes import make_depthwise_row
-from .tail import address, run_tail
+from .memory import address
+from .tail import run_tail
 
 _row3_unsigned, _row3_signed = make_depthwise_row((3, 3), False), make_depthwise_row((3, 3), True)
 _row5_unsigned, _row5_signed = make_depthwise_row((5, 5), False), make_depthwise_row((5, 5), True)

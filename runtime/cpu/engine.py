@@ -52,8 +52,8 @@ from .winograd import winograd_chunk
 
 SPINS = 2000
 KERNELS = (
-    "depthwise.py", "engine.py", "fields.py", "finish.py", "heads.py", "inner_product.py", "lanes.py", "movement.py",
-    "rowwise.py", "tail.py", "tiles.py", "vector.py", "windows.py", "winograd.py",
+    "depthwise.py", "engine.py", "fields.py", "finish.py", "heads.py", "inner_product.py", "lanes.py", "memory.py",
+    "movement.py", "rowwise.py", "tail.py", "tiles.py", "vector.py", "windows.py", "winograd.py",
 )  # fmt: skip
 
 sched_yield: Any = types.ExternalFunction("sched_yield", types.int32())

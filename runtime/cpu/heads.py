@@ -50,7 +50,8 @@ from .fields import (
     X,
 )
 from .inner_product import inner_product, row_corrections
-from .tail import address, prefetch_tail, run_tail
+from .memory import address
+from .tail import prefetch_tail, run_tail
 from .tiles import tile
 from .vector import LANES, MAX_ROWS, VECTORS, as_pointer, carray
 

@@ -24,7 +24,7 @@ from .fields import (
     M_ZERO_POINT,
     RANK,
 )
-from .tail import address, widen
+from .memory import address, widen
 from .vector import as_pointer, carray, external
 
 

@@ -25,8 +25,8 @@ from .fields import (
     M_ZERO_POINT,
     RANK,
 )  # fmt: skip
+from .memory import address
 from .movement import line_offset, lines_of
-from .tail import address
 from .vector import as_pointer, carray
 
 

@@ -20,11 +20,8 @@ from .fields import (
     FINISH,
     GENERIC,
     I8,
-    I16,
-    I32,
     LOAD,
     MUL,
-    OFFSET_MASK,
     REQUANTIZE,
     REQUANTIZE_STORE,
     STORE,
@@ -34,71 +31,16 @@ from .fields import (
     T_SRC,
     TABLE,
     U8,
-    U16,
 )
 from .finish import ROWS_EACH, finish
 from .lanes import make_sum, raised_requantize_bytes, raised_requantize_lanes, requantize_bytes, requantize_lanes
+from .memory import address, element_size, narrow, widen
 from .vector import as_pointer, carray, prefetch_read, prefetch_write
 
 sum_lanes = make_sum("int32", 4)
 sum_u8_lanes, sum_u8_bytes = make_sum("uint8", 4), make_sum("uint8", 1)
 sum_i8_lanes, sum_i8_bytes = make_sum("int8", 4), make_sum("int8", 1)
 sum_i16_lanes, sum_i16_bytes = make_sum("int16", 4), make_sum("int16", 1)
-
-
-@njit(nogil=True, inline="always")
-def address(pointers: Any, ref: int) -> int:
-    """The address behind a ref."""
-    return pointers[ref >> 48] + (ref & OFFSET_MASK)
-
-
-@njit(nogil=True)
-def widen(dst: int, src: int, count: int, code: int) -> None:
-    """count elements of a dtype as int32."""
-    d = carray(as_pointer(dst), count, np.int32)
-    if code == U8:
-        a = carray(as_pointer(src), count, np.uint8)
-        for i in range(count):
-            d[i] = a[i]
-    elif code == I8:
-        b = carray(as_pointer(src), count, np.int8)
-        for i in range(count):
-            d[i] = b[i]
-    elif code == U16:
-        e = carray(as_pointer(src), count, np.uint16)
-        for i in range(count):
-            d[i] = e[i]
-    elif code == I16:
-        f = carray(as_pointer(src), count, np.int16)
-        for i in range(count):
-            d[i] = f[i]
-    else:
-        g = carray(as_pointer(src), count, np.int32)
-        for i in range(count):
-            d[i] = g[i]
-
-
-@njit(nogil=True)
-def narrow(dst: int, src: int, count: int, code: int) -> None:
-    """count int32 that fit the dtype, as it."""
-    s = carray(as_pointer(src), count, np.int32)
-    if code <= I8:
-        a = carray(as_pointer(dst), count, np.uint8)
-        for i in range(count):
-            a[i] = np.uint8(s[i] & 255)
-    elif code <= I16:
-        b = carray(as_pointer(dst), count, np.uint16)
-        for i in range(count):
-            b[i] = np.uint16(s[i] & 65535)
-    else:
-        c = carray(as_pointer(dst), count, np.int32)
-        for i in range(count):
-            c[i] = s[i]
-
-
-@njit(nogil=True, inline="always")
-def element_size(code: int) -> int:
-    return 1 if code < U16 else (2 if code < I32 else 4)
 
 
 @njit(nogil=True)

@@ -34,7 +34,7 @@ from .fields import (
     X,
 )
 from .lanes import depthwise_signed, depthwise_unsigned
-from .tail import address
+from .memory import address
 from .vector import as_pointer, carray
 
 

@@ -41,7 +41,8 @@ from .fields import (
 from .heads import build_patch, clear_end
 from .inner_product import inner_product, row_corrections
 from .lanes import winograd_input, winograd_output_0, winograd_output_1
-from .tail import address, run_tail
+from .memory import address
+from .tail import run_tail
 from .vector import LANES, VECTORS, as_pointer, carray
 
 
