@@ -47,6 +47,8 @@ class CupyDevice:
     Raises BackendError for no CuPy, no GPU, a GPU older than sm_75, or too little memory.
     """
 
+    tunes = True
+
     def __init__(self, index: int = 0) -> None:
         self.cupy = import_cupy()
         self._runtime = self.cupy.cuda.runtime

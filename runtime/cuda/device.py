@@ -99,6 +99,7 @@ class Device(Protocol):
     name: str
     architecture: str
     tensor_maps: bool  # whether it makes them
+    tunes: bool  # whether sessions tune on it unless they are told otherwise
 
     def stream(self, given: object = None) -> Any:
         """The stream that the caller names (None: the calling thread's current one)."""

@@ -112,6 +112,7 @@ class EmulatedDevice:
 
     name = "emulation"
     tensor_maps = True
+    tunes = False
 
     def __init__(
         self, order: int = 0, clock: Callable[[Launch], float] | None = None, architecture: str = "80"

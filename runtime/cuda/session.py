@@ -49,13 +49,13 @@ class Cuda:
                 hint="run qir.quantize first",
             )
         self._tuning = tune
-        self._tune = device is None and switched_on() if tune is None else bool(tune)
         if device is None:
             from .cupy_device import CupyDevice
 
             device = CupyDevice()
         self.graph = graph
         self.device: Device = device
+        self._tune = device.tunes and switched_on() if tune is None else bool(tune)
         self.packed = Packed(device)
         self.table = Table(device.name, Path(tune) if isinstance(tune, (str, Path)) else None)
         self._kept, self._lanes = plans, lanes
