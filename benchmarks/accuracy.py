@@ -76,17 +76,29 @@ def peers(net: str, setting: str) -> list[tuple[str, float, float]]:
     return found
 
 
+def peak_mb(*, reset: bool = False) -> int | None:
+    """The process's peak resident memory in MB since the last reset (Linux; None elsewhere)."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) // 1000 if found else None
+
+
 def run(net: str, recipe: str, dev: int | None, evaluate: Any) -> dict[str, Any]:
     x, labels = evaluate.load(net, "dev", dev)
     calib = evaluate.load(net, "calib")[0][::2]
     offset = evaluate.NETS[net].get("offset", 0)
     graph = qir.load(KIT / "models" / f"{net}.onnx")
+    peak_mb(reset=True)
     start = time.perf_counter()
     done = run_recipe(RECIPES[recipe].but(strip_softmax=True), graph, batches(calib, graph))
-    seconds = time.perf_counter() - start
+    seconds, peak = time.perf_counter() - start, peak_mb()
     plain, _ = PassManager([StripSoftmax(), Simplify()]).run(graph)
     ref = outputs(plain, x)
-    row: dict[str, Any] = {"net": net, "recipe": recipe, "samples": len(x), "seconds": round(seconds, 1)}
+    row: dict[str, Any] = {"net": net, "recipe": recipe, "samples": len(x), "seconds": round(seconds, 1), "peak": peak}
     row["float"] = scores(ref, ref, labels, offset)["top1"]
     y = outputs(done.graph, x, "cpu")
     np.testing.assert_array_equal(y[:SAME], outputs(done.graph, x[:SAME]))
@@ -101,10 +113,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         "Written by `python benchmarks/accuracy.py`. Ours is the integer-only model, executed by qir's CPU runtime",
         "(the bits of onnxruntime checked on 20 samples); the peers are float-simulated QDQ models (PEERS.md of the",
         "kit), the best of them in each figure. 128 calibration images; agreement with the float",
-        "network and SQNR of the logits. `s` is the time of the whole recipe in seconds. w4a8 and w4a4 keep the first",
-        "and the last layer at 8 bits, the peers' w4a8 does not.", "",
-        "| network | recipe | float top-1 | top-1 | agreement % | SQNR dB | best peer: agreement, SQNR | s | images |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "network and SQNR of the logits. `s` is the time of the whole recipe in seconds, `MB` the process's",
+        "peak memory meanwhile, images included, on one core of a machine shared with other work. w4a8 and w4a4 keep the",
+        "first and the last layer at 8 bits, the peers' w4a8 does not.", "",
+        "| network | recipe | float top-1 | top-1 | agreement % | SQNR dB | best peer: agreement, SQNR | s | MB "
+        "| images |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for net in NETS:
         for recipe in RECIPES:
@@ -126,6 +140,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{got['sqnr']:.2f}",
                 best,
                 f"{r['seconds']}",
+                str(r.get("peak") or "-"),
                 str(r["samples"]),
             ]
             lines.append("| " + " | ".join(cells) + " |")
