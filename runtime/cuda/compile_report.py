@@ -53,19 +53,35 @@ def compile_all(
     return found
 
 
-def compile_job(job: Job) -> list[Usage]:
-    """The usage of a job's instances, in their order; from the cache if they have been compiled before."""
-    compiler = Nvrtc()
+def _kept_at(job: Job, compiler: Nvrtc) -> Path:
+    """Where the usage of a job's instances is kept, by the content that it is made from."""
     source = job.kernels[0].source
     texts = sorted((n, t) for n, t in sources().items() if n == source or n.endswith(".cuh"))
     key = json.dumps([texts, compiler.version(), job.architecture, [asdict(k) for k in job.kernels]])
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qir"
-    kept = folder / f"usage-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    return folder / f"usage-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def kept_usage(architectures: Sequence[str] = ARCHITECTURES) -> dict[tuple[str, str], Usage]:
+    """Like `compile_all`, but only what has been compiled before."""
+    found: dict[tuple[str, str], Usage] = {}
+    compiler = Nvrtc()
+    for job in jobs(architectures):
+        if _kept_at(job, compiler).exists():
+            used = zip(job.kernels, compile_job(job), strict=True)
+            found.update({(job.architecture, k.expression): u for k, u in used})
+    return found
+
+
+def compile_job(job: Job) -> list[Usage]:
+    """The usage of a job's instances, in their order; from the cache if they have been compiled before."""
+    compiler = Nvrtc()
+    kept = _kept_at(job, compiler)
     if kept.exists():
         return [Usage(**u) for u in json.loads(kept.read_text())]
-    _, lowered, log = compiler.compile(source, job.kernels, job.architecture)
+    _, lowered, log = compiler.compile(job.kernels[0].source, job.kernels, job.architecture)
     used = [usage(log, lowered[k.expression]) for k in job.kernels]
-    folder.mkdir(parents=True, exist_ok=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
     fresh = kept.with_suffix(f".{os.getpid()}")
     fresh.write_text(json.dumps([asdict(u) for u in used]))
     fresh.replace(kept)
@@ -92,7 +108,8 @@ def table(found: dict[tuple[str, str], Usage], version: tuple[int, int]) -> str:
         "# What every kernel instance takes",
         "",
         "By the assembler's report of NVRTC {}.{} (`python benchmarks/kernels.py`, without a GPU).".format(*version),
-        "Columns sm_*: registers a thread; `s` and a number: bytes of spills; `-`: not made for that architecture.",
+        "Columns sm_*: registers a thread; `s` and a number: bytes of spills; `-`: not made for that architecture;",
+        "`?`: made for it, not measured since its source changed.",
         "",
         "| kernel | threads | shared memory | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",
         "| --- | ---: | ---: |" + " ---: |" * len(ARCHITECTURES),
@@ -104,7 +121,7 @@ def table(found: dict[tuple[str, str], Usage], version: tuple[int, int]) -> str:
         for architecture in ARCHITECTURES:
             used = found.get((architecture, name))
             if used is None:
-                cells.append("-")
+                cells.append("?" if architecture in kernel.architectures else "-")
                 continue
             static = max(static, used.shared_bytes)
             cells.append(f"{used.registers}" + (f" s{used.spill_stores}" if used.spill_stores else ""))

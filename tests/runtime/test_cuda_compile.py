@@ -44,7 +44,11 @@ def test_committed_table_is_what_the_compiler_says(found: dict[tuple[str, str], 
     text = COMMITTED.read_text()
     if "NVRTC {}.{} ".format(*compiler.version()) not in text:
         pytest.skip("the table was made with another version of NVRTC")
-    assert text == table(found, compiler.version()), "run python benchmarks/kernels.py"
+    told, known = (t.splitlines() for t in (table(found, compiler.version()), text))
+    assert len(told) == len(known)
+    for said, row in zip(told, known, strict=True):
+        cells = zip(said.split("|"), row.split("|"), strict=True)
+        assert all(b in (a, " ? ") for a, b in cells), f"{row}: run python benchmarks/kernels.py"
 
 
 def test_committed_table_names_every_instance() -> None:
