@@ -114,7 +114,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "(the bits of onnxruntime checked on 20 samples); the peers are float-simulated QDQ models (PEERS.md of the",
         "kit), the best of them in each figure. 128 calibration images; agreement with the float",
         "network and SQNR of the logits. `s` is the time of the whole recipe in seconds, `MB` the process's",
-        "peak memory meanwhile, images included, on one core of a shared machine. w4a8 and w4a4 keep the",
+        "peak memory (in these rows scoring included), on one core of a shared machine. w4a8 and w4a4 keep the",
         "first and the last layer at 8 bits, the peers' w4a8 does not.", "",
         "| network | recipe | float top-1 | top-1 | agreement % | SQNR dB | best peer: agreement, SQNR | s | MB "
         "| images |",
