@@ -24,6 +24,9 @@ from .cost_model import Bits, format_bits
 CUTS = 50
 """Assignments that may be cut off because only the solver's tolerance made them feasible."""
 
+ROUNDING = 1e-12
+"""Share of a limit by which a sum may exceed it: what adding numbers in another order makes of an equal one."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -240,7 +243,7 @@ class _Model:
                 for name in members
             }
             costs = self.problem.total(bits).costs
-            if self.relaxed or all(costs[k] <= limit for k, limit in self.limits.items()):
+            if self.relaxed or all(costs[k] <= limit * (1 + ROUNDING) for k, limit in self.limits.items()):
                 return bits
             # only the solver's tolerance made it feasible: exclude exactly this assignment
             chosen = [row[j] for row, j in zip(self.x, picks, strict=True)]

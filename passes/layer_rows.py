@@ -99,9 +99,10 @@ class Moments:
         start = self.origin[:, None, :].astype(x_q.dtype)
         x, x_q = x - start, x_q - start
         share = np.ones(x.shape[1], x_q.dtype) if weight is None else weight.astype(x_q.dtype)
-        transposed = np.swapaxes(x_q * share[:, None], 1, 2)
-        self.square += np.matmul(transposed, x_q)
-        self.cross += np.swapaxes(np.matmul(transposed, x), 1, 2)
+        root = np.sqrt(share)[:, None]
+        left, right = x * root, x_q * root
+        self.square += np.matmul(np.swapaxes(right, 1, 2), right)  # of one array with itself: BLAS does half of it
+        self.cross += np.matmul(np.swapaxes(left, 1, 2), right)
         self.total += np.einsum("gpk,p->gk", x, share, dtype=np.float64)
         self.total_q += np.einsum("gpk,p->gk", x_q, share, dtype=np.float64)
         self.count += float(share.sum(dtype=np.float64))

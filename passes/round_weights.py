@@ -26,7 +26,7 @@ from .adaround import AdaRoundOptions, Samples, activation_after, adaround, iden
 from .base import Pass
 from .layer_rows import Moments, as_rows, columns, from_rows, positions, why_not
 from .report import PassReport
-from .rounding import Floats, Grid, Rounded, round_rows, shifted_target
+from .rounding import Floats, Grid, Metric, Rounded, damped, round_rows, shifted_target
 from .stepper import Stepper
 
 METHODS = ("gptq", "adaround")
@@ -187,9 +187,13 @@ class _Layer:
         centred = options.bias and self.has_bias
         mean, mean_q = self.moments.means()
         h, cross = self.moments.second(centred)
-        target = self.rows
-        if options.follow and np.isfinite(cross).all():
-            target = shifted_target(target, h, cross, options.damping, options.follow)
+        self.moments = None
+        target, metric = self.rows, None
+        if self.quant.dtype.bits <= options.max_bits and self.samples is None:
+            metric = _metric(h, options.damping)
+        if options.follow and metric is not None and np.isfinite(cross).all():
+            target = shifted_target(target, np.subtract(cross, h, out=cross), metric, options.follow)
+        del cross
         g, m = self.rows.shape[:2]
         scale: Floats = np.broadcast_to(np.asarray(self.quant.scale), (g * m,)).reshape(g, m)
         grid = Grid(scale, self.quant.dtype.hi)
@@ -198,9 +202,11 @@ class _Layer:
             found = Rounded(q, scale, 0.0, 0.0)
         elif self.samples is not None:
             found = self._adaround(options, grid, h)
+        elif metric is None:
+            found = Rounded(grid.nearest(self.rows), scale, 0.0, 0.0)
         else:
             refit = options.refit and self.quant.per_channel
-            found = round_rows(target, h, grid, damping=options.damping, sweeps=options.sweeps, refit=refit)
+            found = round_rows(target, h, grid, sweeps=options.sweeps, refit=refit, metric=metric)
         self.shift = np.zeros(g * m)
         if centred:
             made = found.q * found.scale[..., None]
@@ -240,6 +246,14 @@ class _Layer:
     def close(self) -> None:
         """Let go of what was collected."""
         self.moments = self.samples = None
+
+
+def _metric(h: Floats, damping: float) -> Metric | None:
+    """None where second moments are of no use: not finite, or hopelessly indefinite."""
+    try:
+        return damped(h, damping)
+    except np.linalg.LinAlgError:
+        return None
 
 
 def _bias(value: Value | None, count: int) -> Floats:

@@ -12,7 +12,6 @@ the last one down, each to the grid point that makes its own term least given th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,26 +38,53 @@ class Grid:
         return np.clip(np.rint(w / self.scale[..., None]), -self.top, self.top)
 
 
-def damped(h: Array, damping: float) -> Array:
+@dataclass(frozen=True)
+class Metric:
+    """h: (G, K, K) positive definite.  order: (G, K), light columns first.  factor: L of H in that order, H = L L^T."""
+
+    h: Floats
+    order: NDArray[np.int64]
+    factor: Floats
+
+    def solve(self, b: Array) -> Floats:
+        """H^-1 B for B (G, K, M): a block of columns at a time, most of the work in products."""
+        k = self.factor.shape[1]
+        y = np.take_along_axis(np.asarray(b, np.float64), self.order[:, :, None], axis=1)
+        blocks = [slice(start, min(start + BLOCK, k)) for start in range(0, k, BLOCK)]
+        inner = [np.linalg.inv(self.factor[:, own, own]) for own in blocks]
+        for own, inverse in zip(blocks, inner, strict=True):
+            rest = y[:, own] - np.matmul(self.factor[:, own, : own.start], y[:, : own.start])
+            y[:, own] = np.matmul(inverse, rest)
+        for own, inverse in zip(reversed(blocks), reversed(inner), strict=True):
+            rest = y[:, own] - np.matmul(np.swapaxes(self.factor[:, own.stop :, own], 1, 2), y[:, own.stop :])
+            y[:, own] = np.matmul(np.swapaxes(inverse, 1, 2), rest)
+        x = np.empty_like(y)
+        np.put_along_axis(x, self.order[:, :, None], y, axis=1)
+        return x
+
+
+def damped(h: Array, damping: float) -> Metric:
     """H with a share of its mean diagonal added, and ones for inputs that are always zero.
 
     H is a difference of moments: of inputs that hardly vary around a large mean little but rounding errors is left,
-    which may be negative.  The share grows until the matrix is positive definite.
+    which may be negative.  The share grows until the matrix is positive definite.  Raises LinAlgError where it never
+    is, or is not finite.
     """
-    h = np.array(h)
+    if not np.isfinite(h).all():
+        raise np.linalg.LinAlgError("second moments are not finite")
+    h = np.array(h, np.float64)
     g, k = h.shape[0], h.shape[1]
-    diagonal = np.arange(k)
+    diagonal, groups = np.arange(k), np.arange(g)[:, None]
     own = np.abs(h[:, diagonal, diagonal])
     mean = own.mean(axis=1, keepdims=True)
     for _ in range(40):
         h[:, diagonal, diagonal] = own + np.where(mean > 0, damping * mean, 1.0)
+        order = np.argsort(h[:, diagonal, diagonal], axis=1, kind="stable")
         try:
-            np.linalg.cholesky(h)
-            break
+            return Metric(h, order, np.linalg.cholesky(h[groups[:, :, None], order[:, :, None], order[:, None, :]]))
         except np.linalg.LinAlgError:
             damping = max(4 * damping, 1e-6)
-    assert h.shape == (g, k, k)
-    return h
+    raise np.linalg.LinAlgError("second moments are not positive definite, however much they are damped")
 
 
 def output_error(w: Array, q: Array, scale: Floats, h: Array) -> Floats:
@@ -67,12 +93,9 @@ def output_error(w: Array, q: Array, scale: Floats, h: Array) -> Floats:
     return np.einsum("gmk,gmk->gm", np.matmul(e, h), e)
 
 
-def with_feedback(w: Array, h: Array, grid: Grid) -> Floats:
-    """Integers (G, M, K) as float64; w (G, M, K), h (G, K, K) positive definite (see `damped`)."""
-    g, _, k = w.shape
-    order = np.argsort(np.diagonal(h, axis1=1, axis2=2), axis=1, kind="stable")
-    groups = np.arange(g)[:, None]
-    factor = np.linalg.cholesky(h[groups[:, :, None], order[:, :, None], order[:, None, :]])
+def with_feedback(w: Array, metric: Metric, grid: Grid) -> Floats:
+    """Integers (G, M, K) as float64; w (G, M, K)."""
+    k, order, factor = w.shape[2], metric.order, metric.factor
     w = np.take_along_axis(np.asarray(w, np.float64), order[:, None, :], axis=2)
     q, e = np.zeros_like(w), np.zeros_like(w)
     for stop in range(k, 0, -BLOCK):
@@ -91,18 +114,27 @@ def with_feedback(w: Array, h: Array, grid: Grid) -> Floats:
 
 
 def descend(w: Array, q: Floats, h: Array, grid: Grid) -> Floats:
-    """One sweep of coordinate descent: each integer in turn to its best value given the others.  J never grows."""
+    """One sweep of coordinate descent: each integer in turn to its best value given the others.  J never grows.
+
+    Within a block of columns only that block's part of e H is kept up to date; the rest follows in one product.
+    """
     q, scale = q.copy(), grid.scale
     pull = np.matmul(w - q * scale[..., None], h)  # e H
     diagonal = np.diagonal(h, axis1=1, axis2=2)
-    for j in np.argsort(-diagonal.mean(axis=0), kind="stable"):
-        free = q[:, :, j] + pull[:, :, j] / (diagonal[:, None, j] * scale)
-        best = np.clip(np.rint(free), -grid.top, grid.top)
-        change = (q[:, :, j] - best) * scale  # of e
-        q[:, :, j] = best
-        gs, ms = np.nonzero(change)
-        if len(gs):
-            pull[gs, ms] += change[gs, ms, None] * h[gs, j]
+    order = np.argsort(-diagonal.mean(axis=0), kind="stable")
+    for start in range(0, len(order), BLOCK):
+        picked = order[start : start + BLOCK]
+        rows = h[:, picked]  # (G, B, K)
+        inner = rows[:, :, picked]
+        own, ints = (np.ascontiguousarray(np.swapaxes(v[:, :, picked], 1, 2)) for v in (pull, q))  # (G, B, M)
+        change = np.zeros_like(own)  # of e
+        for t, j in enumerate(picked):
+            now = own[:, t] + np.matmul(inner[:, t, None, :t], change[:, :t])[:, 0]
+            best = np.clip(np.rint(ints[:, t] + now / (diagonal[:, None, j] * scale)), -grid.top, grid.top)
+            change[:, t] = (ints[:, t] - best) * scale
+            ints[:, t] = best
+        q[:, :, picked] = np.swapaxes(ints, 1, 2)
+        pull += np.matmul(np.swapaxes(change, 1, 2), rows)
     return q
 
 
@@ -125,31 +157,34 @@ class Rounded:
 
 
 def round_rows(
-    w: Array, h: Array, grid: Grid, *, damping: float = 0.01, sweeps: int = 2, refit: bool = False
+    w: Array,
+    h: Array,
+    grid: Grid,
+    *,
+    damping: float = 0.01,
+    sweeps: int = 2,
+    refit: bool = False,
+    metric: Metric | None = None,
 ) -> Rounded:
     """The best that feedback, `sweeps` of descent and, with `refit`, moved scales find; never worse than nearest.
 
-    w: (G, M, K); h: (G, K, K).  Rows that gain nothing stay rounded to nearest.
+    w: (G, M, K); h: (G, K, K); metric: of h, where it is known.  Rows that gain nothing stay rounded to nearest.
     """
     w = np.asarray(w, np.float64)
     plain = grid.nearest(w)
-    base = output_error(w, plain, grid.scale, h)
     if not np.isfinite(h).all():
         return Rounded(plain, grid.scale, 0.0, 0.0)
-    for attempt in range(5):
-        hd = damped(h, damping * 10**attempt)
+    base = output_error(w, plain, grid.scale, h)
+    if metric is None:
         try:
-            q = with_feedback(w, hd, grid)
-            break
-        except np.linalg.LinAlgError:  # rounding errors made a variance negative: more damping hides it
-            continue
-    else:
-        return Rounded(plain, grid.scale, float(base.sum()), float(base.sum()))
-    scale = grid.scale
+            metric = damped(h, damping)
+        except np.linalg.LinAlgError:
+            return Rounded(plain, grid.scale, float(base.sum()), float(base.sum()))
+    q, scale = with_feedback(w, metric, grid), grid.scale
     for _ in range(sweeps):
         if refit:
-            scale = best_scale(w, q, hd, scale)
-        q = descend(w, q, hd, Grid(scale, grid.top))
+            scale = best_scale(w, q, metric.h, scale)
+        q = descend(w, q, metric.h, Grid(scale, grid.top))
     error = output_error(w, q, scale, h)
     worse = error > base
     q = np.where(worse[..., None], plain, q)
@@ -157,11 +192,10 @@ def round_rows(
     return Rounded(q, scale, float(np.where(worse, base, error).sum()), float(base.sum()))
 
 
-def shifted_target(w: Array, h: Array, cross: Array, damping: float, strength: float = 1.0) -> Any:
+def shifted_target(w: Array, gap: Array, metric: Metric, strength: float = 1.0) -> Floats:
     """Weights that reproduce W x from the quantized input: argmin over V of E|W x - V x_q|^2 + ridge |V - W|^2.
 
-    h = E[x_q x_q^T], cross = E[x x_q^T];  V = W + W (cross - h) (h + ridge)^-1.
+    gap = E[(x - x_q) x_q^T] (G, K, K), metric: of E[x_q x_q^T] and the ridge;  V = W + W gap (H + ridge)^-1.
     strength: the share of the way from W that is gone; noisy inputs make V smaller than is good for later layers.
     """
-    step = np.matmul(w, cross - h)
-    return w + strength * np.swapaxes(np.linalg.solve(damped(h, damping), np.swapaxes(step, 1, 2)), 1, 2)
+    return w + strength * np.swapaxes(metric.solve(np.swapaxes(np.matmul(w, gap), 1, 2)), 1, 2)

@@ -114,6 +114,20 @@ def test_fifty_three_layers_with_four_choices_take_less_than_a_second() -> None:
     assert 0 < found.seconds < 1.0
 
 
+def test_a_limit_that_equal_layers_meet_exactly_is_met() -> None:
+    """Twenty layers of one cost: thousands of assignments lie a rounding error above the limit, and all are equal."""
+    cost = {4: 0.1, 8: 0.2}
+    layers = {
+        f"l{i}": [Choice((b, b), (1 + 0.01 * i) * 2.0**-b, {"latency": cost[b]}) for b in cost] for i in range(20)
+    }
+    problem = Problem(layers)
+    for eights in (3, 6, 10, 17):
+        limit = np.nextafter(0.1 * (20 + eights), 0)
+        found = solve(problem, {"latency": limit})
+        assert sum(w == 8 for w, _ in found.bits.values()) == eights
+        assert found.costs["latency"] == pytest.approx(limit, rel=1e-12)
+
+
 def test_perturbation_falls_as_a_limit_loosens() -> None:
     problem = random_problem(np.random.default_rng(4), 20)
     low, high = problem.uniform((4, 4)).costs, problem.uniform((8, 8)).costs

@@ -45,12 +45,12 @@ def test_feedback_is_exact_where_it_can_be() -> None:
     """Uncorrelated inputs: rounding to nearest is the best there is, and is what feedback does."""
     w, _, _, grid = layer(5, 2, 3, 7)
     h = np.broadcast_to(np.diag(np.arange(1.0, 8.0)), (2, 7, 7))
-    np.testing.assert_array_equal(with_feedback(w, h, grid), grid.nearest(w))
+    np.testing.assert_array_equal(with_feedback(w, damped(h, 1e-9), grid), grid.nearest(w))
 
 
 def test_descent_never_grows_the_error_and_ends_where_no_single_change_helps() -> None:
     w, _, h, grid = layer(6, 1, 4, 12)
-    h = damped(h, 0.01)
+    h = damped(h, 0.01).h
     q = grid.nearest(w)
     errors = [output_error(w, q, grid.scale, h).sum()]
     for _ in range(20):
@@ -62,6 +62,30 @@ def test_descent_never_grows_the_error_and_ends_where_no_single_change_helps() -
         other = q.copy()
         other[0, i, j] = np.clip(other[0, i, j] + step, -7, 7)
         assert output_error(w, other, grid.scale, h).sum() >= best - 1e-12
+
+
+@pytest.mark.parametrize(("g", "m", "k"), [(1, 6, 300), (3, 2, 130), (4, 1, 9)])
+def test_blocks_change_nothing(g: int, m: int, k: int) -> None:
+    """Descent and solving go in blocks of columns; one column at a time gives the same."""
+    w, _, h, grid = layer(7, g, m, k)
+    metric = damped(h, 0.01)
+    b = np.random.default_rng(8).standard_normal((g, k, 5))
+    np.testing.assert_allclose(metric.solve(b), np.linalg.solve(metric.h, b), rtol=1e-6, atol=1e-9)
+    q = grid.nearest(w)
+    found = descend(w, q, metric.h, grid)
+    for j in np.argsort(-np.diagonal(metric.h, axis1=1, axis2=2).mean(axis=0), kind="stable"):
+        pull = np.einsum("gmk,gk->gm", w - q * grid.scale[..., None], metric.h[:, :, j])
+        free = q[:, :, j] + pull / (metric.h[:, None, j, j] * grid.scale)
+        q[:, :, j] = np.clip(np.rint(free), -7, 7)
+    np.testing.assert_array_equal(found, q)
+
+
+def test_moments_that_are_no_use_are_refused() -> None:
+    for bad in (np.nan, np.inf):
+        h = np.eye(4)[None].copy()
+        h[0, 1, 1] = bad
+        with pytest.raises(np.linalg.LinAlgError, match="not finite"):
+            damped(h, 0.01)
 
 
 def test_it_comes_close_to_the_best_there_is() -> None:
@@ -99,7 +123,7 @@ def test_the_shifted_target_reproduces_the_float_output() -> None:
     w, x = rng.standard_normal((2, 3, 5)), rng.standard_normal((2, 500, 5))
     x_q = 0.8 * x + 0.1 * rng.standard_normal(x.shape)
     h, cross = np.swapaxes(x_q, 1, 2) @ x_q / 500, np.swapaxes(x, 1, 2) @ x_q / 500
-    v = shifted_target(w, h, cross, 1e-9)
+    v = shifted_target(w, cross - h, damped(h, 1e-9))
 
     def error(u: Array) -> float:
         return float(((x @ np.swapaxes(w, 1, 2) - x_q @ np.swapaxes(u, 1, 2)) ** 2).mean())
@@ -150,6 +174,19 @@ def test_moments_do_not_depend_on_the_batches() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
     centred = x_q - x_q.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(parts.square, np.swapaxes(centred, 1, 2) @ centred / 30, rtol=1e-9, atol=1e-12)
+
+
+def test_moments_weigh_positions() -> None:
+    rng = np.random.default_rng(4)
+    x, x_q = rng.standard_normal((2, 3, 40, 5))
+    share = rng.random(40) + 0.02
+    moments = Moments(3, 5)
+    moments.add(x[:, :25], x_q[:, :25], share[:25])
+    moments.add(x[:, 25:], x_q[:, 25:], share[25:])
+    h, cross = moments.second(False)
+    for got, left in ((h, x_q), (cross, x)):
+        want = np.einsum("gpi,gpj,p->gij", left, x_q, share) / share.sum()
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
 def test_large_means_do_not_swallow_the_variances() -> None:
