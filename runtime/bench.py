@@ -34,11 +34,13 @@ class Row:
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[], object]], *, seconds: float = 3.0, rounds: int = 0
+    contenders: Mapping[str, Callable[[], object]], *, seconds: float = 3.0, rounds: int = 0, rest: float = 0.05
 ) -> dict[str, list[float]]:
     """Wall seconds of each call; each round calls every contender once, after one round to warm up.
 
-    seconds: stop after this long (at least 5 rounds); rounds: exactly so many instead.
+    seconds: stop after this long (at least 5 rounds); rounds: exactly so many instead. rest: seconds of sleep, and one
+    call that is not counted, before each that is: runtimes let their threads spin after a call, which would hold the
+    cores that the next contender needs, and a cold cache is no contender's fault.
     """
     for run in contenders.values():
         run()
@@ -47,6 +49,8 @@ def alternate(
     done = 0
     while done < rounds if rounds else (done < 5 or time.perf_counter() - started < seconds):
         for name, run in contenders.items():
+            time.sleep(rest)
+            run()
             start = time.perf_counter()
             run()
             samples[name].append(time.perf_counter() - start)

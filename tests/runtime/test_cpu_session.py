@@ -231,8 +231,8 @@ def test_bench_takes_turns(one: Graph) -> None:
     assert [r.name for r in rows] == ["cpu", "reference"]
     assert rows[0].ratio == 1.0 and rows[0].batch == 2 and rows[0].best <= rows[0].median
     calls: list[str] = []
-    samples = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
-    assert calls == ["a", "b"] * 4 and len(samples["a"]) == 3
+    samples = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, rest=0.0)
+    assert calls == ["a", "b"] + ["a", "a", "b", "b"] * 3 and len(samples["a"]) == 3  # a call not counted before each
     assert [r.ratio for r in rank({"a": [1.0, 1.0, 3.0], "b": [2.0, 2.0, 3.0]}, 1)] == [1.0, 2.0]
 
 
