@@ -15,7 +15,7 @@ from qir.types import Array
 
 from ..plan import Buffer, View, assign_offsets
 from .builder import Builder
-from .fields import AT_PANEL, COUNTER_BYTES, STEP_WIDTH, TAIL_COUNT, TAIL_FIRST, TAIL_WIDTH
+from .fields import AT_PANEL, COUNTER_BYTES, DOOR_BYTES, STEP_WIDTH, TAIL_COUNT, TAIL_FIRST, TAIL_WIDTH
 from .steps import SLOT_SHIFT, AnyStep, Number, PythonStep, Ref, Step
 
 SLACK = 256
@@ -101,8 +101,12 @@ class Compiled:
         self._scratch = np.zeros(self.scratch_bytes * threads + 64, np.uint8)
         base = self._scratch.ctypes.data
         self.scratch = [base + -base % 64 + i * self.scratch_bytes for i in range(threads)]
-        self._counters = np.zeros(len(self.steps) * COUNTER_BYTES + 64, np.uint8)
-        self.counters = self._counters.ctypes.data + -self._counters.ctypes.data % 64
+        self._counters = np.zeros(len(self.steps) * COUNTER_BYTES + DOOR_BYTES + 64, np.uint8)
+        start = -self._counters.ctypes.data % 64
+        self.door = self._counters.ctypes.data + start
+        self._stretch = self._counters[start + 8 : start + 24].view(np.int64)
+        self._counts = self._counters[start + DOOR_BYTES :]
+        self.counters = self.door + DOOR_BYTES
         # stretches of native steps and single Python steps, in order
         self.segments: list[tuple[int, int]] = []
         for index, step in enumerate(self.steps):
@@ -116,6 +120,10 @@ class Compiled:
     def memory_bytes(self) -> int:
         """Arena, scratch and program; weights are counted by the session."""
         return self._arena_memory.nbytes + self._scratch.nbytes + self.program.nbytes + self.tails.nbytes
+
+    def set_stretch(self, first: int, last: int) -> None:
+        """The steps [first, last) come next; the door must be shut."""
+        self._stretch[:] = first, last
 
     # -- running ------------------------------------------------------------------------------
     def _memory(self, view: View, held: Mapping[str, Array]) -> Array:
@@ -147,7 +155,7 @@ class Compiled:
         for space in self.spaces:
             if space in held:
                 self.pointers[self.slots[space]] = _address(held[space])
-        self._counters.fill(0)
+        self._counts.fill(0)  # not the door: a helper that comes late may be looking through it
         segments = self.segments if timings is None else [(i, i + 1) for i in range(len(self.steps))]
         for first, last in segments:
             started = time.perf_counter()

@@ -2,6 +2,9 @@
 
 Every thread runs the same program.  A step is cut into chunks that threads claim with an atomic counter; a step is
 over when all its chunks are done, so a thread that comes late or never costs nothing but its help.
+
+Helpers come in by the plan's door, which the caller opens before it wakes them and closes behind its last step; it
+leaves when all who came in have left.  What lies behind the door (counters, arena) may change only while it is shut.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from numba import njit, types
 
 from .depthwise import depthwise_chunk
 from .fields import (
+    AT_INSIDE,
     AT_REGISTERS,
     BLOCK_COLUMNS,
     BLOCK_ROWS,
@@ -111,15 +115,36 @@ def run_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scra
         region_chunk(step, chunk, tails, pointers, scratch)
 
 
+@njit(nogil=True)
+def wait_a_little(spins: int) -> int:
+    """One turn of a waiting loop; the number of turns since the core was last offered to others."""
+    pause(0)
+    if spins < SPINS:
+        return spins + 1
+    sched_yield()
+    return 0
+
+
+@njit(nogil=True, cache=True)
+def open_door(door: int) -> None:
+    """An atomic step: whoever sees the door open sees the steps and counters written before."""
+    fetch_add(door, 1)
+
+
 def _build(digest: int) -> Any:
     # `digest` is part of numba's cache key through the closure: a change in any kernel file recompiles
     @njit(nogil=True, cache=True)
     def execute(
-        program: Any, tails: Any, pointers: Any, counters: int, scratch: int, panel_bytes: int, first: int, last: int
+        program: Any, tails: Any, pointers: Any, counters: int, door: int, scratch: int, panel_bytes: int, caller: bool
     ) -> int:
+        if not caller:
+            fetch_add(door + AT_INSIDE, 1)
+            if not atomic_load(door):
+                fetch_add(door + AT_INSIDE, -1)
+                return digest
         key = carray(as_pointer(scratch), 2, np.int64)
         key[0] = -1
-        for index in range(first, last):
+        for index in range(atomic_load(door + 8), atomic_load(door + 16)):
             step = program[index]
             chunks = step[CHUNKS]
             counter = counters + index * COUNTER_BYTES
@@ -131,11 +156,14 @@ def _build(digest: int) -> Any:
                 fetch_add(counter + 64, 1)
             spins = 0
             while atomic_load(counter + 64) < chunks:
-                pause(0)
-                spins += 1
-                if spins > SPINS:
-                    sched_yield()
-                    spins = 0
+                spins = wait_a_little(spins)
+        if caller:
+            fetch_add(door, -1)
+            spins = 0
+            while atomic_load(door + AT_INSIDE):
+                spins = wait_a_little(spins)
+        else:
+            fetch_add(door + AT_INSIDE, -1)
         return digest
 
     return execute
@@ -148,4 +176,7 @@ def _digest() -> int:
 
 
 execute: Any = _build(_digest())
-"""execute(program, tails, pointers, counters, scratch, panel_bytes, first, last): int64 arrays and addresses."""
+"""execute(program, tails, pointers, counters, door, scratch, panel_bytes, caller): int64 arrays and addresses.
+
+door: three int64 (open, first step, step after the last), and at AT_INSIDE how many helpers are inside.
+"""

@@ -69,3 +69,6 @@ AT_PANEL = AT_TAPS + 8 * MAX_TAPS
 OFFSET_MASK = (1 << 48) - 1
 COUNTER_BYTES = 128
 """Per step: the next chunk, and a cache line further the number of chunks done."""
+DOOR_BYTES = 128
+AT_INSIDE = 64
+"""In a plan's door: the number of helpers inside, a cache line away from what they only read."""

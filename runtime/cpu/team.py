@@ -6,11 +6,25 @@ busy machine or a slow wake-up costs speed and never correctness.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
-from .engine import execute
+from .engine import execute, open_door
+
+
+def _core_reader() -> Callable[[], int]:
+    """What tells the core that the calling thread is on (-1 where the system does not say)."""
+    try:
+        return ctypes.PyDLL(None).sched_getcpu
+    except (AttributeError, OSError, TypeError):
+        return lambda: -1
+
+
+current_core = _core_reader()
 
 
 class Team:
@@ -18,63 +32,81 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._state = _State()
+        self._state = _State(threads - 1)
         for index in range(1, threads):
             threading.Thread(target=_help, args=(self._state, index), name=f"qir-{index}", daemon=True).start()
-        weakref.finalize(self, _State.stop, self._state, threads)
+        weakref.finalize(self, _State.stop, self._state)
 
     def run(self, plan: Any, first: int, last: int) -> None:
-        """Steps [first, last) of a compiled plan; returns when they are done and no helper is inside."""
+        """Steps [first, last) of a compiled plan; returns when they are done and no helper is inside.
+
+        One call at a time (the session's lock sees to that).
+        """
         state = self._state
-        with state.lock:
-            state.job = (plan, first, last)
-        for _ in range(self.threads - 1):
-            state.wake.release()
+        plan.set_stretch(first, last)
         try:
-            _work(plan, first, last, 0)
+            open_door(plan.door)
+            state.job = plan
+            state.keep_off(current_core())
+            state.wake_all()
         finally:
-            with state.lock:
-                state.job = None
-                while state.inside:
-                    state.left.wait()
+            # whatever interrupts: an open door is closed only by this
+            _work(plan, 0)
+            state.job = None
 
 
 class _State:
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.left = threading.Condition(self.lock)
-        self.wake = threading.Semaphore(0)
+    def __init__(self, helpers: int) -> None:
+        self.wake = [threading.Lock() for _ in range(helpers)]
+        for wake in self.wake:
+            wake.acquire()
+        self.ids: set[int] = set()
         self.job: Any = None
-        self.inside = 0
         self.stopped = False
+        self.cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+        self.avoided = -1
 
-    def stop(self, threads: int) -> None:
+    def wake_all(self) -> None:
+        """Every helper that waits goes on."""
+        for wake in self.wake:
+            if wake.locked():
+                wake.release()
+
+    def keep_off(self, core: int) -> None:
+        """Helpers may run on all cores but the caller's.
+
+        A thread that wakes goes ahead of the one that runs, and it may be woken on the caller's core: the caller
+        would then stand still, until the kernel balances its queues some milliseconds later, beside an idle core.
+        """
+        others = self.cores - {core}
+        if core == self.avoided or not others or core not in self.cores or len(self.ids) < len(self.wake):
+            return
+        self.avoided = core
+        try:
+            for thread in self.ids:
+                os.sched_setaffinity(thread, others)
+        except OSError:  # the process lost cores meanwhile, or a helper: leave them where they are
+            self.cores = set()
+
+    def stop(self) -> None:
         self.stopped = True
-        for _ in range(threads):
-            self.wake.release()
+        self.wake_all()
 
 
-def _work(plan: Any, first: int, last: int, thread: int) -> None:
-    execute(plan.program, plan.tails, plan.pointers, plan.counters, plan.scratch[thread], plan.panel_bytes, first, last)
+def _work(plan: Any, thread: int) -> None:
+    execute(
+        plan.program, plan.tails, plan.pointers, plan.counters, plan.door, plan.scratch[thread], plan.panel_bytes,
+        thread == 0,
+    )  # fmt: skip
 
 
 def _help(state: _State, thread: int) -> None:
+    state.ids.add(threading.get_native_id())
     while True:
-        state.wake.acquire()
+        state.wake[thread - 1].acquire()
         if state.stopped:
             return
-        with state.lock:
-            job = state.job
-            if job is None:
-                continue
-            state.inside += 1
-        try:
-            plan, first, last = job
-            _work(plan, first, last, thread)
-            del plan
-        finally:
-            del job
-            with state.lock:
-                state.inside -= 1
-                if not state.inside:
-                    state.left.notify_all()
+        plan = state.job
+        if plan is not None:
+            _work(plan, thread)
+        del plan

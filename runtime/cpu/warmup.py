@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .engine import execute
+from .engine import execute, open_door
 from .fields import STEP_WIDTH, TAIL_WIDTH
 
 _lock = threading.Lock()
@@ -27,10 +27,12 @@ def warm_up(progress: Callable[[str], None]) -> None:
         timer = threading.Timer(SLOW, progress, ("compiling CPU kernels, once on this machine (half a minute) ...",))
         timer.daemon = True
         timer.start()
-        scratch = np.zeros(64, np.uint8)
+        scratch = np.zeros(256, np.uint8)
+        door = scratch.ctypes.data + 128
+        open_door(door)
         execute(
             np.zeros((1, STEP_WIDTH), np.int64), np.zeros((1, TAIL_WIDTH), np.int64), np.zeros(2, np.int64),
-            scratch.ctypes.data, scratch.ctypes.data, 0, 0, 0,
+            scratch.ctypes.data, door, scratch.ctypes.data, 0, True,
         )  # fmt: skip
         timer.cancel()
         seconds = time.perf_counter() - started

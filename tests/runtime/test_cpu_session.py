@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -242,3 +244,26 @@ def test_a_graph_with_nothing_but_reference_operators() -> None:
     want = Session(graph).run(x)
     for key, array in Session(graph, "cpu").run(x).items():
         np.testing.assert_array_equal(array, want[key])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_helpers_keep_off_the_core_of_the_caller(one: Graph) -> None:
+    """One that woke there would go ahead of the caller, which then stood still for milliseconds beside an idle core."""
+    session = Session(one, "cpu", threads=2)
+    cores = sorted(os.sched_getaffinity(0))
+    x = feed(one, 1)
+    (want,) = Session(one, "reference").run(x).values()
+    main = threading.get_native_id()
+    helpers = session.executor._team._state.ids
+    deadline = time.monotonic() + 10
+    while not helpers and time.monotonic() < deadline:
+        time.sleep(0.001)
+    try:
+        for core in cores[:2] * 2:
+            os.sched_setaffinity(main, {core})
+            (got,) = session.run(x).values()
+            np.testing.assert_array_equal(got, want)
+            (helper,) = helpers
+            assert os.sched_getaffinity(helper) == set(cores) - {core}
+    finally:
+        os.sched_setaffinity(main, cores)
