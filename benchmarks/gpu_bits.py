@@ -92,7 +92,7 @@ def prepare_one(net: str, recipe: str, folder: Path, kit: Path | None, samples: 
             np.savez_compressed(fresh, **x)
             fresh.replace(folder / f"{net}.npz")
         digests = {name: digest_of() for name in computed(integer)}
-        session = Session(integer)
+        session = Session(integer, "reference")
         for part in parts(x, step):
             for name, array in session.run(part, outputs=list(digests)).items():
                 add(digests[name], array)

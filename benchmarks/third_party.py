@@ -196,7 +196,7 @@ def compare(name: str, samples: int) -> Result:
     end = integer.outputs[0]
     before = scores_of(integer)
     result.scores_name = before.name if before is not None else ""
-    ours = Session(integer)
+    ours = Session(integer, "reference")
     for start in range(0, len(x) - size + 1, size):
         part = np.ascontiguousarray(x[start : start + size])
         fetch = [session.get_outputs()[0].name, *quantized.values()]

@@ -3,6 +3,6 @@
 if __name__ != "qir.runtime":  # the same class must not exist twice
     raise ImportError("import qir.runtime, not runtime")
 
-from .session import BACKENDS, Backend, Session
+from .session import BACKENDS, Backend, Session, default_backend
 
-__all__ = ["BACKENDS", "Backend", "Session"]
+__all__ = ["BACKENDS", "Backend", "Session", "default_backend"]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from qir.errors import BackendError, DataError
-from qir.graph import Graph, Value
+from qir.graph import Graph, Stage, Value
 from qir.types import Array, Dim
 
 from .interchange import host_array, on_gpu
+
+log = logging.getLogger(__name__)
 
 BACKENDS: dict[str, str] = {
     "reference": "qir.runtime.reference:Reference",
@@ -33,16 +37,19 @@ class Backend(Protocol):
 class Session:
     """A graph ready to run.
 
-    graph: a Graph of any stage, or a path to an ONNX model.  backend: a name of `BACKENDS`.  Further keyword
-    arguments are the backend's own options (threads, device ...).
+    graph: a Graph of any stage, or a path to an ONNX model.  backend: a name of `BACKENDS`; by default the fastest
+    that can run the graph here (`default_backend`).  Further keyword arguments are the backend's own options
+    (threads, device ...).
     Raises BackendError where the backend is unknown, not installed or cannot run the graph.
     """
 
-    def __init__(self, graph: Graph | str | Path, backend: str = "reference", **options: Any) -> None:
+    def __init__(self, graph: Graph | str | Path, backend: str | None = None, **options: Any) -> None:
         if not isinstance(graph, Graph):
             from qir.io import load
 
             graph = load(graph)
+        if backend is None:
+            backend = default_backend(graph)
         self.graph, self.backend = graph, backend
         self.executor: Any = backend_class(backend)(graph, **options)
 
@@ -85,6 +92,25 @@ class Session:
         if not hasattr(self.executor, "profile"):
             raise BackendError(f"backend {self.backend!r} has no profile")
         return self.executor.profile(self._checked(feeds, None, {}), **options)
+
+
+def default_backend(graph: Graph) -> str:
+    """ "cuda" where there is a GPU and CuPy, "cpu" where there is numba, else "reference": the bits are the same.
+
+    Float and QDQ graphs run on the reference, the only one of the three that is made for them.
+    """
+    if graph.stage is not Stage.INTEGER:
+        return "reference"
+    if find_spec("cupy") is not None:
+        from .cuda.cupy_device import find_gpu
+
+        try:
+            find_gpu()
+        except BackendError as error:
+            log.info("the CUDA runtime is passed over: %s", error)
+        else:
+            return "cuda"
+    return "cpu" if find_spec("numba") is not None else "reference"
 
 
 def backend_class(name: str) -> Any:

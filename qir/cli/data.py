@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from qir.errors import DataError
-from qir.graph import Graph, Value
+from qir.graph import Graph, Stage, Value
 from qir.io import load
 from qir.passes.data import Batches, batches
 from qir.passes.data import _npy_header as npy_header
 from qir.passes.fold_normalization import METADATA
 from qir.passes.images import Images
+from qir.runtime import default_backend
 from qir.runtime.compare import on_grid
 from qir.types import Array, DType, TensorType
 
@@ -129,3 +130,10 @@ def writable(path: Path, *inputs: Path) -> Path:
     if any(path.exists() and other.exists() and path.samefile(other) for other in inputs):
         raise DataError("would overwrite its own input", where=str(path))
     return path
+
+
+def backend(args: argparse.Namespace, graph: Graph) -> str:
+    """The backend asked for; else the fastest here that runs integer graphs, and onnxruntime for all others."""
+    if args.backend:
+        return args.backend
+    return default_backend(graph) if graph.stage is Stage.INTEGER else "onnxruntime"

@@ -296,7 +296,7 @@ def _quantize(commands: Any) -> None:
 def _bench(commands: Any) -> None:
     parser = _command(commands, "bench", "bench", "measure how fast a model runs", BENCH)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="default: %(default)s")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: the fastest that runs the model here")
     parser.add_argument(
         "--against", choices=BACKENDS, action="append", default=[], help="compare with this one; may be repeated"
     )
@@ -315,7 +315,9 @@ def _run(commands: Any) -> None:
     parser = _command(commands, "run", "run", "execute a model on data", RUN)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.npz", help="write the outputs, an array for each")
-    parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime", help="default: %(default)s")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="default: the fastest here for an integer model, else onnxruntime"
+    )
     parser.add_argument("--dequantize", action="store_true", help="integer outputs as the reals they stand for")
     _shape_option(parser)
     _data_options(parser, "inputs")

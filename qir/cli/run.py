@@ -17,7 +17,7 @@ from . import data, show
 def main(args: argparse.Namespace) -> int:
     output = data.writable(args.output, args.model, args.data) if args.output else None
     graph = data.load_model(args.model, args.input_shape)
-    session = Session(graph, backend=args.backend)
+    session = Session(graph, data.backend(args, graph))
     batches = data.feeds(args, graph, "running")
     start = time.perf_counter()
     results = data.collect(session.run(feeds) for feeds in batches)
@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> int:
     if args.dequantize:
         results = {name: dequantized(graph, name, array) for name, array in results.items()}
     samples = len(next(iter(results.values())))
-    show.say(f"{samples} samples in {seconds:.2f} s with {args.backend}")
+    show.say(f"{samples} samples in {seconds:.2f} s with {session.backend}")
     show.say(
         show.table([describe(n, a) for n, a in results.items()], ("output", "dtype", "shape", "min", "max", "mean"))
     )

@@ -41,6 +41,21 @@ def import_cupy() -> Any:
     return cupy
 
 
+def find_gpu(index: int = 0) -> tuple[Any, int]:
+    """(cupy, compute capability * 10) of GPU number `index`.
+
+    Raises BackendError for no CuPy, no such GPU, or one older than sm_75.
+    """
+    cupy = import_cupy()
+    count = cupy.cuda.runtime.getDeviceCount()
+    if not 0 <= index < count:
+        raise BackendError(f"there is no GPU {index}", hint=f"GPUs are 0 to {count - 1}")
+    capability = int(cupy.cuda.Device(index).compute_capability)
+    if capability < OLDEST:
+        raise BackendError(f"GPU {index} is sm_{capability}", hint=f"sm_{OLDEST} (Turing) or later is needed")
+    return cupy, capability
+
+
 class CupyDevice:
     """GPU number `index`.
 
@@ -50,16 +65,10 @@ class CupyDevice:
     tunes = True
 
     def __init__(self, index: int = 0) -> None:
-        self.cupy = import_cupy()
+        self.cupy, capability = find_gpu(index)
         self._runtime = self.cupy.cuda.runtime
-        count = self._runtime.getDeviceCount()
-        if not 0 <= index < count:
-            raise BackendError(f"there is no GPU {index}", hint=f"GPUs are 0 to {count - 1}")
         self.index = index
         self._device = self.cupy.cuda.Device(index)
-        capability = int(self._device.compute_capability)
-        if capability < OLDEST:
-            raise BackendError(f"GPU {index} is sm_{capability}", hint=f"sm_{OLDEST} (Turing) or later is needed")
         self.architecture = architecture_of(capability)
         self.tensor_maps = self.architecture == "90a" and driver() is not None
         name: Any = self._runtime.getDeviceProperties(index)["name"]

@@ -51,7 +51,7 @@ class Net:
 
 
 def outputs(graph: Graph, feeds: dict[str, Any]) -> Any:
-    return Session(graph).run(feeds)[graph.outputs[0].name]
+    return Session(graph, "reference").run(feeds)[graph.outputs[0].name]
 
 
 def depthwise_triple(seed: int, *, relu6: bool) -> Net:

@@ -79,12 +79,12 @@ def test_both_sides_agree(name: str, spelling: int) -> None:
         example = compiled.rule.example(np.random.default_rng(seed))
         graph = instance(compiled, compiled.patterns[spelling], example)
         feeds = feeds_of(graph, example.values)
-        expected = Session(graph).run(feeds)["negated"]
+        expected = Session(graph, "reference").run(feeds)["negated"]
         after = graph.clone()
         report = PassReport("test")
         assert rewrite(after, [compiled.rule], report) >= 1, report.text()
         verify(after)
-        got = Session(after).run(feeds)["negated"]
+        got = Session(after, "reference").run(feeds)["negated"]
         error = compiled.rule.claim.error(expected, got)
         assert error is None, f"{name}: {error} (seed {seed})"
 

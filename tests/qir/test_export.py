@@ -41,7 +41,7 @@ def test_both_profiles_give_the_reference_bits_in_onnx_reference(two_convs: Any,
     assert shifts and bool(casts_to_u64) == (opset < 28)  # from 28 on signed shifts are standard
     fetch = [o.name for o in model.graph.output]
     got = dict(zip(fetch, onnx.reference.ReferenceEvaluator(model).run(fetch, {"x": X}), strict=True))
-    want = Session(graph).run({"x": X}, outputs=names)
+    want = Session(graph, "reference").run({"x": X}, outputs=names)
     for name in names:
         np.testing.assert_array_equal(np.asarray(got[name]).astype(want[name].dtype), want[name])
 
@@ -116,7 +116,7 @@ def test_data_movement_runs_in_every_integer_dtype(
     graph = one_node(op, dtype, [limits[i] if isinstance(i, str) else i for i in inputs], attrs, ("N", 4, 4, 2))
     rng = np.random.default_rng(5)
     x = rng.integers(max(dtype.lo, -1000), min(dtype.hi, 1000), (3, 4, 4, 2)).astype(dtype.numpy)
-    want = Session(graph).run({"x": x})
+    want = Session(graph, "reference").run({"x": x})
     for name, got in Session(graph, "onnxruntime").run({"x": x}).items():
         np.testing.assert_array_equal(got, want[name])
     again = qir.load(to_onnx(graph).SerializeToString())
@@ -138,7 +138,7 @@ def test_activations_of_four_bits_travel_in_eight(two_convs: Any) -> None:
     assert not {onnx.TensorProto.INT4, onnx.TensorProto.UINT4} & set(inlined_types(model).values())
     assert [i.data_type for i in model.graph.initializer if i.name == "c0.w"] == [onnx.TensorProto.INT4]
     plain = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])  # as any user would
-    want = Session(graph).run({"x": X}, outputs=four)
+    want = Session(graph, "reference").run({"x": X}, outputs=four)
     for name, got in zip(four, plain.run(four, {"x": X}), strict=True):
         np.testing.assert_array_equal(got, want[name])
     assert str(qir.load(to_onnx(graph))) == str(graph)
@@ -165,7 +165,7 @@ def test_borders_of_four_bits(kind: str) -> None:
     model = checked(to_onnx(g))
     assert audit(model) == []
     assert not {onnx.TensorProto.INT4, onnx.TensorProto.UINT4} & set(inlined_types(model).values())
-    want = Session(g).run(feeds)
+    want = Session(g, "reference").run(feeds)
     assert want["both"].min() == dtype.lo and want["both"].max() == dtype.hi  # it saturates at four bits
     for name, got in Session(g, "onnxruntime").run(feeds).items():
         np.testing.assert_array_equal(got, want[name])
@@ -240,7 +240,7 @@ def test_integer_border(two_convs: Any, tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "i.onnx")
     assert audit(model) == []
     assert "qir.io" in {p.key: p.value for p in model.metadata_props}
-    q = Session(graph).run({"x": X}, outputs=["x.q", "c1"])
+    q = Session(graph, "reference").run({"x": X}, outputs=["x.q", "c1"])
     got = Session(tmp_path / "i.onnx", "onnxruntime").run({"x": q["x.q"]})
     np.testing.assert_array_equal(got["y"], q["c1"])
 

@@ -512,7 +512,7 @@ def accumulator_that_overflows(folder: Path, graph: Graph) -> object:
     )
     attrs = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "pad_value": [0]}
     g.set_outputs([g.add_node("qir.Conv", [x, w, b], attrs, outputs=["acc"]).output])
-    return Session(g).run({"x": np.full((1, 1, 1, 1), 255, np.uint8)})
+    return Session(g, "reference").run({"x": np.full((1, 1, 1, 1), 255, np.uint8)})
 
 
 # -- graphs, passes, sessions -----------------------------------------------------------------
@@ -538,22 +538,22 @@ def unknown_backend(folder: Path, graph: Graph) -> object:
 
 @case(DataError, "input 'x': is missing")
 def feed_missing(folder: Path, graph: Graph) -> object:
-    return Session(graph).run({})
+    return Session(graph, "reference").run({})
 
 
 @case(DataError, r"float32\['N', 3, 8, 8\] expected, float64")
 def feed_of_a_wrong_dtype(folder: Path, graph: Graph) -> object:
-    return Session(graph).run({"x": np.zeros((1, 3, 8, 8))})
+    return Session(graph, "reference").run({"x": np.zeros((1, 3, 8, 8))})
 
 
 @case(DataError, r"but \[1, 3, 9, 8\] given")
 def feed_of_a_wrong_shape(folder: Path, graph: Graph) -> object:
-    return Session(graph).run({"x": np.zeros((1, 3, 9, 8), np.float32)})
+    return Session(graph, "reference").run({"x": np.zeros((1, 3, 9, 8), np.float32)})
 
 
 @case(DataError, "input 'x': holds NaN")
 def feed_with_nan(folder: Path, graph: Graph) -> object:
-    return Session(graph).run({"x": np.full((1, 3, 8, 8), np.nan, np.float32)})
+    return Session(graph, "reference").run({"x": np.full((1, 3, 8, 8), np.nan, np.float32)})
 
 
 @case(ModelError, "its folder does not exist")

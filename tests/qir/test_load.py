@@ -163,7 +163,7 @@ def test_an_old_node_means_what_onnxruntime_computes(old: Old) -> None:
     want = run_original(model, {"x": x})
     graph = qir.load(model.SerializeToString())
     verify(graph, Stage.FLOAT)
-    got = Session(graph).run({"x": x})
+    got = Session(graph, "reference").run({"x": x})
     assert list(got) == outs
     for name, expected in zip(outs, want, strict=True):
         assert got[name].dtype == expected.dtype
@@ -190,7 +190,7 @@ def test_constant_nodes(attr: str, value: Any) -> None:
     graph = qir.load(model)
     assert [n.op for n in graph.nodes] == ["Add"]
     x = f32([1, 2], [3, 4])
-    np.testing.assert_array_equal(Session(graph).run({"x": x})["y"], run_original(model, {"x": x})[0])
+    np.testing.assert_array_equal(Session(graph, "reference").run({"x": x})["y"], run_original(model, {"x": x})[0])
 
 
 def test_integer_constant_nodes() -> None:
@@ -223,7 +223,7 @@ def test_half_floats_are_computed_in_float32(elem: int) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
     loaded = qir.load(model)
     assert loaded.inputs[0].dtype is DType.FLOAT32
-    np.testing.assert_array_equal(Session(loaded).run({"x": f32([2, 3])})["y"], [[3, -6]])
+    np.testing.assert_array_equal(Session(loaded, "reference").run({"x": f32([2, 3])})["y"], [[3, -6]])
 
 
 def test_unsorted_nodes_are_sorted_and_names_survive() -> None:
@@ -374,7 +374,7 @@ def test_qonnx_quant(bits: int, signed: int, narrow: int, where: str) -> None:
     if per_channel:
         (dequantize,) = [n for n in graph.nodes if n.op == "DequantizeLinear"]
         assert dequantize.input(0).dtype.bits == (4 if bits <= 4 else 8 if bits <= 8 else 16)
-    got = Session(graph).run({"x": data}, outputs=["q"])["q"]
+    got = Session(graph, "reference").run({"x": data}, outputs=["q"])["q"]
     np.testing.assert_allclose(got, qonnx_reference(data, scale, 0, bits, signed, narrow), rtol=1e-6)
     onnx.checker.check_model(qir.io.to_onnx(graph), full_check=True)
 

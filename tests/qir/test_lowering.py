@@ -67,7 +67,10 @@ def check(m: Maker, integer: Graph, q: QuantParams, steps: float = 1) -> None:
     feeds = {"x": RNG.normal(size=(3, *(int(d) for d in m.x.shape[1:]))).astype(np.float32)}
     assert exactness(integer, feeds).exact
     (name,) = (v.name for v in m.graph.outputs)
-    a, b = Session(integer).run(feeds)[integer.outputs[0].name], Session(m.graph).run(feeds)[name]
+    a, b = (
+        Session(integer, "reference").run(feeds)[integer.outputs[0].name],
+        Session(m.graph, "reference").run(feeds)[name],
+    )
     assert np.abs(a - b).max() <= (steps + 1e-3) * q.scale[0]
 
 

@@ -61,7 +61,7 @@ def test_integer_on_every_input(
     grid = exact_for(op, grid)
     graph = integer_case(op, [every_value(grid)], attrs, [grid], [OUT])
     (value,) = graph.outputs
-    x = Session(graph).run({"x0": every_value(grid)})[value.name]
+    x = Session(graph, "reference").run({"x0": every_value(grid)})[value.name]
     reals = grid.dequantize(np.arange(grid.dtype.lo, grid.dtype.hi + 1)).reshape(1, -1)
     want = op_of(op).reference(op_of(op).complete(attrs, ""), reals)[0].astype(np.float64)
     step = np.abs(x - np.clip(want / OUT.scale[0] + OUT.zero_point[0], 0, 255)).max()
@@ -119,7 +119,7 @@ def test_requantize_on_every_8_bit_input(integer_case: Callable[..., Graph], sou
     integer, _ = LowerToDyadic().apply(g)
     x = every_value(grid).reshape(-1)
     name = integer.outputs[0].producer.input(0).name  # type: ignore[union-attr]
-    got = Session(integer).run({"x": x}, outputs=[name])[name]
+    got = Session(integer, "reference").run({"x": x}, outputs=[name])[name]
     np.testing.assert_array_equal(got, Session(integer, "onnxruntime", threads=1).run({"x": x}, outputs=[name])[name])
     n = np.arange(source.lo, source.hi + 1) - grid.zero_point[0]
     exact = np.floor(n * (grid.scale[0] / target.scale[0]) * (1 + 1e-15) + 0.5) + 77

@@ -31,7 +31,7 @@ KIT = (
 def agree(graph: Graph, feeds: dict[str, Any], threads: int = 2) -> None:
     """Fused outputs and, with fusion broken up, every tensor."""
     names = [v.name for v in graph.values if v.data is None and v.producer is not None]
-    want = Session(graph).run(feeds, outputs=names)
+    want = Session(graph, "reference").run(feeds, outputs=names)
     session = Session(graph, "cpu", threads=threads)
     for name, array in session.run(feeds).items():
         if name in want:

@@ -47,7 +47,7 @@ def feed(graph: Graph, batch: int, seed: int = 0) -> dict[str, Any]:
 
 def test_trained_networks_every_tensor(graph: Graph) -> None:
     names = [v.name for v in graph.values if v.data is None and v.producer is not None]
-    reference, cpu = Session(graph), Session(graph, "cpu")
+    reference, cpu = Session(graph, "reference"), Session(graph, "cpu")
     for batch in (1, 5):
         x = feed(graph, batch)
         want, fused, all_kept = reference.run(x, outputs=names), cpu.run(x), cpu.run(x, outputs=names)
@@ -72,7 +72,7 @@ def test_without_numba_the_same_bits(graph: Graph, monkeypatch: pytest.MonkeyPat
     slow = Session(graph, "cpu")
     assert not slow.executor.native
     x = feed(graph, 3)
-    want = Session(graph).run(x)
+    want = Session(graph, "reference").run(x)
     for name, array in slow.run(x).items():
         np.testing.assert_array_equal(array, want[name])
 
@@ -80,7 +80,7 @@ def test_without_numba_the_same_bits(graph: Graph, monkeypatch: pytest.MonkeyPat
 def test_sessions_in_threads_give_the_bits_of_one(one: Graph) -> None:
     shared = Session(one, "cpu", threads=2)
     feeds = [feed(one, 1 + i % 3, i) for i in range(6)]
-    want = [Session(one).run(x) for x in feeds]
+    want = [Session(one, "reference").run(x) for x in feeds]
     wrong: list[str] = []
 
     def work(index: int, session: Session) -> None:
@@ -101,7 +101,7 @@ def test_sessions_in_threads_give_the_bits_of_one(one: Graph) -> None:
 
 def test_thread_counts_change_nothing(one: Graph) -> None:
     x = feed(one, 4)
-    want = Session(one).run(x)
+    want = Session(one, "reference").run(x)
     for threads in (1, 2, 3, 7):
         for name, array in Session(one, "cpu", threads=threads).run(x).items():
             np.testing.assert_array_equal(array, want[name])
@@ -123,7 +123,7 @@ def test_feeds_need_not_be_contiguous(one: Graph) -> None:
     x = feed(one, 4)
     (name,) = x
     strided = np.repeat(x[name], 2, axis=-1)[..., ::2]
-    want = Session(one).run(x)
+    want = Session(one, "reference").run(x)
     for key, array in Session(one, "cpu").run({name: strided}).items():
         np.testing.assert_array_equal(array, want[key])
 
@@ -241,7 +241,7 @@ def test_bench_takes_turns(one: Graph) -> None:
 def test_a_graph_with_nothing_but_reference_operators() -> None:
     graph = qir.load(bundled_path("digits_mobile"))
     x = feed(graph, 2)
-    want = Session(graph).run(x)
+    want = Session(graph, "reference").run(x)
     for key, array in Session(graph, "cpu").run(x).items():
         np.testing.assert_array_equal(array, want[key])
 

@@ -27,7 +27,7 @@ def copies(case: Case, order: int = 0) -> int:
     """
     values = [v for n in case.graph.nodes for v in n.outputs]
     case.graph.set_outputs([v for v in values if not v.uses()])
-    expected = Session(case.graph).run(case.feeds, outputs=[v.name for v in values])
+    expected = Session(case.graph, "reference").run(case.feeds, outputs=[v.name for v in values])
     session = Session(case.graph, "cuda", device=EmulatedDevice(order))
     for names in ([v.name for v in values], None):
         for name, got in session.run(case.feeds, outputs=names).items():

@@ -213,7 +213,7 @@ def images(seed: int) -> Any:
 def test_runs_as_the_reference_says(stand_in: Callable[..., StandIn], two_convs: Callable[..., Graph]) -> None:
     cupy = stand_in()
     graph = two_convs()
-    session, reference = Session(graph, "cuda"), Session(graph)
+    session, reference = Session(graph, "cuda"), Session(graph, "reference")
     assert session.executor.device.name == "stand-in" and session.executor.device.architecture == "90a"
     pending = [session.run_async({"x": images(i)}) for i in range(4)]
     for i in (3, 1, 0, 2):
@@ -239,7 +239,7 @@ def test_layers_are_timed_as_graphs(
     stand_in()
     graph = two_convs()
     session = Session(graph, "cuda", tune=tmp_path)
-    want = Session(graph).run({"x": images(3)})["y"]
+    want = Session(graph, "reference").run({"x": images(3)})["y"]
     np.testing.assert_array_equal(session.run({"x": images(3)})["y"], want)
     entries = session.executor.table._measured
     assert entries and all(s == pytest.approx(2e-3 / 8) for e in entries.values() for s in e["seconds"].values())
@@ -250,7 +250,7 @@ def test_tensors_of_other_packages(stand_in: Callable[..., StandIn], two_convs: 
     """By DLPack for the stream of the run; by `__cuda_array_interface__`, with its stream waited for; or refused."""
     cupy = stand_in()
     graph = two_convs()
-    session, want = Session(graph, "cuda"), Session(graph).run({"x": images(7)})["y"]
+    session, want = Session(graph, "cuda"), Session(graph, "reference").run({"x": images(7)})["y"]
     inner = cupy.empty((2, 3, 8, 8), np.float32).set(images(7))
     asked: list[dict[str, Any]] = []
 

@@ -57,7 +57,7 @@ def test_the_bits_are_the_reference_s(channels: int, group: int, architecture: s
     case = stream(channels, batch, group, seed=channels)
     device = EmulatedDevice(batch, architecture=architecture)
     names = [v.name for n in case.graph.nodes for v in n.outputs]
-    want = Session(case.graph).run(case.feeds, outputs=names)
+    want = Session(case.graph, "reference").run(case.feeds, outputs=names)
     session = Session(case.graph, "cuda", device=device)
     for chosen in (None, names, [n.output.name for n in case.graph.nodes if n.op == "qir.Add"]):
         for name, got in session.run(case.feeds, outputs=chosen).items():
@@ -73,7 +73,7 @@ def test_sums_that_are_split_have_second_results_too() -> None:
     c.conv(y, 8, (1, 1))
     c.graph.set_outputs([v for n in c.graph.nodes for v in n.outputs if not v.uses()])
     session = Session(c.graph, "cuda", device=EmulatedDevice())
-    want = Session(c.graph).run(c.feeds)
+    want = Session(c.graph, "reference").run(c.feeds)
     for name, got in session.run(c.feeds).items():
         np.testing.assert_array_equal(got, want[name])
     outputs = [v.name for v in c.graph.outputs]
@@ -102,7 +102,7 @@ def pools(channels: int, several: bool = False) -> Case:
 def test_sums_are_requantized_where_they_are_made(channels: int, several: bool) -> None:
     case = pools(channels, several)
     names = [v.name for n in case.graph.nodes for v in n.outputs]
-    want = Session(case.graph).run(case.feeds, outputs=names)
+    want = Session(case.graph, "reference").run(case.feeds, outputs=names)
     session = Session(case.graph, "cuda", device=EmulatedDevice(1))
     for chosen in (None, names):
         for name, got in session.run(case.feeds, outputs=chosen).items():

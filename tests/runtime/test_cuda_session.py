@@ -35,7 +35,7 @@ class Bench:
         self.graph = graph
         self.device = EmulatedDevice()
         self.session = Session(graph, "cuda", device=self.device, **options)
-        self._reference = Session(graph)
+        self._reference = Session(graph, "reference")
         self._rng = np.random.default_rng(0)
 
     def image(self, batch: int = 2) -> Array:
@@ -259,7 +259,7 @@ def test_intermediate_values_too(bench: Callable[..., Bench]) -> None:
     b = bench()
     x = b.image()
     got = b.session.run({"x": x}, outputs=["c0", "y"])
-    want = Session(b.graph).run({"x": x}, outputs=["c0", "y"])
+    want = Session(b.graph, "reference").run({"x": x}, outputs=["c0", "y"])
     for name in want:
         np.testing.assert_array_equal(got[name], want[name])
 

@@ -53,7 +53,7 @@ def likes(tile: str, splits: bool) -> EmulatedDevice:
 
 def test_every_candidate_yields_the_same_bits() -> None:
     case = network()
-    want = Session(case.graph).run(case.feeds)
+    want = Session(case.graph, "reference").run(case.feeds)
     device, turn, most = EmulatedDevice(), 0, 1
     seen: set[str] = set()
     while turn < most:
@@ -73,7 +73,7 @@ def test_every_candidate_yields_the_same_bits() -> None:
 @pytest.mark.parametrize(("tile", "splits"), [("64, 64,", False), ("128, 64,", False), ("64, 64,", True)])
 def test_the_fastest_is_taken_and_only_speed_changes(tmp_path: Path, tile: str, splits: bool) -> None:
     case = network(1)
-    want = Session(case.graph).run(case.feeds)
+    want = Session(case.graph, "reference").run(case.feeds)
     device = likes(tile, splits)
     session = Cuda(case.graph, device, tune=tmp_path)
     for name, got in session.run(case.feeds).items():

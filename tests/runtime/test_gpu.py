@@ -32,7 +32,7 @@ def no_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
 def compare(graph: Graph, feeds: dict[str, Array], **options: Any) -> None:
     """Every tensor (which keeps layers apart), then the outputs alone (which fuses them)."""
     names = computed(graph)
-    want = Session(graph).run(feeds, outputs=names)
+    want = Session(graph, "reference").run(feeds, outputs=names)
     session = Session(graph, "cuda", **options)
     for outputs in (names, None):
         for name, got in session.run(feeds, outputs=outputs).items():
@@ -84,7 +84,7 @@ def test_tensors_of_cupy_and_pytorch(gpu: Any) -> None:
 
     graph, x = digits()
     name = graph.inputs[0].name
-    want = Session(graph).run({name: x})
+    want = Session(graph, "reference").run({name: x})
     session = Session(graph, "cuda")
     y = next(iter(want))
     on_device = cupy.asarray(x)
@@ -112,7 +112,7 @@ def test_streams_and_batches_under_way(gpu: Any) -> None:
 
     graph, x = digits()
     name = graph.inputs[0].name
-    session, reference = Session(graph, "cuda", lanes=2), Session(graph)
+    session, reference = Session(graph, "cuda", lanes=2), Session(graph, "reference")
     streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(3)]
     parts = [x[i : i + 1 + i % 5] for i in range(24)]
     pending = [session.run_async({name: p}, stream=streams[i % 3]) for i, p in enumerate(parts)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from qir.errors import BackendError, DataError, GraphError
 from qir.graph import Graph, Stage
 from qir.runtime import BACKENDS, Session
+from qir.runtime import session as session_module
 from qir.types import DType, TensorType
 
 
@@ -23,7 +26,7 @@ def feeds() -> dict[str, Any]:
 def test_backends_agree_on_every_value(two_convs: Any, feeds: Any, weights: str, activations: str) -> None:
     graph: Graph = two_convs(weights, activations)
     names = [v.name for v in graph.values]
-    a = Session(graph).run(feeds, outputs=names)
+    a = Session(graph, "reference").run(feeds, outputs=names)
     b = Session(graph, "onnxruntime").run(feeds, outputs=names)
     assert list(a) == list(b) == names
     for name in names:
@@ -44,7 +47,9 @@ def test_path_is_loaded(two_convs: Any, feeds: Any, tmp_path: Any) -> None:
 
     graph: Graph = two_convs()
     save(graph, tmp_path / "m.onnx")
-    np.testing.assert_array_equal(Session(tmp_path / "m.onnx").run(feeds)["y"], Session(graph).run(feeds)["y"])
+    np.testing.assert_array_equal(
+        Session(tmp_path / "m.onnx", "reference").run(feeds)["y"], Session(graph, "reference").run(feeds)["y"]
+    )
 
 
 GOOD = np.zeros((1, 3, 8, 8), np.float32)
@@ -66,7 +71,7 @@ GOOD = np.zeros((1, 3, 8, 8), np.float32)
 )
 def test_bad_feeds(two_convs: Any, feeds: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Session(two_convs()).run(feeds)
+        Session(two_convs(), "reference").run(feeds)
 
 
 def test_inputs_share_one_batch() -> None:
@@ -74,7 +79,7 @@ def test_inputs_share_one_batch() -> None:
     a = g.add_input("a", TensorType(DType.FLOAT32, ("N", 2)))
     b = g.add_input("b", TensorType(DType.FLOAT32, ("2*N", 2)))
     g.set_outputs([a, b])
-    session = Session(g)
+    session = Session(g, "reference")
     assert session.run({"a": np.ones((3, 2), np.float32), "b": np.ones((6, 2), np.float32)})["b"].shape == (6, 2)
     with pytest.raises(DataError, match=r"input 'b': shape .* expected with a batch of 3 but"):
         session.run({"a": np.ones((3, 2), np.float32), "b": np.ones((8, 2), np.float32)})
@@ -96,7 +101,7 @@ def test_inputs_and_constants_as_outputs(backend: str) -> None:
 
 def test_unknown_output(two_convs: Any, feeds: Any) -> None:
     with pytest.raises(GraphError, match="no value named 'nope'"):
-        Session(two_convs()).run(feeds, outputs=["nope"])
+        Session(two_convs(), "reference").run(feeds, outputs=["nope"])
 
 
 def test_unknown_backend(two_convs: Any) -> None:
@@ -118,7 +123,7 @@ def test_reference_names_the_node_that_fails() -> None:
     attrs = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "pad_value": [0]}
     g.set_outputs([g.add_node("qir.Conv", [x, w, bias], attrs, outputs=["acc"]).output])
     with pytest.raises(Exception, match=r"qir\.Conv node 'acc': an accumulator left int32"):
-        Session(g).run({"x": np.full((1, 1, 1, 1), 255, np.uint8)})
+        Session(g, "reference").run({"x": np.full((1, 1, 1, 1), 255, np.uint8)})
 
 
 def test_reference_frees_what_is_dead(two_convs: Any) -> None:
@@ -128,3 +133,40 @@ def test_reference_frees_what_is_dead(two_convs: Any) -> None:
     last = last_uses(graph.nodes, graph.outputs)
     assert last[graph.value("c0")].name == "c1.acc"
     assert graph.value("y") not in last
+
+
+def test_the_default_is_the_fastest_backend_here(
+    two_convs: Any, feeds: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """CUDA with CuPy and a GPU, else the CPU runtime, without numba the reference; float graphs: the reference."""
+    integer: Graph = two_convs()
+    real = Graph("real")
+    real.set_outputs([real.add_node("Relu", [real.add_input("x", TensorType(DType.FLOAT32, ("N", 2)))]).output])
+    missing: set[str] = set()
+    find = session_module.find_spec
+    monkeypatch.setattr(session_module, "find_spec", lambda name: None if name in missing else find(name))
+    missing.add("cupy")
+    if find("numba") is not None:
+        default = Session(integer)
+        assert default.backend == "cpu"
+        for name, array in Session(integer, "reference").run(feeds).items():
+            np.testing.assert_array_equal(default.run(feeds)[name], array)
+    assert Session(real).backend == "reference"
+    missing.add("numba")
+    assert Session(integer).backend == "reference"
+
+    class FakeRuntime:
+        devices = 1
+        CUDARuntimeError = RuntimeError
+
+        def getDeviceCount(self) -> int:
+            return self.devices
+
+    runtime = FakeRuntime()
+    hopper = SimpleNamespace(compute_capability="90")
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=lambda _: hopper))
+    monkeypatch.setattr(session_module, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert session_module.default_backend(integer) == "cuda" and session_module.default_backend(real) == "reference"
+    runtime.devices = 0
+    assert session_module.default_backend(integer) == "cpu"
