@@ -22,7 +22,7 @@ from qir.cost import macs
 from qir.graph import Graph
 from qir.models import resnet18, resnet50
 from qir.passes import search
-from qir.passes.assign_bits import Assignment, Choice, Problem, solve
+from qir.passes.assign_bits import ROUNDING, Assignment, Choice, Problem, solve
 from qir.passes.calibration import calibrate
 from qir.passes.cost_model import COSTS, Work
 from qir.passes.recipes import RECIPES
@@ -97,10 +97,9 @@ def model_part(name: str, build: Callable[..., Graph]) -> list[str]:
             low, high = sorted((least(problem, cost), int8.costs[cost]))
             found: list[Assignment] = []
             for level in LEVELS:
-                # a millionth more: layers of one size make sums that are levels exactly, but for rounding
-                limit = (low + level * (high - low)) * (1 + 1e-6)
+                limit = low + level * (high - low)
                 found.append(solve(problem, {cost: limit}))
-                assert found[-1].costs[cost] <= limit, (name, cost, level)
+                assert found[-1].costs[cost] <= limit * (1 + ROUNDING), (name, cost, level)
                 if level in SHOWN:
                     lines.append(model_row(name, cost, source, f"{level:.2f}", found[-1], int8))
             steps = list(itertools.pairwise(f.perturbation for f in [*found, int8]))

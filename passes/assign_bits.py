@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -26,6 +26,12 @@ CUTS = 50
 
 ROUNDING = 1e-12
 """Share of a limit by which a sum may exceed it: what adding numbers in another order makes of an equal one."""
+
+UNITS = 1e6
+"""What the perturbations of the worst assignment sum to: a solution that is better by a unit of 1e-5 is still found."""
+
+LEAST_SHARE = 1e-6
+"""Of the way from the least cost to the greatest: limits nearer to the least are not stretched further."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Problem:
     groups:    layers that must have the same bits (groups that share a layer are one).
     pinned:    layer -> the bits it must have.
     forbidden: layer -> bits it must not have.
-    Raises QuantizationError where a name is unknown, a figure is not finite, or a group has no common choice left.
+    Raises QuantizationError where a name is unknown, a figure is not finite, bits come twice, or a group has no choice.
     """
 
     layers: Mapping[str, Sequence[Choice]]
@@ -77,6 +83,8 @@ class Problem:
             if name not in self.layers:
                 raise QuantizationError("no such layer to assign bits to", where=f"layer {name!r}")
         for name, choices in self.layers.items():
+            if len({c.bits for c in choices}) < len(choices):
+                raise QuantizationError("has two choices of the same bits", where=f"layer {name!r}")
             for c in choices:
                 if set(c.costs) != self.cost_names:
                     raise QuantizationError(
@@ -155,7 +163,7 @@ def solve(problem: Problem, limits: Mapping[str, float]) -> Assignment:
         if name not in problem.cost_names:
             known = ", ".join(sorted(problem.cost_names)) or "none"
             raise QuantizationError(f"no cost {name!r} to limit", hint=f"there are {known}")
-        if not limit > 0 or math.isnan(limit):
+        if not limit > 0:  # nor NaN
             raise QuantizationError(f"limit {limit} of {name!r} is not positive")
     model = _Model(problem, limits)
     found = model.solve()
@@ -179,7 +187,7 @@ def pareto(
     for i in range(points):
         limit = ends[0] + (ends[1] - ends[0]) * i / max(points - 1, 1)
         try:
-            one = solve(problem, {**others, cost: limit * (1 + 1e-12)})
+            one = solve(problem, {**others, cost: limit})
         except InfeasibleError:
             continue
         if not found or one.perturbation < found[-1].perturbation:
@@ -189,14 +197,20 @@ def pareto(
 
 def _nearest(problem: Problem, limits: Mapping[str, float]) -> dict[str, float]:
     """Costs of the assignment that exceeds its limits by the least common fraction (limits that hold stay as asked)."""
-    found = _Model(problem, limits, relaxed=True).solve()
+    ends = {k: math.fsum(min(c.costs[k] for c in choices) for _, choices in problem.blocks()) for k in limits}
+    # next to nothing is a limit like any other that is far too small; fractions of it would mean nothing
+    found = _Model(problem, {k: max(v, 1e-6 * ends[k]) for k, v in limits.items()}, relaxed=True).solve()
     assert found is not None  # the relaxed problem always has a solution
     costs = problem.total(found).costs
     return {k: max(costs[k], limit) for k, limit in limits.items()}
 
 
 class _Model:
-    """The integer program, in units where every limit is 1 and the perturbations sum to about 1000."""
+    """The integer program, in figures that the solver's tolerances (1e-6 or so, absolute) suit.
+
+    Each block counts what it adds to its own least cost and least perturbation, so that the common part of large sums
+    takes no digits.  Units: what a limit leaves above the least is 1, the perturbations sum to UNITS.
+    """
 
     def __init__(self, problem: Problem, limits: Mapping[str, float], relaxed: bool = False) -> None:
         self.pulp, self.problem, self.limits, self.relaxed = import_pulp(), problem, limits, relaxed
@@ -207,26 +221,38 @@ class _Model:
             [self._variable(f"x_{i}_{j}", cat="Binary") for j in range(len(choices))]
             for i, (_, choices) in enumerate(self.blocks)
         ]
-        worst = math.fsum(max(c.perturbation for c in choices) for _, choices in self.blocks)
-        unit = 1000 / worst if worst > 0 else 1.0
         excess = self._variable("excess", lowBound=0) if relaxed else 0
-        self.model += excess if relaxed else self._sum(lambda c: c.perturbation * unit)
+        omega = self._rises(lambda c: c.perturbation)
+        top = math.fsum(max(row) for row in omega)
+        self.model += excess if relaxed else self._sum(omega, UNITS / top if top > 0 else 1.0)
         for row in self.x:
             self.model += p.lpSum(row) == 1
         for name, limit in limits.items():
-            total = self._sum(lambda c, name=name, limit=limit: c.costs[name] / limit)
-            self.model += total <= (1 + excess if relaxed else 1)
+            rises = self._rises(lambda c, name=name: c.costs[name])
+            top = math.fsum(max(row) for row in rises)
+            left = limit * (1 + ROUNDING) - math.fsum(min(c.costs[name] for c in choices) for _, choices in self.blocks)
+            if relaxed:
+                unit = max(abs(left), top)
+                self.model += self._sum(rises, 1 / unit) <= left / unit + excess * (limit / unit)
+            elif left < top:  # else it limits nothing
+                unit = max(left, LEAST_SHARE * top)
+                self.model += self._sum(rises, 1 / unit) <= left / unit
 
     def _variable(self, name: str, **options: Any) -> Any:
         """PuLP 3.3 and later make variables through the problem, earlier ones by themselves."""
         make = getattr(self.model, "add_variable", None) or self.pulp.LpVariable
         return make(name, **options)
 
-    def _sum(self, figure: Any) -> Any:
+    def _rises(self, figure: Callable[[Choice], float]) -> list[list[float]]:
+        """A figure of each choice, above the least of its block."""
+        rows = [[figure(c) for c in choices] for _, choices in self.blocks]
+        return [[value - min(row) for value in row] for row in rows]
+
+    def _sum(self, figures: list[list[float]], factor: float) -> Any:
         return self.pulp.lpSum(
-            figure(c) * v
-            for (_, cs), row in zip(self.blocks, self.x, strict=True)
-            for c, v in zip(cs, row, strict=True)
+            factor * figure * v
+            for figures_of, row in zip(figures, self.x, strict=True)
+            for figure, v in zip(figures_of, row, strict=True)
         )
 
     def solve(self) -> dict[str, Bits] | None:

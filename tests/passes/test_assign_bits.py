@@ -91,6 +91,9 @@ def test_limits_that_cannot_be_met_are_answered_with_the_nearest_that_can() -> N
         solve(problem, {"size": least * 0.9, "latency": 1e9})
     assert both.value.nearest["latency"] == 1e9
     solve(problem, both.value.nearest)
+    with pytest.raises(InfeasibleError) as nothing:
+        solve(problem, {"size": 1e-300, "bops": 1e-300})
+    solve(problem, nothing.value.nearest)
 
 
 def test_the_pareto_sweep_is_monotonic_and_meets_further_limits() -> None:
@@ -128,6 +131,40 @@ def test_a_limit_that_equal_layers_meet_exactly_is_met() -> None:
         assert found.costs["latency"] == pytest.approx(limit, rel=1e-12)
 
 
+@pytest.mark.parametrize("seed", [12, 30, 58])
+def test_it_is_optimal_where_perturbations_span_fifteen_orders_of_magnitude(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    layers = {
+        f"l{i}": [Choice((b, b), scale * 4.0**-b, {"size": count * b}) for b in (4, 8)]
+        for i in range(10)
+        for scale, count in [(float(10 ** rng.uniform(-12, 3)), float(rng.integers(100, 1_000_000)))]
+    }
+    problem = Problem(layers)
+    low, high = (problem.uniform((b, b)).costs["size"] for b in (4, 8))
+    limit = low + (high - low) * float(rng.uniform(0.2, 0.9))
+    expected = brute_force(problem, {"size": limit})
+    assert solve(problem, {"size": limit}).perturbation == pytest.approx(expected, rel=1e-9)
+
+
+def test_costs_that_are_all_but_common_to_the_choices_are_limited_all_the_same() -> None:
+    """What bits change is a billionth of the sums: less than the solver's tolerance, were it told the sums."""
+    rng = np.random.default_rng(0)
+    layers = {
+        f"l{i}": [
+            Choice((b, b), float(rng.lognormal(0, 2)) * 4.0**-b, {"size": 1000 + 1e-6 * b * extra}) for b in (4, 8)
+        ]
+        for i in range(9)
+        for extra in [float(rng.uniform(0.1, 1))]
+    }
+    problem = Problem(layers)
+    low, high = (problem.uniform((b, b)).costs["size"] for b in (4, 8))
+    for level in (0.1, 0.5, 0.9):
+        limit = low + level * (high - low)
+        found = solve(problem, {"size": limit})
+        assert found.costs["size"] <= limit
+        assert found.perturbation == pytest.approx(brute_force(problem, {"size": limit}), rel=1e-9)
+
+
 def test_perturbation_falls_as_a_limit_loosens() -> None:
     problem = random_problem(np.random.default_rng(4), 20)
     low, high = problem.uniform((4, 4)).costs, problem.uniform((8, 8)).costs
@@ -149,6 +186,8 @@ def test_bad_problems_are_refused() -> None:
         Problem(problem.layers, [("l0", "l1")], pinned={"l0": (8, 8)}, forbidden={"l1": [(8, 8)]})
     with pytest.raises(QuantizationError, match="not finite"):
         Problem({"a": [Choice((8, 8), float("nan"), {})]})
+    with pytest.raises(QuantizationError, match="same bits"):
+        Problem({"a": [Choice((8, 8), 1, {}), Choice((8, 8), 2, {})]})
     with pytest.raises(QuantizationError, match="other costs"):
         Problem({"a": [Choice((8, 8), 1, {"size": 1})], "b": [Choice((8, 8), 1, {})]})
     assert merge_groups([("a",), ("a", "b")]) == [("a", "b")]
