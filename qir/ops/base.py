@@ -175,3 +175,9 @@ def op_of(name: str) -> Op:
         near = get_close_matches(name, REGISTRY, 3)
         hint = f"did you mean {', '.join(near)}?" if near else None
         raise UnsupportedError(f"operator {name!r} is not supported", hint=hint) from None
+
+
+def least_outputs(name: str, given: int) -> int:
+    """How many outputs a node of operator `name` must have, where it was written with `given`; 1 if it is unknown."""
+    words = REGISTRY[name].outputs.split() if name in REGISTRY else ["y"]
+    return given if words[-1].endswith("*") else sum(not w.endswith("?") for w in words)

@@ -112,8 +112,13 @@ def _one_pair(node: Node) -> bool:
 
 
 def _second(group: Group) -> Node | None:
-    """The first requantization of a group's result to 8 bits, by one pair, unless it is the result's only use."""
+    """The first requantization of a group's result to 8 bits, by one pair, unless it is the result's only use.
+
+    None behind a table without signs: the epilogue looks entries up as they are stored, not as numbers to go on with.
+    """
     if group.requantize is None or group.output.dtype.bits not in (8, 16):
+        return None
+    if group.table is not None and not group.output.dtype.is_signed:
         return None
     users = [node for node, _ in group.output.uses()]
     for node in users if len(users) > 1 or group.output.is_output else ():

@@ -83,6 +83,26 @@ def test_sums_that_are_split_have_second_results_too() -> None:
     assert any("finish_splits" in k for k in kernels) and not any("requantize" in k for k in kernels)
 
 
+@needs_compiler
+@pytest.mark.parametrize("channels", [16, 20])
+@pytest.mark.parametrize("kind", [DType.INT8, DType.UINT8])
+def test_results_of_tables_are_requantized_as_numbers(kind: DType, channels: int) -> None:
+    """Entries of 128 and more among them: a byte is read with its sign where one launch does both."""
+    c = Case(1, 2)
+    x = c.requantize(c.conv(c.input(DType.UINT8, 3, 5, 6), channels, (3, 3), pads=[1] * 4), channels=channels)
+    y = c.table(x, dtype=kind)
+    c.requantize(y, DType.INT8, ratios=(0.3, 0.9))
+    c.node("qir.ReduceSum", y, axes=[2, 3], keepdims=0)
+    c.graph.set_outputs([v for n in c.graph.nodes for v in n.outputs if not v.uses()])
+    assert [g.second is not None for g in fuse(c.graph, ())] == [
+        kind is DType.INT8,
+        *[False] * (1 + (kind is DType.UINT8)),
+    ]
+    want = Session(c.graph, "reference").run(c.feeds)
+    for name, got in Session(c.graph, "cuda", device=EmulatedDevice()).run(c.feeds).items():
+        np.testing.assert_array_equal(got, want[name], err_msg=name)
+
+
 def pools(channels: int, several: bool = False) -> Case:
     """Average pooling over windows and over images, with and without its axes; by one pair, or one a channel."""
     c = Case(channels, 2)
