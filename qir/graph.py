@@ -214,7 +214,7 @@ class Graph:
         outputs: names (made fresh) or a count.  quant: annotation of the first output.
         Raises UnsupportedError (unknown operator), TypeInferenceError, GraphError (foreign input).
         """
-        from .ops import op_of  # the registry needs Node for its signatures
+        from .ops import least_outputs, op_of  # the registry needs Node for its signatures
 
         operator = op_of(op)
         for value in inputs:
@@ -229,8 +229,8 @@ class Graph:
         self._set_inputs(node, tuple(inputs))
         operator.settle(node)
         try:
-            result = list(types) if types is not None else operator.infer_types(node)[:count]
-            if len(result) < count:
+            result = list(types) if types is not None else operator.infer_types(node)
+            if not least_outputs(op, len(result)) <= count <= len(result):
                 raise GraphError(f"{count} outputs wanted, the operator gives {len(result)}", where=str(node))
         except Exception:
             self._set_inputs(node, ())

@@ -28,9 +28,9 @@ from . import (
     transposing,
     unary,
 )
-from .base import REGISTRY, REQUIRED, Op, op_of, register
+from .base import REGISTRY, REQUIRED, Op, least_outputs, op_of, register
 
-__all__ = ["REGISTRY", "REQUIRED", "Op", "op_of", "register"]
+__all__ = ["REGISTRY", "REQUIRED", "Op", "least_outputs", "op_of", "register"]
 _modules = (
     average_pooling,
     product,

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import qir
-from qir.errors import ModelError, UnsupportedError
+from qir.errors import GraphError, ModelError, UnsupportedError
 from qir.graph import Stage
 from qir.runtime import Session
 from qir.types import DType
@@ -173,6 +173,46 @@ def test_an_old_node_means_what_onnxruntime_computes(old: Old) -> None:
     onnx.checker.check_model(exported, full_check=True)
     for expected, again in zip(want, run_original(exported, {"x": x}), strict=True):
         np.testing.assert_allclose(again, expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("old", "used"),
+    [
+        (Old("Split", 11, {"axis": 1, "split": [1, 3]}, outputs=2), [0]),
+        (Old("Split", 13, {"axis": 2}, outputs=3), [0, 1]),
+        (Old("Split", 13, {"axis": 2}, outputs=3), [1]),
+        (Old("Split", 18, {"axis": 2, "num_outputs": 4}, shape=(2, 4, 7, 6), outputs=4), [0]),
+        (Old("TopK", 11, {}, [i64(2)], shape=(3, 5), outputs=2), [0]),
+        (Old("TopK", 11, {}, [i64(2)], shape=(3, 5), outputs=2), [1]),
+    ],
+    ids=str,
+)
+def test_parts_that_nobody_uses_still_count(old: Old, used: list[int]) -> None:
+    names = [f"c{i}" for i in range(len(old.constants))]
+    node = helper.make_node(old.op, ["x", *names], [f"y{i}" for i in range(old.outputs)], name="node", **old.attrs)
+    outs = [f"y{i}" for i in used]
+    model = model_of([node], {"x": old.shape}, outs, dict(zip(names, old.constants, strict=True)), old.opset)
+    for output in model.graph.output:
+        output.type.Clear()
+    x = np.random.default_rng(0).normal(0, 1.5, old.shape).astype(np.float32)
+    want = run_original(model, {"x": x})
+    graph = qir.load(model)
+    got = Session(graph, "reference").run({"x": x})
+    again = run_original(qir.io.to_onnx(qir.load(qir.io.to_onnx(graph))), {"x": x})
+    for name, a, b in zip(outs, want, again, strict=True):
+        np.testing.assert_array_equal(got[name], a)
+        np.testing.assert_array_equal(b, a)
+
+
+def test_a_node_has_the_outputs_that_its_operator_needs() -> None:
+    graph = qir.Graph("g")
+    x = graph.add_input("x", qir.TensorType(DType.FLOAT32, ("N", 6)))
+    for op, inputs, attrs in (
+        ("Split", [x], {"axis": 1, "num_outputs": 3}), ("TopK", [x, graph.add_constant("k", i64(2))], {}),
+    ):  # fmt: skip
+        with pytest.raises(GraphError, match="1 outputs wanted, the operator gives"):
+            graph.add_node(op, inputs, attrs, outputs=1)
+    assert not graph.nodes
 
 
 # -- constants --------------------------------------------------------------------------------
