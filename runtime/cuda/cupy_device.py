@@ -20,7 +20,7 @@ from .cupy_streams import CupyEvent, Handle, OnStream, handle_of
 from .device import ImageMap, Launch, Tensor
 from .kernels import Kernel
 from .placement import row_major
-from .tensor_maps import driver, encode
+from .tensor_maps import driver, encode, switched_on
 
 OLDEST = 75
 """Compute capability * 10 of the oldest architecture with s8 mma.sync."""
@@ -70,7 +70,7 @@ class CupyDevice:
         self.index = index
         self._device = self.cupy.cuda.Device(index)
         self.architecture = architecture_of(capability)
-        self.tensor_maps = self.architecture == "90a" and driver() is not None
+        self.tensor_maps = self.architecture == "90a" and switched_on() and driver() is not None
         name: Any = self._runtime.getDeviceProperties(index)["name"]
         self.name = name.decode() if isinstance(name, bytes) else str(name)
         with self._device:
@@ -100,13 +100,20 @@ class CupyDevice:
     def allocate(self, size: int, what: str = "a buffer") -> Memory:
         with self._device:
             try:
-                return Memory(self.cupy.cuda.alloc(max(size, 16)))
+                memory = Memory(self.cupy.cuda.alloc(max(size, 16)))
             except self.cupy.cuda.memory.OutOfMemoryError as error:
-                free, total = self._runtime.memGetInfo()
-                raise BackendError(
-                    f"GPU {self.index} has no room for {what}: {size:,} bytes asked for, {free:,} of {total:,} free",
-                    hint="use a smaller batch, or keep fewer plans",
-                ) from error
+                raise self._no_room(size, what) from error
+            # The pool hands on what was freed in the order of the current stream: work there may still use it, and this
+            # memory is written by any stream.
+            self._runtime.streamSynchronize(self.stream().ptr)
+            return memory
+
+    def _no_room(self, size: int, what: str) -> BackendError:
+        free, total = self._runtime.memGetInfo()
+        return BackendError(
+            f"GPU {self.index} has no room for {what}: {size:,} bytes asked for, {free:,} of {total:,} free",
+            hint="use a smaller batch, or keep fewer plans",
+        )
 
     def pinned(self, size: int) -> PinnedMemory:
         with self._device:
@@ -116,7 +123,8 @@ class CupyDevice:
                 raise BackendError(f"the host has no {size:,} bytes of memory to lock: {error}") from error
 
     def is_pinned(self, array: Array) -> bool:
-        kind = self._runtime.pointerGetAttributes(array.ctypes.data).type
+        with self._device:  # or the question would make a context on the thread's GPU, which may be another
+            kind = self._runtime.pointerGetAttributes(array.ctypes.data).type
         return kind == self._runtime.memoryTypeHost
 
     def upload(self, pointer: int, array: Array) -> None:
@@ -148,9 +156,12 @@ class CupyDevice:
                 with suppress(RuntimeError):  # what ends is of no use
                     stream.end_capture()
                 raise
-            graph = stream.end_capture()
-            graph.upload(stream)
-            stream.synchronize()
+            try:
+                graph = stream.end_capture()
+                graph.upload(stream)
+                stream.synchronize()
+            except self._runtime.CUDARuntimeError as error:
+                raise BackendError(f"{len(launches)} launches make no CUDA graph: {error}") from error
         return CupyRecording(graph, self._device)
 
     def _launch(self, launch: Launch, stream: int) -> None:
@@ -212,10 +223,13 @@ class CupyDevice:
     # -- callers' tensors ---------------------------------------------------------------------
     def empty(self, shape: Sequence[int], dtype: np.dtype[Any], stream: Handle) -> Any:
         with self._device:
-            if stream == self.stream():
-                return self.cupy.empty(tuple(shape), dtype)
-            with stream.as_cupy(self.cupy):  # memory is kept in the order of the stream that it was asked on
-                return self.cupy.empty(tuple(shape), dtype)
+            try:
+                if stream == self.stream():
+                    return self.cupy.empty(tuple(shape), dtype)
+                with stream.as_cupy(self.cupy):  # memory is kept in the order of the stream that it was asked on
+                    return self.cupy.empty(tuple(shape), dtype)
+            except self.cupy.cuda.memory.OutOfMemoryError as error:
+                raise self._no_room(int(np.prod(shape)) * dtype.itemsize, "a result") from error
 
     def adopt(self, tensor: object, stream: Handle) -> Tensor:
         given: Any = tensor

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,12 +42,26 @@ def cache_folder() -> Path:
 
 
 ARCHITECTURE = "QIR_CUDA_ARCHITECTURE"
-"""Environment variable: an older or plainer architecture to compile for, such as 90 (no warpgroup kernels) or 80."""
+"""Environment variable: an older or plainer architecture of the GPU's generation to compile for, such as 90 on an H200
+(no warpgroup kernels) or 80 on an sm_89."""
 
 
 def architecture_of(capability: int) -> str:
-    """What to compile for: the GPU's own architecture, with Hopper's own instructions where there are."""
-    return os.environ.get(ARCHITECTURE) or ("90a" if capability == 90 else str(capability))
+    """What to compile for: the GPU's own architecture, with Hopper's own instructions where there are.
+
+    Raises BackendError where the environment names one whose machine code the GPU does not run.
+    """
+    asked = os.environ.get(ARCHITECTURE)
+    if not asked:
+        return "90a" if capability == 90 else str(capability)
+    number = re.fullmatch(r"(\d+)a?", asked)
+    plain = int(number[1]) if number else 0
+    # machine code runs on later GPUs of the same generation  [CUDA Programming Guide, binary compatibility]
+    fits = asked == f"{capability}a" if asked.endswith("a") else plain <= capability
+    if plain // 10 != capability // 10 or not fits:
+        lowest = max(capability // 10 * 10, 75)
+        raise BackendError(f"{ARCHITECTURE}={asked}: this GPU runs code of sm_{lowest} to sm_{capability}")
+    return asked
 
 
 def cubin(kernel: Kernel, architecture: str, compiler: Nvrtc, folder: Path | None = None) -> tuple[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from functools import cache
 from typing import Any
@@ -20,6 +21,14 @@ CHANNELS = 128
 
 UINT8, NO_INTERLEAVE, SWIZZLE_128B, L2_128B, ZEROS = 0, 0, 3, 2, 0
 """Values of the driver's enums CUtensorMapDataType, -Interleave, -Swizzle, -L2promotion, -FloatOOBfill."""
+
+SWITCH = "QIR_CUDA_TENSOR_MAPS"
+"""Environment variable: 0 keeps GPUs from using tensor maps."""
+
+
+def switched_on() -> bool:
+    """What the environment says."""
+    return os.environ.get(SWITCH, "1").lower() not in ("0", "off", "false")
 
 
 @cache

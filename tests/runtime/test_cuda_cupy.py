@@ -353,6 +353,38 @@ def test_failures_of_the_driver_name_the_kernel(
         session.run({"x": images(0)})
 
 
+@needs_compiler
+def test_memory_is_free_of_earlier_work(stand_in: Callable[..., StandIn]) -> None:
+    """CuPy's pool hands on what was freed in the order of the current stream; plans are run on any."""
+    from qir.runtime.cuda.cupy_device import CupyDevice
+
+    cupy = stand_in()
+    device, side = CupyDevice(), cupy.cuda.Stream()
+    done: list[int] = []
+    cupy.null.ptr = side.ptr
+    cupy.streams[side.ptr].push(lambda: done.append(1))
+    device.allocate(100)
+    assert done == [1]
+
+
+@needs_compiler
+def test_no_room_for_results_or_graphs(stand_in: Callable[..., StandIn], two_convs: Callable[..., Graph]) -> None:
+    cupy = stand_in()
+    session = Session(two_convs(), "cuda")
+    session.run({"x": images(0)})
+    x, cupy.room = cupy.empty((2, 3, 8, 8), np.float32).set(images(1)), 500
+    with pytest.raises(BackendError, match=r"no room for a result: 2,048 bytes asked for, 500 of"):
+        session.run({"x": x})
+    cupy.room = 1 << 30
+
+    def fail(self: Any) -> Any:
+        raise cupy.cuda.runtime.CUDARuntimeError("cudaErrorMemoryAllocation")
+
+    cupy.cuda.Stream.end_capture = fail
+    with pytest.raises(BackendError, match=r"launches make no CUDA graph: cudaErrorMemoryAllocation"):
+        session.run({"x": images(0)[:1]})
+
+
 def test_streams_of_other_packages() -> None:
     protocol = type("Core", (), {"__cuda_stream__": lambda self: (0, 9)})()
     for given, ptr in ((7, 7), (SimpleNamespace(ptr=5), 5), (SimpleNamespace(cuda_stream=6), 6), (protocol, 9)):
@@ -362,7 +394,7 @@ def test_streams_of_other_packages() -> None:
         handle_of("default")
 
 
-def test_cubins_are_kept(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cubins_are_kept(tmp_path: Any) -> None:
     """By source, compiler, architecture and kernel; a folder that cannot be written costs time only."""
     asked: list[str] = []
 
@@ -378,8 +410,17 @@ def test_cubins_are_kept(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "file").write_text("")
     assert cupy_modules.cubin(kernel, "75", compiler, tmp_path / "file")[0] == "_Z1k"
     assert cupy_modules.architecture_of(89) == "89" and cupy_modules.architecture_of(90) == "90a"
-    monkeypatch.setenv(cupy_modules.ARCHITECTURE, "90")
-    assert cupy_modules.architecture_of(90) == "90"
+
+
+def test_architectures_that_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machine code is bound to a generation: what would not load is refused by name."""
+    for asked, capability in (("90", 90), ("90a", 90), ("80", 89), ("75", 75)):
+        monkeypatch.setenv(cupy_modules.ARCHITECTURE, asked)
+        assert cupy_modules.architecture_of(capability) == asked
+    for asked, capability in (("80", 90), ("89", 86), ("90a", 100), ("100", 90), ("80a", 89), ("hopper", 90)):
+        monkeypatch.setenv(cupy_modules.ARCHITECTURE, asked)
+        with pytest.raises(BackendError, match=f"{asked}: this GPU runs code of sm_.* to sm_{capability}"):
+            cupy_modules.architecture_of(capability)
 
 
 def test_cupy_has_what_is_used() -> None:
