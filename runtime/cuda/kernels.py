@@ -73,12 +73,16 @@ def conv_tile(
     )  # fmt: skip
 
 
+MAPPED_ROWS = 128
+"""Rows of the tiles that read their image through a tensor map."""
+
+
 def wgmma_tile(signed: bool, columns: int, stages: int, tensor_map: bool) -> ConvTile:
     """The instance of conv_wgmma or conv_wgmma_tma with that tile."""
     name = f"qir::conv_wgmma{'_tma' if tensor_map else ''}<{str(signed).lower()}, {columns}, {stages}>"
     return ConvTile(
-        "conv_wgmma.cu", name, threads=288 if tensor_map else 320, architectures=("90a",), rows=128, columns=columns,
-        stages=stages, cell=128 if tensor_map else 16, warpgroup=True, tensor_map=tensor_map,
+        "conv_wgmma.cu", name, threads=288 if tensor_map else 320, architectures=("90a",), rows=MAPPED_ROWS,
+        columns=columns, stages=stages, cell=128 if tensor_map else 16, warpgroup=True, tensor_map=tensor_map,
     )  # fmt: skip
 
 

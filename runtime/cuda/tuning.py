@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from qir.errors import BackendError
 from qir.graph import Node
 
 from .choices import Choice, Chooser
@@ -109,7 +110,8 @@ def tune(compile_: Callable[[Chooser], Plan], table: Table) -> int:
     """Time the layers of a plan that the table does not know; returns how many.
 
     compile_: makes the plan with a chooser.  Plan after plan, every unknown layer takes its next candidate, and the
-    launches that serve it are timed by the device's events.
+    launches that serve it are timed by the device's events.  Candidates of a plan that the device has no room for or
+    cannot launch stay untimed.
     """
     unknown: dict[str, dict[str, list[float]]] = {}
     most = turn = 0
@@ -125,7 +127,12 @@ def tune(compile_: Callable[[Chooser], Plan], table: Table) -> int:
         if turn == 0:
             plan.device.prepare(candidate.tile for _, candidates, _ in fresh.values() for candidate in candidates)
         most = max(most, *(len(candidates) for _, candidates, _ in fresh.values()))
-        for node, seconds in _seconds(plan, fresh).items():
+        try:
+            timed = _seconds(plan, fresh)
+        except BackendError as error:
+            _LOG.warning("candidates that cannot be tried: %s", error)
+            timed = {}
+        for node, seconds in timed.items():
             key, _, choice = fresh[node]
             unknown.setdefault(key, {}).setdefault(choice.name, []).append(seconds)
         turn += 1

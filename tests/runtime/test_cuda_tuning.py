@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qir import DType
+from qir.errors import BackendError
 from qir.runtime.cuda import tuning
 from qir.runtime.cuda.choices import Choice, candidates, first
 from qir.runtime.cuda.cupy_modules import kernel_version
-from qir.runtime.cuda.device import Launch
-from qir.runtime.cuda.emulated import EmulatedDevice
+from qir.runtime.cuda.device import ImageMap, Launch
+from qir.runtime.cuda.emulated import EmulatedDevice, EmulatedRecording
 from qir.runtime.cuda.kernels import CONV_TILES, INSTANCES
 from qir.runtime.cuda.plan import Packed, Plan
 from qir.runtime.cuda.runner import Runner
 from qir.runtime.cuda.session import Cuda
 from qir.runtime.session import Session
 from qir.testing_integer import IntegerCase as Case
+from qir.types import Array
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(c) for c in ("c++", "g++", "clang++")), reason="the CUDA emulation needs a C++ compiler"
@@ -88,6 +91,34 @@ def test_the_fastest_is_taken_and_only_speed_changes(tmp_path: Path, tile: str, 
     kept = again.runner(2, list(want), again.device.stream()).plan
     assert [c.name for _, _, c in kept.choices.values()] == [c.name for _, _, c in plan.choices.values()]
     assert timed and again.device.timed == 0  # type: ignore[attr-defined]
+
+
+class Picky(EmulatedDevice):
+    """Its driver refuses tensor maps, and its GPU launches no tile of 128 x 64."""
+
+    def tensor_map(self, image: ImageMap) -> Array:
+        raise BackendError("the driver makes no tensor map")
+
+    def record(self, launches: Sequence[Launch]) -> EmulatedRecording:
+        for launch in launches:
+            if "128, 64, 4" in launch.kernel.expression:
+                raise BackendError("cannot be launched", where=launch.kernel.expression)
+        return super().record(launches)
+
+
+def test_what_a_device_refuses_is_not_chosen(tmp_path: Path) -> None:
+    case = Case(0, 2)
+    x = case.requantize(case.conv(case.input(DType.UINT8, 120, 6, 6), 70, (3, 3), pad_value=[0]), DType.INT8)
+    case.conv(x, 20, (1, 1))
+    case.graph.set_outputs([v for n in case.graph.nodes for v in n.outputs if not v.uses()])
+    want = Session(case.graph, "reference").run(case.feeds)
+    session = Cuda(case.graph, Picky(clock=lambda launch: 1.0, architecture="90a"), tune=tmp_path)
+    for name, got in session.run(case.feeds).items():
+        np.testing.assert_array_equal(got, want[name])
+    options = session.runner(2, list(want), session.device.stream()).plan.choices.values()
+    assert all("tma" not in c.name for _, found, _ in options for c in found)
+    timed = [set(session.table._measured[key]["seconds"]) for key, _, _ in options]
+    assert all(names and not any("128, 64, 4" in name for name in names) for names in timed)
 
 
 def test_off_means_the_heuristic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

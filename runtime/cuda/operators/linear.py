@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -12,12 +13,14 @@ from qir.types import Array
 from ..arguments import CONV, DEPTHWISE_CONV, DIRECT_CONV, EPILOGUE, record, scalar
 from ..choices import candidates, slices_of
 from ..fusion import Group
-from ..kernels import ConvTile, conv_tiles, kernel
+from ..kernels import MAPPED_ROWS, ConvTile, conv_tiles, kernel
 from ..placement import CHUNK, SMALL, Placement, pixel_of_image
 from ..plan import Plan
 from ..tensor_maps import fits, image_map
 from .epilogue import epilogue
 from .moving import copy
+
+_LOG = logging.getLogger(__name__)
 
 
 def pack_weights(w_mkc: Array, tile: ConvTile) -> Array:
@@ -111,7 +114,7 @@ def _tensor_cores(
     four = value.dtype.bits == 4
     tiles = conv_tiles(value.dtype.is_signed, cell, packed_cell, four, plan.device.architecture)
     wide, count = -(-c // cell) * cell, taps.shape[1]
-    mapped = plan.device.tensor_maps and fits(geometry, wide)
+    mapped = plan.device.tensor_maps and fits(geometry, wide) and _makes_map(plan, geometry, wide, pixel_stride)
     tiles = [t for t in tiles if mapped or not t.tensor_map]
     ways = candidates(tiles, pixels, m, count * wide, count)
     choice = plan.choose(group, _key(group, geometry, m, c, pixel_stride), ways)
@@ -155,6 +158,17 @@ def _tensor_cores(
             scalar("i4", pitch), finish(),
         ],
     )  # fmt: skip
+
+
+def _makes_map(plan: Plan, geometry: dict[str, int], wide: int, pixel_stride: int) -> bool:
+    """Whether the device makes the tensor map of a layer's image: drivers have the last word on what can be one."""
+    anywhere = plan.packed.constant(np.zeros(256, np.uint8), ("anywhere",))
+    try:
+        plan.device.tensor_map(image_map(anywhere.pointer, geometry, wide, pixel_stride, MAPPED_ROWS))
+    except BackendError as error:
+        _LOG.info("a layer goes without the copy engine: %s", error)
+        return False
+    return True
 
 
 def _key(group: Group, geometry: dict[str, int], m: int, c: int, pixel_stride: int) -> str:
