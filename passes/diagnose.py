@@ -1,41 +1,55 @@
 """Why a quantized network is worse than the float one: the debugging flow of the White Paper (fig. 9), with advice.
 
 1. float check: the prepared graph (folded, equalized) must give the float network's outputs.
-2. weights or activations: each side quantized alone.
-3. layer by layer: each layer's weights, and each layer's input, quantized alone.
+2. weights or activations: each side quantized alone, as the recipe places its quantizers, rounded to nearest; and the
+   whole recipe, with its rounding and bias correction.
+3. each quantizer alone: every layer's weights, every activation.
 4. the worst tensors: their distributions, and what to do about each.
+5. on request, what each remedy brings, by trying it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from qir.errors import DataError
-from qir.graph import Graph
-from qir.types import Array
+from qir.graph import Graph, Node, Value
+from qir.ops.requantize import params_of
+from qir.types import Array, QuantParams
 
-from .calibration import collect, ranges_from
-from .insert_qdq import channel_axis, linear_nodes
-from .placement import first_and_last, layer_bits
+from .base import PassManager
+from .calibration import collect
+from .insert_qdq import channel_axis
+from .observers import Statistics
+from .pipeline import run_recipe
+from .placement import LINEAR
 from .ranges import Ranges
 from .recipes import Recipe
-from .sensitivity import perturbation, quantize_one, run_all
+from .sensitivity import perturbation, run_all
 
 FLOAT_DB = 60.0
 """Below this SQNR the prepared graph is not the float network any more."""
 
+SHARES = (0.001, 0.25, 0.5, 0.75, 0.999)
+"""Quantiles that describe a distribution."""
+
 
 @dataclass(frozen=True)
 class Culprit:
-    """One layer's weights or input, quantized alone.  sqnr: of the outputs, dB.  facts, advice: sentences."""
+    """One quantizer alone.  layer: whose weights, or which node reads the activation.  side: "weights" or "activation".
+
+    bits: of its grid.  sqnr: of the outputs, dB.  facts, advice: sentences.
+    """
 
     layer: str
     tensor: str
     side: str
+    bits: int
     sqnr: float
     facts: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
@@ -43,13 +57,18 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """SQNR of the outputs in dB: prepared float, weights only, activations only, both; culprits, worst first."""
+    """SQNR of the outputs in dB: prepared float; weights only, activations only and both, rounded to nearest; the
+    whole recipe.  culprits: worst first.  remedies: (option, SQNR of the whole recipe with it), best first.
+    """
 
+    recipe: Recipe
     float_sqnr: float
     weights_sqnr: float
     activations_sqnr: float
     both_sqnr: float
+    recipe_sqnr: float
     culprits: tuple[Culprit, ...]
+    remedies: tuple[tuple[str, float], ...] = ()
 
     def text(self, worst: int = 8) -> str:
         """The flow in words."""
@@ -59,29 +78,57 @@ class Diagnosis:
         else:
             lines.append("   fine: what is lost is lost by quantization")
         lines.append(
-            f"2. weights only: {_db(self.weights_sqnr)}; activations only: {_db(self.activations_sqnr)}; "
-            f"both: {_db(self.both_sqnr)}"
+            f"2. rounded to nearest, weights only: {_db(self.weights_sqnr)}; "
+            f"activations only: {_db(self.activations_sqnr)}; both: {_db(self.both_sqnr)}"
         )
+        lines.append(f"   the whole recipe, with its rounding and bias correction: {_db(self.recipe_sqnr)}")
         lines.append("   " + self.verdict())
-        lines.append("3. each tensor by itself, worst first:")
+        lines.append("3. each quantizer by itself, worst first:")
         for c in self.culprits[:worst]:
-            lines.append(f"   {_db(c.sqnr)}  {c.side} of {c.layer} ({c.tensor})")
+            reader = "of" if c.side == "weights" else "read by"
+            lines.append(f"   {_db(c.sqnr)}  {c.side} {reader} {c.layer} ({c.tensor}, {c.bits} bits)")
             lines += [f"      {fact}" for fact in c.facts]
             lines += [f"      -> {advice}" for advice in c.advice]
+        if self.remedies:
+            lines.append(f"4. the whole recipe with one change, on these samples (without: {_db(self.recipe_sqnr)}):")
+            lines += [f"   {_db(value)}  {option}" for option, value in self.remedies]
         return "\n".join(lines)
 
     def verdict(self) -> str:
-        """Which side to work on."""
+        """Which side to work on, and what of the recipe is left to change for it."""
         gap = self.weights_sqnr - self.activations_sqnr
-        if gap < -3:
-            return "the weights cost most: per-channel scales, equalization, weight_range='mse', rounding='gptq'"
-        if gap > 3:
-            return "the activations cost most: better ranges (mse, percentile), equalization, wider layers (search)"
-        return "both sides cost about the same: start with the tensors below"
+        if abs(gap) <= 3:
+            return "both sides cost about the same: start with the tensors below"
+        side = "weights" if gap < 0 else "activations"
+        left = [_words(options) for options in changes(self.recipe, side)]
+        bits = self.recipe.weight_bits if side == "weights" else self.recipe.activation_bits
+        left += ["wider layers (search)"] if bits < 8 else []
+        return f"the {side} cost most: " + (
+            ", ".join(left) or "the recipe does all it can; what is left takes training"
+        )
 
 
 def _db(value: float) -> str:
     return "exact" if math.isinf(value) else f"{value:5.1f} dB"
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    """Options as a recipe file has them."""
+    return ", ".join(f"{k}={str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in options.items())
+
+
+def changes(recipe: Recipe, side: str) -> list[dict[str, Any]]:
+    """Options of a recipe that may help its "weights" or its "activations", where they are not chosen already."""
+    if side == "weights":
+        wanted: list[dict[str, Any]] = [
+            {"per_channel": True}, {"equalize": "weights"}, {"weight_range": "mse"}, {"rounding": "gptq"},
+            {"correct_bias": "empirical"},
+        ]  # fmt: skip
+    else:
+        wanted = [{"method": "mse"}, {"method": "percentile"}, {"equalize": "activations"}, {"residual": "int16"}]
+    if recipe.per_channel:
+        wanted = [w for w in wanted if w != {"equalize": "weights"}]  # scales of channels do what it would
+    return [w for w in wanted if any(getattr(recipe, k) != v for k, v in w.items())]
 
 
 def sqnr(reference: Sequence[Array], outputs: Sequence[Array]) -> float:
@@ -90,9 +137,12 @@ def sqnr(reference: Sequence[Array], outputs: Sequence[Array]) -> float:
     return math.inf if noise == 0 else -10 * math.log10(noise)
 
 
-def diagnose(graph: Graph, batches: Iterable[Mapping[str, Array]], recipe: Recipe, *, worst: int = 8) -> Diagnosis:
+def diagnose(
+    graph: Graph, batches: Iterable[Mapping[str, Array]], recipe: Recipe, *, worst: int = 8, remedies: bool = False
+) -> Diagnosis:
     """Run the flow for a float graph and the recipe that disappoints.  The batches are kept in memory: a few suffice.
 
+    worst: culprits that are explained.  remedies: also run the recipe with each of `changes`.
     Raises DataError without batches, and what the recipe's passes raise.
     """
     feeds = list(batches)
@@ -101,77 +151,121 @@ def diagnose(graph: Graph, batches: Iterable[Mapping[str, Array]], recipe: Recip
     from .strip_softmax import StripSoftmax
 
     plain = StripSoftmax().apply(graph)[0] if recipe.strip_softmax else graph
-    prepared, _ = recipe.prepare.run(graph)
-    seen = collect(prepared, feeds)
-    ranges = ranges_from(seen, recipe.method if recipe.needs_data else "minmax", bits=(4, 8))
+    done = run_recipe(recipe, graph, feeds)
+    prepared, ranges = done.prepared, done.ranges
     reference = run_all(prepared, feeds)
-    base = sqnr(run_all(plain, feeds), reference)
-    nodes = [n for n in linear_nodes(prepared) if n.input(1).is_constant]
-    ends, widths = first_and_last(prepared), recipe.insert(ranges).widths
-    bits = {n.name: layer_bits(n, ends, widths, recipe.weight_bits) for n in nodes}
-    sides = {"weights": prepared, "input": prepared, "both": prepared}
-    found: list[Culprit] = []
-    for node in nodes:
-        w, a = bits[node.name]
-        pairs: dict[str, tuple[int | None, int | None]] = {"weights": (w, None), "input": (None, a), "both": (w, a)}
-        for side, pair in pairs.items():
-            sides[side] = quantize_one(sides[side], node.name, pair, ranges, recipe.weight_range)
-            if side != "both":
-                one = quantize_one(prepared, node.name, pair, ranges, recipe.weight_range)
-                tensor = node.input(1 if side == "weights" else 0).name
-                found.append(Culprit(node.name, tensor, side, sqnr(reference, run_all(one, feeds))))
-    found.sort(key=lambda c: c.sqnr)
-    channels = {name: (t.channel_lo, t.channel_hi) for name, t in seen.items() if t.channel_count}
-    explained = [
-        _explained(prepared, c, bits[c.layer], ranges, channels, recipe) if i < worst else c
-        for i, c in enumerate(found)
-    ]
-    total = {side: sqnr(reference, run_all(g, feeds)) for side, g in sides.items()}
-    return Diagnosis(base, total["weights"], total["input"], total["both"], tuple(explained))
+    nearest, _ = PassManager([recipe.insert(ranges)]).run(prepared)
+
+    def score(*kept: str) -> float:
+        return sqnr(reference, run_all(only(nearest, prepared, kept), feeds))
+
+    points = [_point(n, prepared) for n in nearest.nodes if n.op == "DequantizeLinear"]
+    names = {side: [name for name, c, _ in points if c.side == side] for side in ("weights", "activation")}
+    found = sorted(((replace(c, sqnr=score(name)), q) for name, c, q in points), key=lambda pair: pair[0].sqnr)
+    seen = collect(prepared, feeds)
+    explained = [_explained(prepared, c, q, ranges, seen, recipe) if i < worst else c for i, (c, q) in enumerate(found)]
+    tried: list[tuple[str, float]] = []
+    for options in changes(recipe, "weights") + changes(recipe, "activations") if remedies else []:
+        other = run_recipe(recipe.but(**options), graph, feeds)
+        tried.append((_words(options), sqnr(reference, run_all(other.qdq, feeds))))
+    tried.sort(key=lambda t: -t[1])
+    return Diagnosis(
+        recipe, sqnr(run_all(plain, feeds), reference), score(*names["weights"]), score(*names["activation"]),
+        score(*names["weights"], *names["activation"]), sqnr(reference, run_all(done.qdq, feeds)), tuple(explained),
+        tuple(tried),
+    )  # fmt: skip
 
 
-def _explained(
-    graph: Graph, c: Culprit, bits: tuple[int, int], ranges: Ranges, channels: Mapping[str, tuple[Array, Array]],
-    recipe: Recipe,
-) -> Culprit:  # fmt: skip
+def _source(value: Value) -> Value:
+    """The float activation that a quantizer's input stands for, before any other quantizer."""
+    while value.producer is not None and value.producer.op == "DequantizeLinear":
+        value = value.producer.input(0)
+        if value.producer is None or value.producer.op != "QuantizeLinear":
+            break
+        value = value.producer.input(0)
+    return value
+
+
+def _point(back: Node, prepared: Graph) -> tuple[str, Culprit, QuantParams]:
+    """A DequantizeLinear of a QDQ graph: its name, what it quantizes (SQNR not known yet) and the grid."""
+    q, maker = params_of(back), back.input(0).producer
+    uses = back.output.uses()
+    while uses and uses[0][0].op in ("QuantizeLinear", "DequantizeLinear"):  # a narrower grid behind a wide one
+        uses = uses[0][0].output.uses()
+    reader, index = uses[0] if uses else (None, 0)
+    if maker is None and reader is not None:
+        twin = next(n for n in prepared.nodes if n.name == reader.name)
+        layer, tensor, side = reader.name, twin.input(index).name, "weights"
+    else:
+        source = _source(back.output)
+        owner = reader or source.producer
+        layer, tensor, side = owner.name if owner else back.name, source.name, "activation"
+    return back.name, Culprit(layer, tensor, side, q.dtype.bits, math.nan), q
+
+
+def only(qdq: Graph, prepared: Graph, kept: Iterable[str]) -> Graph:
+    """A copy of a QDQ graph in which only these DequantizeLinear nodes, and the quantizers before them, have effect.
+
+    prepared: the float graph it was made from; gives the weights back.
+    """
+    new, names, floats = qdq.clone(), set(kept), {n.name: n for n in prepared.nodes}
+    for back in [n for n in new.nodes if n.op == "DequantizeLinear" and n.name not in names]:
+        maker = back.input(0).producer
+        if maker is not None:
+            source = maker.input(0)
+        else:
+            reader, index = back.output.uses()[0]
+            source = new.add_constant(new.fresh(f"{back.name}.float"), floats[reader.name].input(index).array())
+        new.replace_uses(back.output, source)
+    new.prune()
+    return new
+
+
+def _explained(graph: Graph, c: Culprit, q: QuantParams, ranges: Ranges, seen: Statistics, recipe: Recipe) -> Culprit:
     """With facts about the tensor's distribution, and advice."""
     facts: list[str] = []
     advice: list[str] = []
-    node = next(n for n in graph.nodes if n.name == c.layer)
-    if c.side == "weights":
+    node = next((n for n in graph.nodes if n.name == c.layer), None)
+    linear = node is not None and node.op in LINEAR
+    if c.side == "weights" and node is not None and linear:
         w = node.input(1).array().astype(np.float64)
         axis = channel_axis(node)
-        tops = np.abs(w if axis is None else np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)).reshape(-1, 1)
-        if axis is not None:
-            tops = np.abs(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)).max(axis=1)
+        rows = w.reshape(1, -1) if axis is None else np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
+        tops = np.abs(rows).max(axis=1)
         spread = float(tops.max() / max(float(np.median(tops)), 1e-30))
         deviation = float(np.abs(w).max() / max(float(w.std()), 1e-30))
         facts.append(f"max|w| of channels: {spread:.1f} times their median; extremes at {deviation:.1f} deviations")
+        facts.append(_distribution([float(np.quantile(w, share)) for share in SHARES]))
         if spread > 8 and not recipe.per_channel:
             advice.append("channels differ much: per_channel=true, or equalize")
         if deviation > 8 and recipe.weight_range == "minmax":
             advice.append("outliers stretch the grid: weight_range='mse'")
         if recipe.rounding == "nearest":
             advice.append("choose the rounding from data: rounding='gptq'")
-        if bits[0] < 8:
-            advice.append(f"or keep this layer wider: layers={{{c.layer!r}: (8, {bits[1]})}}, or search")
-    else:
-        lo, hi = ranges.at(c.tensor, bits[1])
-        seen = ranges.seen(c.tensor)
-        facts.append(f"range [{lo:.4g}, {hi:.4g}], extremes seen [{seen[0]:.4g}, {seen[1]:.4g}]")
-        clipped = (seen[1] - seen[0]) / max(hi - lo, 1e-30)
-        if c.tensor in channels:
-            reach = np.maximum(np.abs(channels[c.tensor][0]), np.abs(channels[c.tensor][1]))
+    elif c.tensor in seen:
+        t = seen[c.tensor]
+        scale, zero = float(q.scale[0]), int(q.zero_point[0])
+        lo, hi = (q.dtype.lo - zero) * scale, (q.dtype.hi - zero) * scale
+        facts.append(f"grid [{lo:.4g}, {hi:.4g}] in steps of {scale:.3g}, extremes seen [{t.lo:.4g}, {t.hi:.4g}]")
+        facts.append(_distribution([t.histogram.quantile(share) for share in SHARES]))
+        clipped = (t.hi - t.lo) / max(min(hi, t.hi) - max(lo, t.lo), 1e-30)
+        if t.channel_count:
+            reach = np.maximum(np.abs(t.channel_lo), np.abs(t.channel_hi))
             spread = float(reach.max() / max(float(np.median(reach)), 1e-30))
             facts.append(f"largest channel reaches {spread:.1f} times as far as the median channel")
-            if spread > 8:
-                advice.append("channels differ much: equalize='activations' (or 'weights') before quantizing")
+            if spread > 8 and recipe.equalize == "none":
+                advice.append("channels differ much: equalize='activations' before quantizing")
         if clipped > 4:
-            facts.append(f"the range leaves out {100 * (1 - 1 / clipped):.0f} % of the span seen")
-        if clipped < 1.05 and recipe.method in ("minmax", "ema"):
+            facts.append(f"the grid leaves out {100 * (1 - 1 / clipped):.0f} % of the span seen")
+        if clipped < 1.05 and recipe.method in ("minmax", "ema") and c.bits <= 8:
             advice.append("extremes set the range: method='mse' or 'percentile'")
-        if bits[1] < 8:
-            advice.append(f"or keep this input wider: layers={{{c.layer!r}: ({bits[0]}, 8)}}, or search")
-    if not advice:
-        advice.append("keep it in 16 bits, or leave it as it is if the whole is good enough")
-    return Culprit(c.layer, c.tensor, c.side, c.sqnr, tuple(facts), tuple(advice))
+    if linear and c.bits < 8:
+        w_bits, x_bits = recipe.layers.get(c.layer, (recipe.weight_bits, recipe.activation_bits))
+        wider = (8, x_bits) if c.side == "weights" else (w_bits, 8)
+        advice.append(f"or keep it wider: layers={{{c.layer!r}: {wider}}}, or search")
+    return replace(c, facts=tuple(facts), advice=tuple(advice or ["nothing left to choose here: leave it as it is"]))
+
+
+def _distribution(values: Sequence[float]) -> str:
+    """Quantiles in words."""
+    return "quantiles " + ", ".join(f"{100 * p:g} %: {v:.3g}" for p, v in zip(SHARES, values, strict=True))

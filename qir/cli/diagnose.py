@@ -17,6 +17,6 @@ def main(args: argparse.Namespace) -> int:
         recipe = recipe.but(strip_softmax=True)
     graph = data.load_model(args.model, args.input_shape)
     feeds = batches(data.source(args), graph, batch_size=args.batch, samples=min(args.samples or 32, 64))
-    found = diagnose(graph, data.shown(feeds, args.batch, "reading"), recipe, worst=args.worst)
+    found = diagnose(graph, data.shown(feeds, args.batch, "reading"), recipe, worst=args.worst, remedies=args.remedies)
     show.say(found.text(args.worst))
     return 0

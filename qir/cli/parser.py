@@ -98,8 +98,9 @@ DIAGNOSE = """\
 examples:
   qir diagnose net.onnx --data calib.npy
   qir diagnose net.onnx --data calib.npy --recipe w4a8 --worst 5
+  qir diagnose net.onnx --data calib.npy --recipe w8a8_per_tensor --remedies
 
-Float check, weights or activations, then each tensor by itself; 32 samples are enough.
+Float check, weights or activations, each quantizer by itself, remedies; 32 samples are enough.
 """
 
 DEMO = """\
@@ -341,6 +342,7 @@ def _diagnose(commands: Any) -> None:
     parser.add_argument("model", type=Path, metavar="FLOAT.onnx")
     parser.add_argument("--recipe", default="w8a8", metavar="NAME|FILE.toml", help="default: %(default)s")
     parser.add_argument("--worst", type=positive, default=8, metavar="N", help="tensors explained (default: 8)")
+    parser.add_argument("--remedies", action="store_true", help="try each change of the recipe that may help")
     parser.add_argument("--strip-softmax", action="store_true", help="look at the logits")
     _shape_option(parser)
     _data_options(parser, "calibration data")

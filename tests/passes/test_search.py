@@ -17,7 +17,7 @@ from qir.graph import Graph
 from qir.passes import PassManager
 from qir.passes.assign_bits import InfeasibleError, solve
 from qir.passes.calibration import calibrate
-from qir.passes.diagnose import diagnose
+from qir.passes.diagnose import Diagnosis, diagnose
 from qir.passes.insert_qdq import InsertQdq, linear_nodes
 from qir.passes.pipeline import run_recipe
 from qir.passes.ranges import Ranges
@@ -187,14 +187,40 @@ def test_diagnosis_finds_the_layer_that_was_spoilt(digits: tuple[Graph, Feeds, F
     w = victim.input(1).array().copy()
     w.reshape(-1)[0] = 40 * np.abs(w).max()
     graph.set_input(victim, 1, graph.add_constant("spoilt", w))
-    found = diagnose(graph, digits[1][:1], RECIPES["w8a8"].but(per_channel=False))
+    found = diagnose(graph, digits[1][:1], RECIPES["w8a8"].but(per_channel=False), remedies=True)
     assert found.float_sqnr > 60
     assert found.culprits[0].layer == victim.name
+    assert found.culprits[0].tensor == "spoilt"
+    assert any("per_channel" in advice for advice in found.culprits[0].advice)
     assert found.both_sqnr <= min(found.weights_sqnr, found.activations_sqnr) + 1
+    assert dict(found.remedies)["per_channel=true"] > found.recipe_sqnr + 3, "what is advised helps"
+    assert [v for _, v in found.remedies] == sorted((v for _, v in found.remedies), reverse=True)
     text = found.text()
-    assert "float check" in text and "weights only" in text and "->" in text
+    assert "float check" in text and "weights only" in text and "->" in text and "quantiles" in text
     with pytest.raises(DataError):
         diagnose(graph, [], RECIPES["w8a8"])
+
+
+def test_diagnosis_sees_what_the_recipe_does(digits: tuple[Graph, Feeds, Feeds]) -> None:
+    graph, few = digits[0], digits[1][:1]
+
+    def look(recipe: Recipe) -> Diagnosis:
+        return diagnose(graph, [{k: v[:16] for k, v in few[0].items()}], recipe, worst=100)
+
+    plain = look(RECIPES["w8a8"])
+    assert look(RECIPES["w8a8"].but(per_channel=False)).weights_sqnr < plain.weights_sqnr - 1
+    assert look(RECIPES["w8a8"].but(method="percentile", percentile=60.0)).activations_sqnr < 10
+    assert look(RECIPES["w8a8"].but(residual="int8")).activations_sqnr < plain.activations_sqnr
+    assert {c.side for c in plain.culprits} == {"weights", "activation"}
+    assert {c.layer for c in plain.culprits} <= {n.name for n in graph.nodes}
+    assert sum(c.bits == 16 for c in plain.culprits) > 3, "sums and outputs too"
+    narrow = look(replace(RECIPES["w4a4"], rounding="nearest", layers={"block0.a.conv": (8, 8)}))
+    assert narrow.recipe_sqnr > narrow.both_sqnr > 5, "biases are corrected"
+    bits = {(c.layer, c.side): c.bits for c in narrow.culprits}
+    assert bits["block0.a.conv", "weights"] == 8 and bits["block1.a.conv", "weights"] == 4
+    assert "rounding='gptq'" in narrow.verdict() and "mse" not in narrow.verdict(), "what is chosen is not advised"
+    kept = next(c for c in narrow.culprits if c.layer == "block1.b.conv" and c.side == "activation")
+    assert "or keep it wider: layers={'block1.b.conv': (4, 8)}, or search" in kept.advice
 
 
 def test_plots(found: Found, tmp_path: Path) -> None:
