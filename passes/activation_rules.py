@@ -242,6 +242,14 @@ class MaxToLeakyRelu(OfX):
         return Example({**signal(rng).values, "a": np.float32(rng.uniform(0.01, 0.9))})
 
 
+SEVERAL_AXES = "the slopes vary along several axes"
+
+
+def axes_along(a: Array) -> int:
+    """How many axes a constant varies along, by its shape."""
+    return sum(d > 1 for d in a.shape)
+
+
 @rule
 class ReluPairToPRelu(OfX):
     """relu(x) + a relu(-x) = prelu(x; -a)                                                (Keras' spelling)"""
@@ -253,12 +261,39 @@ class ReluPairToPRelu(OfX):
         return Add(Relu(x), Mul(Relu(Neg(x)), a))
 
     @staticmethod
+    def guard(a: Array) -> str | None:
+        return None if axes_along(a) <= 1 else SEVERAL_AXES
+
+    @staticmethod
     def rhs(x: Value, a: Array) -> Any:
         return PRelu(x, -a)
 
     @staticmethod
     def example(rng: np.random.Generator) -> Example:
         return Example({**signal(rng).values, "a": rng.normal(size=(3, 1)).astype(np.float32)})
+
+
+@rule
+class PReluToReluPair(OfX):
+    """prelu(x; a) = relu(x) - a relu(-x), where there are too many slopes for a table each"""
+
+    shared_weights = True
+
+    @staticmethod
+    def lhs(x: Any, a: Any) -> Any:
+        return PRelu(x, a)
+
+    @staticmethod
+    def guard(a: Array) -> str | None:
+        return None if axes_along(a) > 1 else "the slopes vary along one axis only"
+
+    @staticmethod
+    def rhs(x: Value, a: Array) -> Any:
+        return Add(Relu(x), Mul(Relu(Neg(x)), -a))
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        return Example({**signal(rng).values, "a": rng.normal(size=(3, 40)).astype(np.float32)})
 
 
 @rule
@@ -325,5 +360,5 @@ class AddOfZero(OfX):
 
 ACTIVATION_RULES: tuple[type[Rule], ...] = (
     MulByOne, AddOfZero, FuseHardSwish, FuseHardSigmoid, GateToHardSwish, FuseGelu, FuseTanhGelu, FuseSwish,
-    FuseScaledSwish, ReluPairToPRelu, MaxToLeakyRelu, UniformPRelu,
+    FuseScaledSwish, ReluPairToPRelu, MaxToLeakyRelu, UniformPRelu, PReluToReluPair,
 )  # fmt: skip

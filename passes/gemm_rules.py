@@ -10,7 +10,7 @@ from qir.graph import Value
 from qir.types import Array
 
 from .channel_math import along, gemm_axes, gemm_scaled, plus
-from .rules import Affine, Example, Rule, Within, rule
+from .rules import Affine, Example, Match, Rule, Within, rule
 from .terms import Add, Gemm, MatMul, Mul
 
 
@@ -107,6 +107,39 @@ class AddAfterGemm(Affine):
     @staticmethod
     def example(rng: np.random.Generator) -> Example:
         return Example(*gemm_example(rng))
+
+
+@rule
+class OffsetOutOfGemm(Rule):
+    """gemm(x, w, c) = gemm(x, w) + beta c, where c is no vector along the outputs, or these are no channels of w"""
+
+    claim = Within(ulps=16)
+    shared_weights = True
+    near = False
+
+    @staticmethod
+    def lhs(x: Any, w: Any, c: Any) -> Any:
+        return Gemm(x, w, c)
+
+    @staticmethod
+    def guard(w: Value, c: Value, match: Match) -> str | None:
+        if c.data is None or not w.is_constant:
+            return None
+        n = int(match.root.output.shape[1])
+        return None if along(c.data, 2, 1, n) is None else "the offset is a vector along the outputs"
+
+    @staticmethod
+    def rhs(x: Value, w: Value, c: Value, *, beta: float) -> Any:
+        return Add(Gemm(x, w, beta=1.0), c if beta == 1.0 else Mul(c, beta))
+
+    @staticmethod
+    def example(rng: np.random.Generator) -> Example:
+        values, attrs = gemm_example(rng)
+        n = len(values["c"])
+        shape = [(3, n), (3, 1), (n,), (1, n)][int(rng.integers(0, 4))]
+        attrs["Gemm"]["beta"] = float(rng.choice([1.0, 0.5]))
+        del values["b"]
+        return Example({**values, "c": rng.normal(size=shape).astype(np.float32)}, attrs, batch=())
 
 
 @rule
@@ -225,5 +258,6 @@ class MulBeforeMatMul(Affine):
 
 
 GEMM_RULES: tuple[type[Rule], ...] = (
-    MatMulAddToGemm, MulAfterGemm, AddAfterGemm, MulBeforeGemm, AddBeforeGemm, MulAfterMatMul, MulBeforeMatMul,
+    MatMulAddToGemm, OffsetOutOfGemm, MulAfterGemm, AddAfterGemm, MulBeforeGemm, AddBeforeGemm, MulAfterMatMul,
+    MulBeforeMatMul,
 )  # fmt: skip

@@ -27,6 +27,7 @@ from .placement import (
     layer_bits,
     limited,
     place,
+    weights_side,
 )  # fmt: skip
 from .ranges import Interval, Ranges
 from .report import PassReport
@@ -106,8 +107,9 @@ class InsertQdq(Pass):
         for value, result in work.ends:  # only now: ranges are found by name
             work.as_output(value, result)
         for node in graph.nodes:
-            if node.op in LINEAR and len(node.inputs) > 1 and node.input(1).is_constant:
-                work.weights(node, layer_bits(node, ends, self.widths, self.weight_bits)[0])
+            side = weights_side(node)
+            if side is not None:
+                work.weights(node, side, layer_bits(node, ends, self.widths, self.weight_bits)[0])
         return report
 
 
@@ -247,10 +249,12 @@ class _Inserter:
         return (0.0, 1.0) if name in self.fixed else self.options.ranges.at(name, bits)
 
     # -- weights ------------------------------------------------------------------------------
-    def weights(self, node: Node, bits: int) -> None:
+    def weights(self, node: Node, side: int, bits: int) -> None:
         """Integer constant -> DequantizeLinear in place of a linear node's float weights."""
-        w = node.input(1)
-        axis = channel_axis(node) if self.options.per_channel else None
+        w = node.input(side)
+        axis = None
+        if self.options.per_channel:
+            axis = channel_axis(node) if side else row_axis(node)
         try:
             q = self.options.scales.get(w.name) or weight_grid(w.array(), bits, axis, self.options.weight_range)
         except QuantizationError as error:
@@ -258,7 +262,7 @@ class _Inserter:
         key = (w, q.axis, q)
         if key not in self.dequantized:
             self.dequantized[key] = self.dequantize(w, q)
-        self.graph.set_input(node, 1, self.dequantized[key])
+        self.graph.set_input(node, side, self.dequantized[key])
         self.report.rewrote(f"weights to {q.dtype}", node.name)
 
     def dequantize(self, w: Value, q: QuantParams) -> Value:
@@ -283,6 +287,13 @@ def channel_axis(node: Node) -> int | None:
     if node.op == "Gemm":
         return 0 if node.attrs.get("transB", 0) else 1
     return w.type.rank - 1 if w.type.rank == 2 else None
+
+
+def row_axis(node: Node) -> int | None:
+    """The same for weights on the left: their rows are the output channels; a product with a vector has one scale."""
+    if node.op == "Gemm":
+        return 1 if node.attrs.get("transA", 0) else 0
+    return 0 if node.input(0).type.rank == 2 and node.input(1).type.rank > 1 else None
 
 
 def linear_nodes(graph: Graph) -> list[Node]:

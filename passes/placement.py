@@ -183,7 +183,11 @@ def _wanted(value: Value, needs: Mapping[tuple[Node, int], Need], widths: Widths
 def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], widths: Widths) -> Need:
     """What one use of an activation accepts."""
     if node.op in LINEAR:
-        bits = layer_bits(node, ends, widths, NARROW)[1] if node.op != "MatMul" or _weights(node) else NARROW
+        bits = (
+            layer_bits(node, ends, widths, NARROW)[1]
+            if node.op != "MatMul" or weights_side(node) is not None
+            else NARROW
+        )
         return Need(bits, bits)
     if node.op in AFFINE and sum(is_activation(v) for v in node.inputs) == 1:
         return Need(NARROW, WIDE)
@@ -203,8 +207,13 @@ def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], 
     return Need(NARROW, NARROW)
 
 
-def _weights(node: Node) -> bool:
-    return len(node.inputs) > 1 and node.input(1).is_constant
+def weights_side(node: Node) -> int | None:
+    """The input of a linear node that is its weights: 1; 0 where a matrix product has its constant on the left."""
+    if node.op not in LINEAR or len(node.inputs) < 2:
+        return None
+    if node.input(1).is_constant:
+        return 1
+    return 0 if node.op in ("MatMul", "Gemm") and node.input(0).is_constant else None
 
 
 def _spread(graph: Graph, wanted: dict[Value, int], needs: dict[tuple[Node, int], Need]) -> Placement:
