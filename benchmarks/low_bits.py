@@ -100,7 +100,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| network | recipe | technique | top-1 (float) | agreement % | SQNR dB | peers' best two | s | MB | images |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for (net, recipe, technique), r in latest.items():
+    nets, order = list(dict.fromkeys(r["net"] for r in rows)), list(TECHNIQUES)
+    rank = {key: (nets.index(key[0]), key[1] != "w4a8", order.index(key[2])) for key in latest}
+    for net, recipe, technique in sorted(latest, key=rank.__getitem__):
+        r = latest[net, recipe, technique]
         rivals = peers(net, SETTING[recipe]) if recipe in SETTING else []
         best = f"{max(p[1] for p in rivals):.2f}, {max(p[2] for p in rivals):.2f}" if rivals else "-"
         top = "-" if r["top1"] is None else f"{r['top1']:.2f} ({r['float']:.2f})"
