@@ -188,6 +188,11 @@ def resize_11(scope: Scope, raw: Raw) -> list[Raw]:
             raw.inputs[i] = None
     if raw.input(1) and raw.attrs.get("coordinate_transformation_mode") != "tf_crop_and_resize":
         raw.inputs[1] = None
+    if raw.attrs.get("coordinate_transformation_mode") == "tf_half_pixel_for_nn":
+        # left opset 13, but tf2onnx still writes it: floor((x + 1/2) / scale) = floor(half_pixel(x) + 1/2)
+        if raw.attrs.get("mode", "nearest") != "nearest" or raw.attrs.get("nearest_mode") != "floor":
+            raise UnsupportedError("tf_half_pixel_for_nn without nearest_mode floor is not supported", where=str(raw))
+        raw.attrs |= {"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
     return [raw]
 
 

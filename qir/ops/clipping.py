@@ -58,7 +58,7 @@ class Clip(Elementwise):
 
     def to_integer(self, low: Lowering, node: Node) -> None:
         lo, hi = (_limit(low, node.optional(i), end) for i, end in ((1, -math.inf), (2, math.inf)))
-        low.set(node.output, Clamped(low.form(node.input(0)), Bounds(lo, hi)))
+        low.set(node.output, Clamped(low.form(node.input(0)), Bounds(min(lo, hi), hi)))  # min > max: all are max
 
 
 def _limit(low: Lowering, value: Value | None, default: float) -> float:

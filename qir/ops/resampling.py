@@ -40,8 +40,9 @@ def check(attrs: Mapping[str, Any]) -> None:
         raise TypeInferenceError(f"mode {attrs['mode']!r} is unknown")
     if attrs["antialias"]:
         raise UnsupportedError("antialiased resizing is not supported", hint="set antialias=0")
-    if attrs["coordinate_transformation_mode"] not in COORDINATES or attrs["nearest_mode"] not in NEAREST:
-        raise TypeInferenceError(f"{attrs['coordinate_transformation_mode']!r} or {attrs['nearest_mode']!r} is unknown")
+    for key, known in (("coordinate_transformation_mode", COORDINATES), ("nearest_mode", NEAREST)):
+        if attrs[key] not in known:
+            raise TypeInferenceError(f"{key} {attrs[key]!r} is unknown")
 
 
 def resized_axes(attrs: Mapping[str, Any], shape: Sequence[int], roi: Any, scales: Any, sizes: Any) -> list[Axis]:

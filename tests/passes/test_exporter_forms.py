@@ -58,8 +58,15 @@ def prelu(w: Writer) -> str:
     return w.conv(w.op("PRelu", w.conv("x", 5, 4), w.rng.uniform(-0.3, 0.8, (4, 9, 7))), 4, 3)
 
 
+def crossed_clip(w: Writer) -> str:
+    """min above max: everything becomes max."""
+    x = w.conv("x", 5, 4)
+    return w.op("Add", x, w.op("Clip", x, np.float32(0.5), np.float32(0.1)))
+
+
 FORMS: dict[str, tuple[int, Callable[[Writer], str]]] = {
     "PRelu, a slope for each element": (13, prelu),
+    "Clip, min above max": (13, crossed_clip),
 }
 
 

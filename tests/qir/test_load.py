@@ -114,6 +114,9 @@ OLD = [
         [f32(), f32(), i64(2, 4, 11, 9)]),
     Old("Resize", 13, {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"},
         [f32(), f32(1, 1, 2, 2)]),
+    *(Old("Resize", opset, {"mode": "nearest", "coordinate_transformation_mode": "tf_half_pixel_for_nn",
+        "nearest_mode": "floor"}, [f32(), f32(), i64(2, 4, *sizes)])
+        for opset in (11, 13) for sizes in ((12, 3), (2, 9), (7, 17))),
     Old("Dropout", 7, {"ratio": 0.3}),
     Old("Dropout", 12, {}, [np.float32(0.3)]),
     Old("BatchNormalization", 7, {"epsilon": 1e-3, "momentum": 0.9}, [f32(1, 2, 3, 4), f32(0, 1, 0, 1),
