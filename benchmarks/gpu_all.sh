@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs an NVIDIA GPU, unattended, from a bare checkout (nothing is installed):
 #
-#     benchmarks/gpu_all.sh 1     correctness: GPU tests, bits of whole networks, sanitizers, steady memory
+#     benchmarks/gpu_all.sh 1     correctness: every way to launch a convolution, bits of whole networks, GPU tests,
+#                                 sanitizers, steady memory
 #     benchmarks/gpu_all.sh 2     tuning and speed beside PyTorch float16
 #
 # Each part takes less than ten minutes; each step has its own limit, and one that fails loses no other.
@@ -10,7 +11,8 @@
 #   QIR_KIT     the developers' folder of real networks, if it is at hand
 #   QIR_BUNDLE  what `gpu_bits.py prepare` wrote elsewhere: no GPU time goes into quantizing and into the reference
 #   QIR_WHEELS  a folder of wheels to put on the path, for packages that PYTHON lacks
-#   QIR_CUDA_ARCHITECTURE=90  compiles without Hopper's own kernels (part 1 finds out whether that is due)
+#   QIR_CUDA_ARCHITECTURE=90  on an H200: without Hopper's own kernels   } each part finds out whether that is due,
+#   QIR_CUDA_TENSOR_MAPS=0    with them, but without tensor maps         } and goes on so
 #   LIMIT       seconds that a part may take                         (570)
 #   DRY=1       on the emulated device, with a tiny network: checks this script
 set -uo pipefail
@@ -68,20 +70,25 @@ for name in ("numpy", "ml_dtypes", "onnx", "onnx_graphsurgeon", "onnxruntime", "
         print(name, "MISSING:", error)
 import qir
 print("qir", qir.__file__)
-sys.exit(bool(set(missing) - {"torch", "pytest", "numba", "cupy"}))
+needed = sorted(set(missing) - {"torch", "pytest", "numba", "cupy"})
+if needed:
+    print("put wheels of", *needed, "into a folder and name it in QIR_WHEELS")
+sys.exit(bool(needed))
 PY
 }
 
 machine() {
     nvidia-smi || true
-    "$python" - "$device" <<'PY'
+    "$python" - "$device" "$out" <<'PY'
 import sys
 from qir.runtime.cuda.emulated import EmulatedDevice
 if sys.argv[1] == "gpu":
     from qir.runtime.cuda.cupy_device import CupyDevice
     device = CupyDevice()
 else:
-    device = EmulatedDevice()
+    device = EmulatedDevice(architecture="90a")
+with open(f"{sys.argv[2]}/architecture", "w") as file:
+    file.write(device.architecture)
 print(device.name, device.architecture, "%.0f TOP/s, %.0f GB/s" % device.ceilings())
 PY
 }
@@ -89,7 +96,7 @@ PY
 sanitize() { # sanitize TOOL: one random network and one trained one, every tensor and fused
     command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not installed: not run"; return 0; }
     compute-sanitizer --tool "$1" --error-exitcode 9 --target-processes all \
-        "$python" "$root/benchmarks/gpu_bits.py" check "$out/small" --out "$out/sanitizer_$1.jsonl"
+        "$python" "$root/benchmarks/gpu_bits.py" check "$out/small" --no-pool --out "$out/sanitizer_$1.jsonl"
 }
 
 quantize() { # the papers' networks with random weights, side by side
@@ -104,11 +111,22 @@ quantize() { # the papers' networks with random weights, side by side
 
 export -f packages machine sanitize quantize
 export python out root device site QIR_WHEELS=${QIR_WHEELS:-}
-plainly() { # after part 1 found that only the plain kernels can be trusted
-    if [[ -e $out/architecture ]]; then
-        QIR_CUDA_ARCHITECTURE=$(<"$out/architecture")
-        export QIR_CUDA_ARCHITECTURE
-        echo "== compiling for sm_$QIR_CUDA_ARCHITECTURE from here on"
+ways() { # ways KIND: every candidate of that kind against the reference; it can hang, too
+    local few=()
+    [[ -z ${DRY:-} ]] || few=(--batch 1 --size 3 --turns 1)
+    step "ways_$1" 60 "$python" "$root/benchmarks/gpu_ways.py" --kinds "$1" --device "$device" \
+        --out "$out/ways_$1.jsonl" "${few[@]}"
+    [[ " ${failed[*]:-} " != *" ways_$1 "* ]]
+}
+
+trusted() { # Hopper's own kernels are used only where they are right; what is not is reported as failed
+    [[ $(<"$out/architecture") == 90a ]] || return 0
+    if ! ways warpgroup; then
+        export QIR_CUDA_ARCHITECTURE=90
+        echo "== from here on without warpgroup kernels"
+    elif ! ways mapped; then
+        export QIR_CUDA_TENSOR_MAPS=0
+        echo "== from here on without tensor maps"
     fi
 }
 
@@ -132,16 +150,10 @@ if [[ $part == 1 ]]; then
         runs=10000
     fi
     step small 60 "$python" "$root/benchmarks/gpu_bits.py" prepare "$out/small" "${small[@]}"
-    # the plain kernels first; Hopper's own only if they are right on small networks (they could hang, too)
-    QIR_CUDA_ARCHITECTURE=90 step bits_plain 90 "$python" "$root/benchmarks/gpu_bits.py" check "$out/small" \
-        --device "$device" --out "$out/bits_plain.jsonl"
+    ways plain
+    trusted
     step bits_small 90 "$python" "$root/benchmarks/gpu_bits.py" check "$out/small" --device "$device" \
         --out "$out/bits_small.jsonl"
-    rm -f "$out/architecture"
-    if [[ " ${failed[*]:-} " == *" bits_small "* && " ${failed[*]:-} " != *" bits_plain "* ]]; then
-        echo 90 >"$out/architecture"
-    fi
-    plainly
     step steady 60 "$python" "$root/benchmarks/gpu_bits.py" steady --runs "$runs" --device "$device"
     if [[ -z ${QIR_BUNDLE:-} ]]; then
         step prepare 150 "$python" "$root/benchmarks/gpu_bits.py" prepare "$bundle" "${chosen[@]}"
@@ -154,7 +166,7 @@ if [[ $part == 1 ]]; then
         step racecheck 60 bash -c "sanitize racecheck"
     fi
 else
-    plainly
+    trusted
     if [[ -n ${DRY:-} ]]; then
         what=(--nets digits_residual --batches 2,1 --contenders qir)
     else
@@ -163,7 +175,7 @@ else
     if [[ -z ${DRY:-} ]]; then
         step quantize 90 bash -c quantize
     fi
-    step speed 460 "$python" "$root/benchmarks/gpu.py" --out "$out" --device "$device" --seconds 400 "${what[@]}"
+    step speed 440 "$python" "$root/benchmarks/gpu.py" --out "$out" --device "$device" --seconds 380 "${what[@]}"
     step table 30 "$python" "$root/benchmarks/gpu.py" --out "$out" --table
     step tables 60 "$python" "$root/benchmarks/gpu_tune.py" --out "$out/shipped" --work "$out" --device "$device" \
         --seconds 40 "${what[@]:0:4}"

@@ -167,6 +167,8 @@ def check_one(entry: dict[str, Any], folder: Path, device: Any) -> dict[str, Any
 
 def check(args: argparse.Namespace) -> int:
     device = device_of(args)
+    if args.no_pool:
+        device.cupy.cuda.set_allocator(None)
     entries = known(args.folder)
     bad = 0
     with args.out.open("w") as log:
@@ -246,6 +248,9 @@ def main() -> int:
     two.set_defaults(run=check)
     two.add_argument("folder", type=Path)
     two.add_argument("--out", type=Path, default=Path("gpu_bits.jsonl"))
+    two.add_argument(
+        "--no-pool", action="store_true", help="an allocation of the driver for each: memcheck sees its end"
+    )
     three = commands.add_parser("steady")
     three.set_defaults(run=steady)
     three.add_argument("--runs", type=int, default=10_000)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import qir
+from qir.errors import QirError
 from qir.graph import Graph
 from qir.runtime.session import Session
 from qir.testing import Dice, random_network
@@ -34,7 +35,7 @@ def test_random_network(seed: int, recipe: str) -> None:
     network = random_network(Dice(seed))
     try:
         graph, _ = qir.quantize(network.graph, [network.feeds(4)], recipe=recipe)
-    except qir.QirError as error:
+    except QirError as error:
         pytest.skip(f"seed {seed} cannot be quantized: {error}")
     compare(graph, network.feeds(3, salt=1))
 

@@ -13,6 +13,7 @@ import pytest
 
 import qir
 from qir import models
+from qir.errors import QirError
 from qir.graph import Graph
 from qir.runtime.exactness import computed
 from qir.runtime.session import Session
@@ -61,7 +62,7 @@ def test_random_networks(gpu: Any, seed: int, recipe: str) -> None:
     network = random_network(Dice(seed))
     try:
         graph, _ = qir.quantize(network.graph, [network.feeds(4)], recipe=recipe)
-    except qir.QirError as error:
+    except QirError as error:
         pytest.skip(f"seed {seed} cannot be quantized: {error}")
     compare(graph, network.feeds(7, salt=1))
 
