@@ -181,6 +181,8 @@ def pareto(
 
     limits: further limits, which hold all along.  Both cost and perturbation are strictly monotonic in the result.
     """
+    if cost not in problem.cost_names:
+        raise QuantizationError(f"no cost {cost!r} to sweep", hint=f"there are {', '.join(sorted(problem.cost_names))}")
     others = {k: v for k, v in (limits or {}).items() if k != cost}
     ends = [sum(pick(c.costs[cost] for c in choices) for _, choices in problem.blocks()) for pick in (min, max)]
     found: list[Assignment] = []
@@ -232,10 +234,10 @@ class _Model:
             top = math.fsum(max(row) for row in rises)
             left = limit * (1 + ROUNDING) - math.fsum(min(c.costs[name] for c in choices) for _, choices in self.blocks)
             if relaxed:
-                unit = max(abs(left), top)
+                unit = max(abs(left), top) or 1.0
                 self.model += self._sum(rises, 1 / unit) <= left / unit + excess * (limit / unit)
             elif left < top:  # else it limits nothing
-                unit = max(left, LEAST_SHARE * top)
+                unit = max(left, LEAST_SHARE * top) or 1.0
                 self.model += self._sum(rises, 1 / unit) <= left / unit
 
     def _variable(self, name: str, **options: Any) -> Any:

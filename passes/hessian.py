@@ -62,7 +62,7 @@ def hessian_traces(
 
     labels: class indices, an array for each batch; None: the network's own predictions.  probes: for each batch.
     step: of the differences, relative to the weights' root mean square.
-    Raises DataError without batches, UnsupportedError where an operator has no gradient.
+    Raises DataError without batches or with labels that do not fit, UnsupportedError where an operator has no gradient.
     """
     rng = np.random.default_rng(seed)
     tape = Tape(graph, np.float64)
@@ -71,6 +71,8 @@ def hessian_traces(
     for i, feeds in enumerate(batches):
         out = _output(graph)
         y = tape.forward(feeds)[out]
+        if labels is not None and i >= len(labels):
+            raise DataError(f"labels for {len(labels)} batches only", hint="an array of class indices for each batch")
         targets = _targets(y, None if labels is None else labels[i], loss)
         for _ in range(probes):
             signs = {name: rng.choice([-1.0, 1.0], w.shape) for name, w in weights.items()}
@@ -133,7 +135,14 @@ def _targets(y: Array, labels: Array | None, loss: str) -> Floats:
         return np.asarray(y, np.float64)
     if labels is None:
         return softmax(y)
-    return np.eye(y.shape[-1])[np.asarray(labels, np.int64)].reshape(y.shape)
+    classes, rows = y.shape[-1], y.size // y.shape[-1]
+    index = np.asarray(labels)
+    if index.size != rows or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= classes:
+        raise DataError(
+            f"labels of shape {list(index.shape)} and dtype {index.dtype} do not fit",
+            hint=f"{rows} class indices from 0 to {classes - 1} for this batch",
+        )
+    return np.eye(classes)[index.reshape(-1)].reshape(y.shape)
 
 
 def _residual(y: Array, targets: Floats, loss: str) -> Floats:

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from qir.errors import DataError, StageError
+from qir.errors import DataError, QuantizationError, StageError
 from qir.graph import Graph, Stage
 from qir.types import Array
 
@@ -19,6 +20,7 @@ from .correct_bias import analytic_means, empirical_means
 from .data import batches
 from .data_free import BATCH_NORM_TABLE, data_free_ranges
 from .lower_to_dyadic import LowerToDyadic
+from .placement import LINEAR
 from .ranges import Interval, Ranges
 from .recipes import Recipe, recipe_of
 from .report import PassReport, Report
@@ -92,6 +94,7 @@ def run_recipe(
             f"recipe {recipe.name!r} needs calibration data", hint="give data or ranges, or use the recipe data_free"
         )
     prepared, report = recipe.prepare.run(graph)
+    _check_layers(recipe, prepared)
     calibration = PassReport("calibrate")
     start = time.perf_counter()
     means: Mapping[str, Array] | None = None
@@ -119,3 +122,13 @@ def run_recipe(
     qdq, second = PassManager(placing).run(prepared)
     integer, third = PassManager([lowering]).run(qdq)
     return Quantized(prepared, ranges, qdq, integer, report + Report([calibration]) + second + third)
+
+
+def _check_layers(recipe: Recipe, prepared: Graph) -> None:
+    """Raises QuantizationError where the recipe gives bits to a layer that is not there."""
+    known = [n.name for n in prepared.nodes if n.op in LINEAR]
+    for name in recipe.layers:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "names are those after batch normalization is folded"
+            raise QuantizationError("no such layer to give bits to", where=f"layer {name!r}", hint=hint)

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from qir.errors import BackendError
+from qir.errors import BackendError, QuantizationError
 
 from .assign_bits import Assignment
 from .search import Found
@@ -21,6 +21,14 @@ def _figure(width: float, height: float) -> Any:
     except ImportError as error:
         raise BackendError("plots need matplotlib, which cannot be imported", hint="pip install qir[plot]") from error
     return figure
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    """Raises QuantizationError where matplotlib cannot write such a file."""
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise QuantizationError(f"no plot: {error}", where=str(path), hint="end the name in .png or .svg") from None
 
 
 def plot_layers(found: Found, path: str | Path, cost: str = "bops") -> None:
@@ -47,7 +55,7 @@ def plot_layers(found: Found, path: str | Path, cost: str = "bops") -> None:
         right.plot(place, [100 * v / total for v in values], color=color, marker=".", label=label)
     right.set_ylabel("share of the sum, %")
     figure.legend(loc="outside upper center", ncols=3, fontsize=7)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def plot_pareto(curve: Sequence[Assignment], cost: str, path: str | Path) -> None:
@@ -58,4 +66,4 @@ def plot_pareto(curve: Sequence[Assignment], cost: str, path: str | Path) -> Non
     axes.set_xlabel(cost)
     axes.set_ylabel("perturbation")
     axes.set_yscale("log")
-    figure.savefig(path, dpi=150)
+    _save(figure, path)

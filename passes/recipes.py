@@ -91,6 +91,9 @@ class Recipe:
             raise QuantizationError(f"percentile {self.percentile} is not in (50, 100]")
         if not self.c > 0:
             raise QuantizationError(f"c {self.c} is not positive")
+        for name, pair in self.layers.items():
+            if len(pair) != 2 or any(bits not in (4, 8) for bits in pair):
+                raise QuantizationError(f"layers: bits {pair}", where=f"layer {name!r}", hint="(4 or 8, 4 or 8)")
         self.insert(Ranges({}))  # checks the rest
 
     @property

@@ -21,7 +21,7 @@ from .cost_model import COSTS, Bits, LatencyTable, Work, format_bits, parse_bits
 from .insert_qdq import linear_nodes
 from .placement import LINEAR, first_and_last
 from .ranges import Ranges
-from .sensitivity import Sensitivity, measure_sensitivity
+from .sensitivity import Sensitivity, check_choices, measure_sensitivity
 
 CHOICES: tuple[Bits, ...] = ((4, 4), (4, 8), (8, 8))
 _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ms": 1e-3, "us": 1e-6, "s": 1.0}
@@ -29,7 +29,7 @@ _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e
 
 @dataclass(frozen=True)
 class Found:
-    """What a search made.  layers: what `InsertQdq` and the recipes take; uniform: all layers at 8/8."""
+    """A search's result.  layers: what `InsertQdq` and recipes take.  uniform: all at 8/8, or their widest choices."""
 
     sensitivity: Sensitivity
     problem: Problem
@@ -44,13 +44,14 @@ class Found:
     def text(self) -> str:
         """A few lines for people."""
         lines = [f"{'layer':40s} bits  perturbation"]
+        whole = "all at 8/8" if set(self.uniform.bits.values()) == {(8, 8)} else "the widest choices"
         for name, bits in self.assignment.bits.items():
             omega = self.sensitivity.layers[name][bits]
             lines.append(f"{name:40s} {format_bits(bits):5s} {omega:.4g}")
         for cost, value in self.assignment.costs.items():
             limit = f", limit {self.limits[cost]:.6g}" if cost in self.limits else ""
             share = value / self.uniform.costs[cost] if self.uniform.costs[cost] else 1.0
-            lines.append(f"{cost}: {value:.6g} ({share:.3f} of all at 8/8{limit})")
+            lines.append(f"{cost}: {value:.6g} ({share:.3f} of {whole}{limit})")
         return "\n".join(lines)
 
 
@@ -97,12 +98,16 @@ def problem_of(
 
     pin_ends: first and last layers keep 8/8.  residual_groups: layers that a sum joins agree, as those that read one
     tensor always do.  latency: a table for all layers and choices; without it there is no cost "latency".
-    Raises QuantizationError where the table lacks a layer.
+    Raises QuantizationError where the table or the sensitivities lack a layer.
     """
     layers: dict[str, list[Choice]] = {}
     for node in linear_nodes(graph):
-        if node.name not in sensitivity.layers:
+        if not node.input(1).is_constant:
             continue
+        if node.name not in sensitivity.layers:
+            raise QuantizationError(
+                "has no sensitivity", where=f"layer {node.name!r}", hint="measure this graph, prepared by this recipe"
+            )
         work = Work(macs(node), int(node.input(1).array().size))
         row: list[Choice] = []
         for bits, omega in sensitivity.layers[node.name].items():
@@ -129,13 +134,14 @@ def problem_of(
 def limit_of(text: str | float, cost: str, uniform: Assignment) -> float:
     """A limit: a number, "0.75x" of all layers at 8/8, or a number with a unit ("1.5MB", "20G", "3ms").
 
-    Raises ParseError.
+    Raises ParseError, QuantizationError for a cost that is not there.
     """
+    if cost not in uniform.costs:
+        hint = "give a latency table" if cost == "latency" else f"there are {', '.join(uniform.costs)}"
+        raise QuantizationError(f"no cost {cost!r} to limit", hint=hint)
     if isinstance(text, int | float):
         return float(text)
-    lowered = text.strip().lower()
-    if cost not in uniform.costs:
-        raise QuantizationError(f"no cost {cost!r} to limit", hint=f"there are {', '.join(uniform.costs)}")
+    lowered = str(text).strip().lower()
     try:
         if lowered.endswith("x"):
             return float(lowered[:-1]) * uniform.costs[cost]
@@ -163,23 +169,48 @@ def search(
     limits: Mapping[str, str | float],
     *,
     measure: str = "fisher",
-    choices: Sequence[Bits] = CHOICES,
+    choices: Sequence[Bits] | None = None,
     sensitivity: Sensitivity | None = None,
     latency: LatencyTable | None = None,
     pin_ends: bool = True,
+    residual_groups: bool = False,
+    pinned: Mapping[str, Bits] | None = None,
+    forbidden: Mapping[str, Collection[Bits]] | None = None,
     loss: str = "cross_entropy",
 ) -> Found:
     """The bits of each layer of a float graph that meet the limits and disturb it least.
 
     limits: cost -> limit as `limit_of` reads it.  sensitivity: measured before; else it is measured here.
+    choices: default CHOICES, or those that `sensitivity` has.  The rest: see `problem_of`.
     Raises InfeasibleError with the nearest feasible limits, and what measuring and solving raise.
     """
+    unit: dict[str, float] = dict.fromkeys(COSTS, 1.0) | ({} if latency is None else {"latency": 1.0})
+    for cost, text in limits.items():
+        limit_of(text, cost, Assignment({}, 0.0, unit))  # what is no limit is found out before the long work
     if sensitivity is None:
-        sensitivity = measure_sensitivity(graph, batches, ranges, measure=measure, choices=choices, loss=loss)
-    problem = problem_of(graph, sensitivity, latency=latency, pin_ends=pin_ends)
+        sensitivity = measure_sensitivity(
+            graph, batches, ranges, measure=measure, choices=choices or CHOICES, loss=loss
+        )
+    elif choices:
+        sensitivity = narrowed(sensitivity, choices)
+    problem = problem_of(
+        graph, sensitivity, latency=latency, pin_ends=pin_ends, residual_groups=residual_groups, pinned=pinned,
+        forbidden=forbidden,
+    )  # fmt: skip
     uniform = problem.uniform((8, 8))
     numbers = {cost: limit_of(text, cost, uniform) for cost, text in limits.items()}
     return Found(sensitivity, problem, numbers, solve(problem, numbers), uniform)
+
+
+def narrowed(sensitivity: Sensitivity, choices: Sequence[Bits]) -> Sensitivity:
+    """Sensitivities for these choices only.  Raises QuantizationError where a layer has not all of them."""
+    check_choices(choices)
+    for name, row in sensitivity.layers.items():
+        for bits in choices:
+            if bits not in row:
+                raise QuantizationError(f"sensitivity at {format_bits(bits)} was not measured", where=f"layer {name!r}")
+    layers = {name: {bits: row[bits] for bits in choices} for name, row in sensitivity.layers.items()}
+    return Sensitivity(sensitivity.measure, layers, sensitivity.details)
 
 
 def curve(found: Found, cost: str, points: int = 17) -> list[Assignment]:

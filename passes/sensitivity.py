@@ -79,8 +79,10 @@ def measure_sensitivity(
     """Sensitivities of all linear layers with constant weights of a float graph, for each choice of bits.
 
     ranges: of activations (see `calibrate`).  labels: for "hessian", an array for each batch.
-    Raises QuantizationError on an unknown measure, DataError without batches, UnsupportedError from gradients.
+    Raises QuantizationError on an unknown measure or choices that are not of 4 or 8 bits, DataError without batches or
+    with labels that do not fit, UnsupportedError from gradients.
     """
+    check_choices(choices)
     if measure not in MEASURES:
         raise QuantizationError(f"no measure {measure!r}", hint=f"one of {', '.join(MEASURES)}")
     feeds = list(batches)
@@ -109,6 +111,15 @@ def measure_sensitivity(
             "input_trace": traces[x].trace, **{f"weight_error_{b}": e for b, e in errors.items()},
         }  # fmt: skip
     return Sensitivity(measure, layers, details)
+
+
+def check_choices(choices: Sequence[Bits]) -> None:
+    """Raises QuantizationError where integer graphs cannot have them, there are none, or one comes twice."""
+    if not choices or len(set(choices)) < len(choices):
+        raise QuantizationError("no choices, or one of them twice", hint="e.g. 4/4,4/8,8/8")
+    for pair in choices:
+        if any(bits not in (4, 8) for bits in pair):
+            raise QuantizationError(f"no layer can have {format_bits(pair)} bits", hint="4 or 8 of each")
 
 
 def weight_noise(node: Node, bits: int, method: str) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qir.errors import DataError
 from qir.graph import Graph, Node, Value, ancestors
 from qir.types import Array
 
@@ -29,8 +30,10 @@ class Stepper:
         self._numbers: dict[str, int] = {}  # value -> the number in its files' names
 
     def add(self, feeds: Mapping[str, Array]) -> None:
-        """A further batch: its inputs go to files.  Before the first stop only."""
+        """A further batch: its inputs go to files.  Before the first stop only.  Raises DataError where one lacks."""
         for name in self.waiting:
+            if name not in feeds:
+                raise DataError("is not among the data", where=f"input {name!r}", hint=f"given: {', '.join(feeds)}")
             self._write(name, self.count, feeds[name])
         self.count += 1
 

@@ -87,6 +87,7 @@ examples:
   qir search net.onnx --data calib.npy --size 0.75x -o net.mixed.onnx
   qir search net.onnx --data calib.npy --bops 0.6x --size 2MB -o mixed.toml --plot layers.png --pareto curve.png
   qir search net.onnx --data calib.npy --latency table.json --latency-limit 3ms -o net.mixed.onnx
+  qir search net.onnx --data calib.npy --size 0.75x --pin conv1=8/8 --forbid fc=4/4 --residual-groups -o mixed.toml
   qir search net.onnx --data calib.npy --latency cpu --latency-limit 0.9x --save-latency table.json -o mixed.toml
 
 A limit is a number, with a unit if you like, or a share of what all layers at 8 bits cost ("0.75x").  A latency
@@ -348,6 +349,14 @@ def _diagnose(commands: Any) -> None:
     _data_options(parser, "calibration data")
 
 
+def layer_bits(text: str) -> tuple[str, str]:
+    """ "layer=4/8" as (layer, bits)."""
+    name, equals, bits = text.rpartition("=")
+    if not (name and equals and bits):
+        raise argparse.ArgumentTypeError(f"{text!r} is not LAYER=W/A, e.g. conv1=8/8")
+    return name, bits
+
+
 def _search(commands: Any) -> None:
     parser = _command(commands, "search", "search", "choose the bits of each layer under limits", SEARCH)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
@@ -363,6 +372,11 @@ def _search(commands: Any) -> None:
     )
     parser.add_argument("--save-latency", type=Path, metavar="FILE.json", help="save the times here")
     parser.add_argument("--choices", metavar="W/A,...", help="bits to choose from (default: 4/4,4/8,8/8)")
+    for option, words in (("--pin", "this layer has these bits"), ("--forbid", "this layer must not have these bits")):
+        parser.add_argument(
+            option, action="append", default=[], type=layer_bits, metavar="LAYER=W/A", help=f"{words}; may be repeated"
+        )
+    parser.add_argument("--residual-groups", action="store_true", help="layers that a sum joins have the same bits")
     parser.add_argument(
         "--measure",
         choices=("fisher", "hessian", "kl", "mse", "sqnr"),

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 from qir.errors import QuantizationError
 from qir.graph import Graph
 from qir.io import save
 from qir.passes.calibration import calibrate
-from qir.passes.cost_model import LatencyTable, parse_bits
+from qir.passes.cost_model import Bits, LatencyTable, parse_bits
 from qir.passes.data import batches
 from qir.passes.insert_qdq import linear_nodes
 from qir.passes.pipeline import run_recipe
 from qir.passes.ranges import Ranges
-from qir.passes.recipes import Recipe, recipe_of
-from qir.passes.search import CHOICES, Found, curve, load_latency, search
+from qir.passes.recipes import RECIPES, Recipe, recipe_of
+from qir.passes.search import Found, curve, load_latency, search
 from qir.passes.sensitivity import Sensitivity
 from qir.runtime import BACKENDS
 from qir.runtime.latency import latency_table, save_table
@@ -45,15 +46,21 @@ def main(args: argparse.Namespace) -> int:
     graph = data.load_model(args.model, args.input_shape)
     feeds = batches(data.source(args), graph, batch_size=args.batch, samples=args.samples)
     prepared, _ = recipe.prepare.run(graph)
-    choices = tuple(parse_bits(text) for text in args.choices.split(",")) if args.choices else CHOICES
-    widths = sorted({8, *(a for _, a in choices)})
-    ranges = calibrate(prepared, data.shown(feeds, args.batch, "calibrating"), method=recipe.method, bits=widths)
+    choices = tuple(parse_bits(text) for text in args.choices.split(",")) if args.choices else None
+    pinned = {name: parse_bits(bits) for name, bits in args.pin}
+    forbidden: dict[str, set[Bits]] = {}
+    for name, bits in args.forbid:
+        forbidden.setdefault(name, set()).add(parse_bits(bits))
     known = Sensitivity.load(args.sensitivity) if args.sensitivity else None
+    ranges = calibrate(
+        prepared, data.shown(feeds, args.batch, "calibrating"), method=recipe.method, bits=(4, 8),
+        options=recipe.range_options,
+    )  # fmt: skip
     few = batches(data.source(args), graph, batch_size=args.batch, samples=min(args.samples or 64, 64))
     found = search(
         prepared, data.shown(few, args.batch, "measuring sensitivity"), ranges, limits, measure=args.measure,
         choices=choices, sensitivity=known, latency=_latency(args, prepared, recipe, ranges),
-        loss="mse" if args.loss == "mse" else "cross_entropy",
+        pinned=pinned, forbidden=forbidden, residual_groups=args.residual_groups, loss=args.loss,
     )  # fmt: skip
     show.say(found.text())
     _keep(args, found, next(iter(limits)))
@@ -96,9 +103,18 @@ def _keep(args: argparse.Namespace, found: Found, cost: str) -> None:
 
 
 def as_toml(recipe: Recipe, found: Found) -> str:
-    """A recipe file with the bits of each layer."""
-    lines = [f'base = "{recipe.name}"', "", "[layers]"]
-    for name, (w, a) in found.layers.items():
-        quoted = name.replace("\\", "\\\\").replace('"', '\\"')
-        lines.append(f'"{quoted}" = [{w}, {a}]')
+    """A recipe file with the bits of each layer, and what else the recipe does not have from its base."""
+    base = RECIPES.get(recipe.name, RECIPES["w8a8"])
+    lines = [f"base = {quoted(base.name)}"]
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name not in ("name", "layers") and value != getattr(base, field.name):
+            text = quoted(value) if isinstance(value, str) else str(value).lower()
+            lines.append(f"{field.name} = {text}")
+    lines += ["", "[layers]", *(f"{quoted(name)} = [{w}, {a}]" for name, (w, a) in found.layers.items())]
     return "\n".join(lines) + "\n"
+
+
+def quoted(text: str) -> str:
+    """A TOML string."""
+    return json.dumps(text, ensure_ascii=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import qir
 from qir.__main__ import main
 from qir.models import bundled_path, digits
 from qir.models.bundle import MEAN, STD
+from qir.passes.recipes import recipe_of
 from qir.runtime import Session
 
 RESIDUAL, INCEPTION = (str(bundled_path(f"digits_{n}")) for n in ("residual", "inception"))
@@ -153,3 +155,33 @@ def test_demo(run: Run, recipe: str) -> None:
     out = run("demo", "--network", "digits_inception", "--recipe", recipe)
     assert "identical bits     yes" in out and "none" in out
     assert Path(f"digits_inception.{recipe}.onnx").is_file()
+
+
+def test_search_and_what_it_writes(run: Run) -> None:
+    Path("own.toml").write_text('base = "w4a8"\nmethod = "percentile"\npercentile = 99.9\nrounding = "nearest"\n')
+    options = ["--data", "calib.npy", "--samples", "32", "--recipe", "own.toml"]
+    out = run("search", RESIDUAL, *options, "--size", "0.7x", "--save-sensitivity", "s.json", "-o", "mixed.toml")
+    assert "wrote mixed.toml" in out
+    mixed, own = recipe_of("mixed.toml"), recipe_of("own.toml")
+    assert replace(mixed, name="own", layers={}) == own, "a recipe file keeps what its own base was changed by"
+    pins = ["--pin", "block2.b.conv=8/8", "--forbid", "block0.a.conv=4/4", "--residual-groups"]
+    again = ["search", RESIDUAL, *options, "--sensitivity", "s.json", "--size", "0.9x", *pins]
+    run(*again, "-o", "pinned.toml")
+    assert recipe_of("pinned.toml").layers["block2.b.conv"] == (8, 8) != mixed.layers["block2.b.conv"]
+    run("quantize", RESIDUAL, "-o", "mixed.onnx", "--data", "calib.npy", "--recipe", "mixed.toml")
+    layers = [n for n in Session("mixed.onnx", backend="onnxruntime").graph.nodes if n.op in ("qir.Conv", "qir.MatMul")]
+    assert sorted(n.input(1).dtype.bits for n in layers) == sorted(w for w, _ in mixed.layers.values())
+
+
+def test_diagnose(run: Run) -> None:
+    out = run(
+        "diagnose", RESIDUAL, "--data", "calib.npy", "--samples", "8", "--recipe", "w8a8_per_tensor", "--remedies"
+    )
+    for words in (
+        "1. float check",
+        "2. rounded to nearest",
+        "3. each quantizer",
+        "4. the whole recipe",
+        "per_channel=true",
+    ):
+        assert words in out

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from qir.passes.ranges import Ranges
 from qir.passes.recipes import RECIPES, Recipe
 from qir.passes.round_weights import RoundWeights
 from qir.passes.search import Found, curve, joined, limit_of, load_latency, problem_of, same_input, search
+from qir.passes.sensitivity import Sensitivity
 from qir.runtime import Session
 from qir.types import Array
 
@@ -133,11 +135,49 @@ def test_limits_and_tables(digits: tuple[Graph, Feeds, Feeds], found: Found, tmp
     problem = problem_of(digits[0], found.sensitivity, latency=table, residual_groups=True)
     assert problem.uniform((8, 8)).costs["latency"] == 3 * len(found.layers)
     assert joined(digits[0])
+    with pytest.raises(ParseError, match="no limit of size"):
+        limit_of(None, "size", uniform)  # type: ignore[arg-type]
+    with pytest.raises(QuantizationError, match="give a latency table"):
+        search(digits[0], [], Ranges.of({}), {"latency": "1x"})
+    with pytest.raises(ParseError, match="'much'"):  # before anything is measured
+        search(digits[0], [], Ranges.of({}), {"size": "much"})
+    with pytest.raises(QuantizationError, match="no cost 'joules' to sweep"):
+        curve(found, "joules")
+    with pytest.raises(QuantizationError, match="has no sensitivity"):
+        problem_of(digits[0], Sensitivity("fisher", dict(list(found.sensitivity.layers.items())[1:])))
     with pytest.raises(QuantizationError, match="latency table has no"):
         problem_of(digits[0], found.sensitivity, latency={})
     (tmp_path / "bad.json").write_text("[1]")
     with pytest.raises(ParseError):
         load_latency(tmp_path / "bad.json")
+
+
+def test_layers_are_pinned_forbidden_grouped_and_choices_narrowed(
+    digits: tuple[Graph, Feeds, Feeds], found: Found
+) -> None:
+    def again(size: str, **options: Any) -> Found:
+        return search(digits[0], [], Ranges.of({}), {"size": size}, sensitivity=found.sensitivity, **options)
+
+    small = next(n for n, bits in found.layers.items() if bits[0] == 4)
+    assert again("0.9x", pinned={small: (8, 8)}).layers[small] == (8, 8)
+    other = next(n for n, bits in found.layers.items() if bits == (8, 8) and n != next(iter(found.layers)))
+    assert again("1x", forbidden={other: [(8, 8)]}).layers[other] != (8, 8)
+    apart, together = again("0.7x"), again("0.7x", residual_groups=True)
+    for group in joined(digits[0]):
+        assert len({together.layers[n] for n in group}) == 1
+    assert any(len({apart.layers[n] for n in group}) > 1 for group in joined(digits[0]))
+    narrow = again("1x", choices=((4, 4), (4, 8)))
+    assert set(narrow.layers.values()) <= {(4, 4), (4, 8)}
+    assert "all at 8/8" not in narrow.text() and "all at 8/8" in found.text()
+    with pytest.raises(QuantizationError, match="8/4 was not measured"):
+        again("1x", choices=((4, 4), (8, 4)))
+
+
+def test_bits_for_a_layer_that_is_not_there(digits: tuple[Graph, Feeds, Feeds]) -> None:
+    with pytest.raises(QuantizationError, match=r"'block0.a.conf'.*did you mean 'block0.a.conv'"):
+        run_recipe(replace(RECIPES["w8a8"], layers={"block0.a.conf": (4, 8)}), digits[0], digits[1][:1])
+    with pytest.raises(QuantizationError, match="bits"):
+        replace(RECIPES["w8a8"], layers={"block0.a.conv": (8, 16)})
 
 
 def test_layers_in_a_recipe_file(tmp_path: Path) -> None:
@@ -175,6 +215,8 @@ def test_small_memory_and_other_batches_change_little(digits: tuple[Graph, Feeds
 def test_rounding_needs_data_and_a_known_method(digits: tuple[Graph, Feeds, Feeds], ranges: Ranges) -> None:
     with pytest.raises(DataError, match="no data to round"):
         PassManager([InsertQdq(ranges), RoundWeights(digits[0], [])]).run(digits[0])
+    with pytest.raises(DataError, match="is not among the data"):
+        PassManager([InsertQdq(ranges), RoundWeights(digits[0], [{"other": np.zeros(1)}])]).run(digits[0])
     with pytest.raises(QuantizationError, match="no rounding method"):
         RoundWeights(digits[0], [], method="up")
     with pytest.raises(QuantizationError, match="rounding is 'up'"):
@@ -230,3 +272,5 @@ def test_plots(found: Found, tmp_path: Path) -> None:
     plots.plot_pareto(curve(found, "size", 5), "size", tmp_path / "pareto.png")
     assert (tmp_path / "layers.png").stat().st_size > 1000
     assert (tmp_path / "pareto.png").stat().st_size > 1000
+    with pytest.raises(QuantizationError, match="no plot"):
+        plots.plot_layers(found, tmp_path / "layers.xyz")

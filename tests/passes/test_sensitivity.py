@@ -130,5 +130,13 @@ def test_errors() -> None:
         measure_sensitivity(graph, [], Ranges.of({}))
     with pytest.raises(DataError):
         fisher_traces(graph, [], ["conv.w"])
+    for choices in ((), ((4, 3),), ((8, 16),), ((2, 8),), ((8, 8), (8, 8))):
+        with pytest.raises(QuantizationError, match=r"no choices|no layer can have"):
+            measure_sensitivity(graph, [], Ranges.of({}), choices=choices)
+    two = [{"x": np.zeros((3, 2, 4, 4), np.float32)}] * 2
+    good = np.zeros(3, np.int64)
+    for labels in ([good], [good, good[:2]], [good, good - 1], [good, good + 3], [good, good + 0.5]):
+        with pytest.raises(DataError, match="labels"):
+            hessian_traces(graph, two, ["conv.w"], labels=labels, probes=1)
     with pytest.raises(QuantizationError, match="no range"):
         measure_sensitivity(graph, [{"x": np.zeros((1, 2, 4, 4), np.float32)}], Ranges.of({}))
