@@ -28,6 +28,10 @@ SLOTS = 2
 RECORDINGS = 4
 """Graphs kept of one runner: its own buffers, and the callers' tensors that came back."""
 
+PATIENCE = 4 * RECORDINGS
+"""Runs on callers' tensors that a graph is kept unused. Tensors that come round in turn, more of them than graphs are
+kept, are copied: recording for each as its turn comes would cost milliseconds and a wait every run."""
+
 EVENTS = 8
 """Ends of the last runs. One that is recorded again tells an earlier run's end late, never early."""
 
@@ -83,6 +87,8 @@ class Runner:
         self.launches = plan.build(self.arena.pointer)
         self._addresses = {s: self.arena.pointer + at for s, at in plan.offsets.items()}
         self._recordings: OrderedDict[tuple[int, ...], Recording] = OrderedDict()
+        self._used: dict[tuple[int, ...], int] = {}  # when each was launched last, in runs on callers' tensors
+        self._clock = 0
         self._own = self.device.record(self.launches)
         self._seen: OrderedDict[tuple[int, ...], None] = OrderedDict()
         self._lock = threading.Lock()
@@ -226,8 +232,10 @@ class Runner:
         if not moved:
             return self._own, {}
         key = tuple(moved.get(s, 0) for s in self._movable)
+        self._clock += 1
         if key in self._recordings:
             self._recordings.move_to_end(key)
+            self._used[key] = self._clock
             return self._recordings[key], moved
         if key not in self._seen:
             self._seen[key] = None
@@ -235,9 +243,13 @@ class Runner:
                 self._seen.popitem(last=False)
             return self._own, {}
         if len(self._recordings) == RECORDINGS:
+            oldest = next(iter(self._recordings))
+            if self._clock - self._used[oldest] < PATIENCE:
+                return self._own, {}
             self._last.wait()  # the graph that goes may still run
-            self._recordings.popitem(last=False)
+            del self._recordings[oldest], self._used[oldest]
         self._recordings[key] = self.device.record(self.plan.build(self.arena.pointer, moved))
+        self._used[key] = self._clock
         return self._recordings[key], moved
 
     def _fits(self, tensor: Tensor, place: Placement) -> bool:
