@@ -44,3 +44,11 @@ def symmetric(lo: float, hi: float, dtype: DType) -> QuantParams:
 def unit_interval(dtype: DType) -> QuantParams:
     """The grid of probabilities: scale 2^-8, zero point at the least value  [ARITHMETIC 9]."""
     return QuantParams.make(2.0**-8, dtype.lo, dtype)
+
+
+def whole(lo: float, hi: float, dtype: DType) -> QuantParams | None:
+    """The grid of integers, scale 1: exact.  None where [lo, hi], widened to hold zero, does not fit."""
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    zero_point = 0 if dtype.is_signed else round(dtype.lo - lo)
+    fits = dtype.lo <= round(lo) + zero_point and round(hi) + zero_point <= dtype.hi
+    return QuantParams.make(1.0, zero_point, dtype) if fits else None

@@ -10,11 +10,11 @@ import numpy as np
 
 from qir.errors import QuantizationError
 from qir.graph import Graph, Node, Stage, Value
-from qir.types import Array, QuantParams
+from qir.types import Array, DType, QuantParams
 
 from .align_scales import Key, Solution
 from .base import Pass
-from .grids import affine, symmetric, unit_interval
+from .grids import affine, symmetric, unit_interval, whole
 from .placement import (
     LINEAR,
     NARROW,
@@ -126,6 +126,7 @@ class _Inserter:
             v.name: unit_interval(activation_dtype(NARROW, options.symmetric))
             for n in graph.nodes if n.op == "Softmax" for v in n.outputs
         }  # fmt: skip
+        self.whole = {n.output.name for n in graph.nodes if n.op == "Cast" and not n.input(0).dtype.is_float}
         self.joined = {
             v.name for n in graph.nodes if n.op == "Concat" or limited(n) is not None for v in n.outputs
         }  # fmt: skip
@@ -232,7 +233,19 @@ class _Inserter:
             raise QuantizationError(
                 "has no range", where=f"tensor {value.name!r}", hint="calibrate the graph as it is before this pass"
             )
-        return self._over(intervals, bits)
+        integers = self._integers(value, intervals, bits) if self.whole.issuperset(members) else None
+        return integers or self._over(intervals, bits)
+
+    def _integers(self, value: Value, intervals: list[Interval], bits: int) -> QuantParams | None:
+        """The grid of a tensor that a Cast makes of integers: each of them exactly, if they fit."""
+        dtype = activation_dtype(bits, self.options.symmetric)
+        maker = self.plan.origin[value].producer
+        source = maker.input(0).dtype if maker is not None else DType.INT64
+        if source.bits <= NARROW and source is not DType.BOOL:  # all that its dtype holds, not only what was seen
+            grid = whole(source.lo, source.hi, dtype)
+            if grid is not None:
+                return grid
+        return whole(min(i[0] for i in intervals), max(i[1] for i in intervals), dtype)
 
     def _over(self, intervals: list[Interval], bits: int) -> QuantParams:
         """The grid that holds all intervals."""

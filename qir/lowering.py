@@ -213,6 +213,8 @@ class Lowering:
     ) -> Value:
         """(x - x_zero_point) * ratio on the grid `target`; `ratio` broadcasts against x."""
         multiplier, shift = dyadic_array(np.asarray(ratio, dtype=np.float64), where=str(self.node or name))
+        if x.type.rank == 0:
+            multiplier, shift = multiplier.reshape(()), shift.reshape(())
         lo, hi = bounds.on(target)
         g = self.graph
         node = g.add_node(

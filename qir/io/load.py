@@ -37,7 +37,7 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, input_shapes: Shapes | 
     """A graph from an ONNX model of opset 7 to 28: a path, a serialized model or a ModelProto (left unchanged).
 
     The first axis of an input, where it is symbolic or unknown, is the batch "N"; other symbolic sizes must be
-    given in `input_shapes` ({input: shape}, "N" or -1 for the batch).  Half floats are computed in float32.
+    given in `input_shapes` ({input: shape}, "N" or -1 for the batch).  Half floats and doubles are computed in float32.
     The stage is INTEGER for models that `save` wrote in that stage, QDQ for those with QuantizeLinear, DequantizeLinear
     or QONNX Quant nodes, else FLOAT.
     Raises ModelError (broken or hostile file), UnsupportedError (operator, dtype, opset), TypeInferenceError.

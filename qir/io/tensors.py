@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,12 +16,13 @@ from ..types import Array, DType
 from .protos import dtype_of, unpack_int4
 
 HALF = {int(onnx.TensorProto.FLOAT16), int(onnx.TensorProto.BFLOAT16)}
-"""Half precision is computed in float32: the IR's float operators have one float type."""
+OTHER_FLOATS = HALF | {int(onnx.TensorProto.DOUBLE)}
+"""Half and double precision are computed in float32: the IR's float operators have one float type."""
 
 
 def ir_dtype(elem_type: int, where: str) -> DType:
-    """The IR's dtype for an ONNX element type, half floats widened.  Raises UnsupportedError for what has none."""
-    return DType.FLOAT32 if elem_type in HALF else dtype_of(elem_type, where)
+    """The IR's dtype for an ONNX element type, float32 for all floats.  Raises UnsupportedError for what has none."""
+    return DType.FLOAT32 if elem_type in OTHER_FLOATS else dtype_of(elem_type, where)
 
 
 def external_path(location: str, folder: Path | None, where: str) -> Path:
@@ -61,7 +63,7 @@ def read_external(proto: onnx.TensorProto, size: int, folder: Path | None, where
 
 
 def tensor_array(proto: onnx.TensorProto, folder: Path | None, where: str) -> tuple[Array, DType]:
-    """A TensorProto's data and dtype; half floats come as float32, 4-bit integers one a byte.
+    """A TensorProto's data and dtype; half floats and doubles come as float32, 4-bit integers one a byte.
 
     Raises ModelError where data and shape do not agree, UnsupportedError for dtypes that qir does not know.
     """
@@ -70,7 +72,8 @@ def tensor_array(proto: onnx.TensorProto, folder: Path | None, where: str) -> tu
     if any(d < 0 for d in shape):
         raise ModelError(f"has a negative size in {list(shape)}", where=where)
     count = math.prod(shape)
-    bits = 16 if proto.data_type in HALF else kind.bits
+    stored = stored_dtype(proto.data_type, kind)
+    bits = kind.bits if kind.bits == 4 else 8 * stored.itemsize
     size = (count * bits + 7) // 8
     if proto.data_location == onnx.TensorProto.EXTERNAL:
         raw = read_external(proto, size, folder, where)
@@ -85,22 +88,30 @@ def tensor_array(proto: onnx.TensorProto, folder: Path | None, where: str) -> tu
     if proto.data_type == onnx.TensorProto.BFLOAT16:
         bits_u32 = np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16
         return bits_u32.view(np.float32).reshape(shape), kind
-    stored = np.dtype(np.float16) if proto.data_type in HALF else kind.numpy
     array = np.frombuffer(raw, dtype=stored.newbyteorder("<")).reshape(shape)
-    return array.astype(kind.numpy, copy=False), kind
+    with np.errstate(over="ignore"):  # a double beyond float32: infinity, which is judged where it is used
+        return array.astype(kind.numpy, copy=False), kind
+
+
+def stored_dtype(elem_type: int, kind: DType) -> np.dtype[Any]:
+    """What the file holds of a tensor that becomes `kind`, bfloat16 as wide as float16."""
+    if elem_type in HALF:
+        return np.dtype(np.float16)
+    return np.dtype(np.float64) if elem_type in OTHER_FLOATS else kind.numpy
 
 
 def _typed(proto: onnx.TensorProto, kind: DType, shape: tuple[int, ...], count: int, where: str) -> Array:
     """Data in the typed fields (float_data, int32_data ...), their number checked first."""
-    field = {DType.FLOAT32: "float_data", DType.FLOAT64: "double_data", DType.INT64: "int64_data",
-             DType.UINT64: "uint64_data", DType.UINT32: "uint64_data"}.get(kind, "int32_data")  # fmt: skip
-    if proto.data_type in HALF:
-        field = "int32_data"
+    field = {DType.FLOAT32: "float_data", DType.INT64: "int64_data", DType.UINT64: "uint64_data",
+             DType.UINT32: "uint64_data"}.get(kind, "int32_data")  # fmt: skip
+    if proto.data_type in OTHER_FLOATS:
+        field = "int32_data" if proto.data_type in HALF else "double_data"
     given = len(getattr(proto, field))
     expected = (count + 1) // 2 if kind.bits == 4 else count
     if given not in {expected, count}:
         raise ModelError(f"shape {list(shape)} needs {count} elements, {given} given", where=where)
     try:
-        return np.asarray(numpy_helper.to_array(proto)).astype(kind.numpy).reshape(shape)
+        with np.errstate(over="ignore"):
+            return np.asarray(numpy_helper.to_array(proto)).astype(kind.numpy).reshape(shape)
     except (ValueError, TypeError, OverflowError) as error:
         raise ModelError(f"cannot be read: {error}", where=where) from error

@@ -121,14 +121,14 @@ def move_all(low: Lowering, node: Node, count: int, move: Callable[..., Sequence
 
 
 def fold_constant(low: Lowering, node: Node, op: Op, axis_map: Callable[[int], int | None]) -> bool:
-    """A movement of a constant is done now.  Returns False where the input is no constant.
+    """A movement of a constant is done now.  Returns False where an input is no constant (a size follows the batch).
 
     axis_map: channel axis before -> after, None where the channels are torn apart (the integers are given up then).
     """
     from ..lowering import Fixed
 
     form = low.form(node.input(0))
-    if not isinstance(form, Fixed):
+    if not isinstance(form, Fixed) or not all(v is None or low.is_constant(v) for v in node.inputs[1:]):
         return False
     rest = [None if v is None else low.real_constant(v) for v in node.inputs[1:]]
     data = op.reference(node.attrs, form.data, *rest)

@@ -130,7 +130,7 @@ class Range(Op):
 class Cast(Op):
     """y = x as the dtype `to` (toward zero from float to integer).
 
-    Between float types it is the identity on integers; a boolean cast to float is an exact 0/1 tensor of scale 1.
+    Between float types it is the identity on integers; integers and booleans cast to float are integers of scale 1.
     """
 
     name = "Cast"
@@ -164,12 +164,12 @@ class Cast(Op):
                 node.output,
                 Plain(low.graph.add_node("Cast", [form.value], {"to": str(to)}, outputs=[node.output.name]).output),
             )
-        elif form.value.dtype is DType.BOOL:
-            quant = QuantParams((1.0,), (0,), DType.UINT8)
-            made = low.graph.add_node("Cast", [form.value], {"to": "uint8"}, outputs=[node.output.name], quant=quant)
+        else:  # beyond int32 there is no real number that a grid of activations holds
+            kind = {DType.BOOL: DType.UINT8}.get(form.value.dtype, form.value.dtype)
+            kind = kind if kind in (DType.UINT8, DType.INT8, DType.INT16) else DType.INT32
+            quant = QuantParams((1.0,), (0,), kind)
+            made = low.graph.add_node("Cast", [form.value], {"to": str(kind)}, outputs=[node.output.name], quant=quant)
             low.set(node.output, Quantized(made.output))
-        else:
-            raise LoweringError("casts integers to reals", where=str(node), hint="only 0/1 tensors have such a form")
 
 
 def plain(low: Lowering, node: Node) -> None:

@@ -256,9 +256,14 @@ def test_initializers_listed_as_inputs_are_constants_and_shared_ones_stay_shared
     assert len(graph.constants) == 1
 
 
-@pytest.mark.parametrize("elem", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
-def test_half_floats_are_computed_in_float32(elem: int) -> None:
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("elem", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
+def test_other_floats_are_computed_in_float32(elem: int, raw: bool) -> None:
     w = helper.make_tensor("w", elem, [2], [1.5, -2.0])
+    if raw:
+        brain = elem == TensorProto.BFLOAT16
+        data = np.asarray([0x3FC0, 0xC000], np.uint16) if brain else numpy_helper.to_array(w)
+        w = helper.make_tensor("w", elem, [2], data.tobytes(), raw=True)
     graph = helper.make_graph(
         [helper.make_node("Mul", ["x", "w"], ["m"]), helper.make_node("Cast", ["m"], ["y"], to=elem)], "half",
         [helper.make_tensor_value_info("x", elem, ["N", 2])], [helper.make_tensor_value_info("y", elem, ["N", 2])], [w],
@@ -267,6 +272,8 @@ def test_half_floats_are_computed_in_float32(elem: int) -> None:
     loaded = qir.load(model)
     assert loaded.inputs[0].dtype is DType.FLOAT32
     np.testing.assert_array_equal(Session(loaded, "reference").run({"x": f32([2, 3])})["y"], [[3, -6]])
+    integer, _ = qir.quantize(loaded, f32([2, 3], [-1, 1]))
+    onnx.checker.check_model(qir.io.to_onnx(integer), full_check=True)
 
 
 def test_unsorted_nodes_are_sorted_and_names_survive() -> None:
