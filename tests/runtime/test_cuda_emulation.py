@@ -84,6 +84,20 @@ def test_border() -> None:
     compare(case, 0)
 
 
+def test_an_index_out_of_range_stays_inside() -> None:
+    """ONNX leaves it open; on a GPU one wild read ends the process's context."""
+    from qir.runtime.cuda.emulated import EmulatedDevice
+
+    case = Case(2, 3)
+    index = case.graph.add_input("index", TensorType(DType.INT64, ("N",)))
+    x = case.ints(DType.INT8, (5, 7))
+    y = case.node("Gather", case.constant(x, np.int8), index, axis=0)
+    case.graph.set_outputs([y])
+    session = Session(case.graph, "cuda", device=EmulatedDevice())
+    for given, taken in (([0, 4, -5], [0, 4, 0]), ([5, 1 << 40, 10**6], [4, 4, 4]), ([-6, -(1 << 40), -7], [0, 0, 0])):
+        np.testing.assert_array_equal(session.run({"index": np.asarray(given)})[y.name], x[taken])
+
+
 def test_unknown_operator_is_an_error() -> None:
     from qir.errors import BackendError
     from qir.runtime.cuda.emulated import EmulatedDevice

@@ -13,13 +13,16 @@ __global__ void copy_elements(Shape shape, View x, View y) {
 }
 
 // y[.., i.., ..] = x[.., index[i..], ..]: Gather. x does not move along the axes of the index; those positions come from
-// `index`, in steps of `step`. A negative index counts from the end of the axis, which has `size` elements.
+// `index`, in steps of `step`. A negative index counts from the end of the axis, which has `size` elements; one that is out
+// of range, which ONNX forbids, takes the nearest element: memory is safe whatever the index holds, as when a layer is
+// timed by itself.
 template <class T>
 __global__ void gather_elements(Shape shape, View x, View y, View index, s64 step, s32 size) {
     QIR_FOR_EACH(i, shape.count) {
         const Index at(shape, i);
-        const s64 from = load(index, at);
-        const s64 p = position(x, at) + step * (from < 0 ? from + size : from);
+        s64 from = load(index, at);
+        from = from < 0 ? from + size : from;
+        const s64 p = position(x, at) + step * (from < 0 ? 0 : from < size ? from : size - 1);
         static_cast<T*>(y.data)[position(y, at)] = static_cast<const T*>(x.data)[p];
     }
 }
