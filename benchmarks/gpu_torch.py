@@ -53,12 +53,16 @@ def measure_torch(net: str, batch: int, how: str) -> dict[str, Any]:
 
     size = SIZES.get(net, 224)
     torch.backends.cudnn.benchmark = True
+    # Compiled code is cached by code object: without a reset the next batch size would be compiled for dynamic shapes, and
+    # the ninth network not at all  [torch.compile, recompile_limit].
+    torch.compiler.reset()
+    torch.cuda.empty_cache()
     start = time.perf_counter()
     with torch.inference_mode():
         module = torch_network(net)
         x = torch.randn(batch, 3, size, size, device="cuda", dtype=torch.half).to(memory_format=torch.channels_last)
         if how == "compile":
-            compiled = torch.compile(module, mode="max-autotune")
+            compiled = torch.compile(module, mode="max-autotune", dynamic=False)
             run: Callable[[], Any] = lambda: compiled(x)  # noqa: E731
         else:
             side = torch.cuda.Stream()

@@ -33,6 +33,18 @@ def device_of(name: str) -> Any:
     return CupyDevice()
 
 
+def ship(device: Any, raw: Path, out: Path) -> str:
+    """Write the table of all that was measured so far."""
+    measured = json.loads(tuning.Table(device.name, raw).path.read_text())
+    entries = {k: {"choice": v["choice"], "seconds": {}} for k, v in measured["entries"].items()}
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / f"{tuning.slug(device.name)}.json"
+    fresh = target.with_suffix(".fresh")
+    fresh.write_text(json.dumps({**measured, "entries": entries}, indent=1, sort_keys=True) + "\n")
+    fresh.replace(target)
+    return f"{len(entries)} layer shapes in {target}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=TABLES)
@@ -43,22 +55,18 @@ def main() -> int:
     parser.add_argument("--device", choices=("gpu", "emulated"), default="gpu")
     args = parser.parse_args()
     device, start, raw = device_of(args.device), time.perf_counter(), args.work / "tables"
-    for net in args.nets.split(","):
-        graph = integer_network(net, args.work)
-        for batch in map(int, args.batches.split(",")):
-            if time.perf_counter() - start > args.seconds:
-                print(f"{args.seconds} s are over before {net} at batch {batch}")
-                break
-            begin = time.perf_counter()
-            Cuda(graph, device, tune=raw).prepare(batch)
-            print(f"{net} {batch}: {time.perf_counter() - begin:.1f} s", flush=True)
-    measured = json.loads(tuning.Table(device.name, raw).path.read_text())
-    entries = {k: {"choice": v["choice"], "seconds": {}} for k, v in measured["entries"].items()}
-    args.out.mkdir(parents=True, exist_ok=True)
-    target = args.out / f"{tuning.slug(device.name)}.json"
-    target.write_text(json.dumps({**measured, "entries": entries}, indent=1, sort_keys=True) + "\n")
-    print(f"{len(entries)} layer shapes in {target}")
-    return 0
+    pairs = [(net, int(batch)) for net in args.nets.split(",") for batch in args.batches.split(",")]
+    written = ""
+    for number, (net, batch) in enumerate(pairs):
+        if time.perf_counter() - start > args.seconds:
+            print(f"{args.seconds} s are over before {net} at batch {batch}; {len(pairs) - number} are left")
+            break
+        begin = time.perf_counter()
+        Cuda(integer_network(net, args.work), device, tune=raw).prepare(batch)
+        written = ship(device, raw, args.out)  # each time: what follows may be cut short
+        print(f"{net} {batch}: {time.perf_counter() - begin:.1f} s", flush=True)
+    print(written)
+    return int(not written)
 
 
 if __name__ == "__main__":
