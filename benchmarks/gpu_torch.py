@@ -53,8 +53,8 @@ def measure_torch(net: str, batch: int, how: str) -> dict[str, Any]:
 
     size = SIZES.get(net, 224)
     torch.backends.cudnn.benchmark = True
-    # Compiled code is cached by code object: without a reset the next batch size would be compiled for dynamic shapes, and
-    # the ninth network not at all  [torch.compile, recompile_limit].
+    # Compiled code is cached by code object: without a reset the next batch size would be compiled for dynamic shapes,
+    # and the ninth network not at all  [torch.compile, recompile_limit].
     torch.compiler.reset()
     torch.cuda.empty_cache()
     start = time.perf_counter()

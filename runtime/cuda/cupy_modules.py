@@ -91,6 +91,7 @@ class Modules:
 
     def __init__(self, cupy: Any, index: int, architecture: str) -> None:
         self._driver, self._index, self._architecture = cupy.cuda.driver, index, architecture
+        self._newest = int(cupy.cuda.runtime.driverGetVersion()) // 1000
 
     def prepare(self, kernels: Iterable[Kernel]) -> None:
         """Compile and load what is missing; compilations run side by side. The GPU must be the current one."""
@@ -98,7 +99,7 @@ class Modules:
             missing = [k for k in dict.fromkeys(kernels) if (self._index, k) not in _loaded]
             if not missing:
                 return
-            compiler = Nvrtc()
+            compiler = Nvrtc(self._newest)
             workers = min(len(missing), os.cpu_count() or 1)
             with ThreadPoolExecutor(workers) as pool:
                 binaries = list(pool.map(lambda k: cubin(k, self._architecture, compiler), missing))

@@ -6,7 +6,7 @@ import ctypes
 import ctypes.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,11 +27,26 @@ class Usage:
     serialized: bool = False
 
 
-def find_library() -> str:
-    """Path of libnvrtc: of the PyPI package nvidia-cuda-nvrtc, or the system's (CUDA_PATH, the loader's own).
+def find_library(newest: int | None = None) -> str:
+    """Path of libnvrtc: of a PyPI package nvidia-cuda-nvrtc, or the system's (CUDA_PATH, the loader's own).
 
+    newest: the CUDA major version of the driver, if there is one: what a compiler of a later one makes does not load.
     Raises BackendError if absent.
     """
+    later: list[str] = []
+    for path in _libraries():
+        number = re.search(r"\.so\.(\d+)", Path(path).name)
+        if newest is None or number is None or int(number[1]) <= newest:
+            return path
+        later.append(Path(path).name)
+    if newest is None:
+        raise BackendError("NVRTC is not installed", hint="pip install nvidia-cuda-nvrtc")
+    suffix = "" if newest >= 13 else f"-cu{newest}"
+    message = f"only {later[0]} is installed, the driver is of CUDA {newest}" if later else "NVRTC is not installed"
+    raise BackendError(message, hint=f"pip install 'nvidia-cuda-nvrtc{suffix}<{newest + 1}'")
+
+
+def _libraries() -> Iterator[str]:
     for package in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
         try:
             files = metadata.files(package) or []
@@ -39,22 +54,20 @@ def find_library() -> str:
             continue
         for file in files:
             if re.fullmatch(r"libnvrtc\.so\.\d+", Path(str(file)).name):
-                return str(file.locate())
+                yield str(file.locate())
     for root in (os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
-        libraries = sorted(Path(root, "lib64").glob("libnvrtc.so.*[0-9]")) if root else []
-        if libraries:
-            return str(libraries[0])
+        if root:
+            yield from map(str, sorted(Path(root, "lib64").glob("libnvrtc.so.*[0-9]")))
     found = ctypes.util.find_library("nvrtc")
-    if found is None:
-        raise BackendError("NVRTC is not installed", hint="pip install nvidia-cuda-nvrtc")
-    return found
+    if found is not None:
+        yield found
 
 
 class Nvrtc:
-    """One loaded NVRTC."""
+    """One loaded NVRTC, no later than CUDA `newest` if that is given."""
 
-    def __init__(self) -> None:
-        self._library = ctypes.CDLL(find_library())
+    def __init__(self, newest: int | None = None) -> None:
+        self._library = ctypes.CDLL(find_library(newest))
         self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
 
     def version(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qir.errors import BackendError
+from qir.runtime.cuda import nvrtc
 from qir.runtime.cuda.compile_report import compile_all, complaints, table
 from qir.runtime.cuda.kernels import ARCHITECTURES, Kernel, instances
 from qir.runtime.cuda.nvrtc import Nvrtc, Usage
@@ -55,6 +56,20 @@ def test_committed_table_names_every_instance() -> None:
     rows = [line for line in COMMITTED.read_text().splitlines() if line.startswith("| `")]
     made = {k.expression.replace("qir::", "") for a in ARCHITECTURES for k in instances(a)}
     assert {r.split("`")[1] for r in rows} == made, "run python benchmarks/kernels.py"
+
+
+def test_the_compiler_is_no_later_than_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machine code of a later CUDA does not load: an older compiler beside it is taken, or the message names one."""
+    paths = ["/a/libnvrtc.so.13", "/b/libnvrtc.so.12"]
+    monkeypatch.setattr(nvrtc, "_libraries", lambda: iter(paths))
+    assert [nvrtc.find_library(n) for n in (None, 14, 13, 12)] == [paths[0]] * 3 + [paths[1]]
+    paths.pop()
+    with pytest.raises(BackendError, match=r"libnvrtc\.so\.13.*CUDA 12 .*nvidia-cuda-nvrtc-cu12<13"):
+        nvrtc.find_library(12)
+    paths.clear()
+    for newest in (None, 13):
+        with pytest.raises(BackendError, match="not installed"):
+            nvrtc.find_library(newest)
 
 
 def test_an_error_names_the_file(compiler: Nvrtc) -> None:

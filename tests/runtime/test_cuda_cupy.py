@@ -165,7 +165,8 @@ class StandIn(ModuleType):
             return SimpleNamespace(type=int(any(0 <= pointer - at < size for at, size in world.pinned)))
 
         runtime = SimpleNamespace(
-            CUDARuntimeError=RuntimeFailure, getDeviceCount=lambda: 1, setDevice=lambda device: None,
+            CUDARuntimeError=RuntimeFailure, driverGetVersion=lambda: 13000,
+            getDeviceCount=lambda: 1, setDevice=lambda device: None,
             getDeviceProperties=lambda device: {"name": b"stand-in"}, memGetInfo=lambda: (world.room, 1 << 30),
             memcpyAsync=copy, memcpyHostToDevice=1, memcpyDefault=4, memoryTypeHost=1,
             streamSynchronize=lambda stream: world.streams[stream].synchronize(), streamWaitEvent=hold,
@@ -200,7 +201,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., StandIn]:
 
     monkeypatch.setenv("QIR_CUDA_TUNE", "0")
     monkeypatch.setattr(cupy_modules, "_loaded", {})
-    monkeypatch.setattr(cupy_modules, "Nvrtc", lambda: SimpleNamespace(version=lambda: (13, 0)))
+    monkeypatch.setattr(cupy_modules, "Nvrtc", lambda newest: SimpleNamespace(version=lambda: (13, 0)))
     monkeypatch.setattr(cupy_modules, "cubin", lambda kernel, architecture, compiler: (kernel.expression, b"cubin"))
     return build
 
@@ -437,7 +438,8 @@ def test_cupy_has_what_is_used() -> None:
         assert listed and len(listed[1].split(",")) == count, function
     for name in ("memcpyHostToDevice", "memcpyDefault", "memoryTypeHost", "cudaDevAttrClockRate",
                  "cudaDevAttrMemoryClockRate", "cudaDevAttrGlobalMemoryBusWidth", "cudaDevAttrMultiProcessorCount",
-                 "getDeviceCount", "getDeviceProperties", "memGetInfo", "CUDARuntimeError"):  # fmt: skip
+                 "getDeviceCount", "getDeviceProperties", "memGetInfo",
+                 "driverGetVersion", "CUDARuntimeError"):  # fmt: skip
         assert hasattr(runtime, name), name
     assert driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES == 8 and issubclass(driver.CUDADriverError, Exception)
     for name in ("begin_capture", "end_capture", "synchronize"):
