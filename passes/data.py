@@ -29,6 +29,9 @@ from .images import Images
 BATCH = 8
 """Default batch: small, because calibration holds every intermediate tensor of one batch."""
 
+MAGIC = b"\x93NUMPY"
+KINDS = "a .npy or .npz file, or a folder of images"
+
 Reader = Callable[[int, int], Array]
 """Rows [start, stop) of one array."""
 
@@ -117,15 +120,16 @@ def _file(path: Path, types: Mapping[str, TensorType]) -> dict[str, Rows]:
     try:
         if path.suffix == ".npz":
             return _npz(path, types)
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise DataError("is no .npy file", where=str(path), hint=KINDS)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.ndim:
             # mapped anew for each batch: pages read stay in memory for as long as their mapping lives
             rows = Rows(len(array), lambda start, stop: np.load(path, mmap_mode="r")[start:stop])
             return {_only(types, "one array"): rows}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"cannot be read: {error}", where=str(path), hint="a .npy or .npz file, or a folder of images"
-        ) from None
+        raise DataError(f"cannot be read: {error}", where=str(path), hint=KINDS) from None
     return {_only(types, "one array"): _array(array)}
 
 

@@ -40,6 +40,8 @@ class StripSoftmax(Pass):
             report.rewrote(self.name, node.name)
             sweep(graph, [node])
         graph.prune()
+        if not report.rewrites:
+            report.note("no Softmax was stripped: " + "; ".join(f"{m.node}: {m.reason}" for m in report.misses))
         return report
 
 

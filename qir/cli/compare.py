@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from qir.graph import Graph
+from qir.errors import StageError
+from qir.graph import Graph, Stage
 from qir.runtime.compare import Comparison, compare_graphs
 
 from . import data, show
@@ -13,6 +14,8 @@ from . import data, show
 def main(args: argparse.Namespace) -> int:
     reference = data.load_model(args.float_model, args.input_shape)
     integer = data.load_model(args.integer_model)
+    if reference.stage is Stage.INTEGER and integer.stage is not Stage.INTEGER:
+        raise StageError("is the integer model", where=str(args.float_model), hint="the float model comes first")
     if args.strip_softmax:
         reference = stripped(reference)
     result = compare_graphs(reference, integer, data.feeds(args, reference, "comparing"), backend=args.backend)

@@ -88,7 +88,14 @@ def pixel_batches(args: argparse.Namespace, graph: Graph) -> Batches:
         axis = 1 if array.ndim == 4 and array.shape[1] in (1, 3, 4) else array.ndim - 1
         shape = [-1 if i == axis else 1 for i in range(array.ndim)]
         mean, std = (np.asarray(v, np.float32).reshape(shape) for v in (args.mean, args.std))
-        array = np.clip(np.rint(array * std + mean), 0, 255)
+        array = np.rint(array * std + mean)
+        lo, hi = (float(f(array, initial=0)) for f in (np.min, np.max))
+        if array.size and not (lo >= -1 and 1 < hi <= 256):
+            raise DataError(
+                f"times --std plus --mean, its numbers go from {lo:g} to {hi:g}: they are no pixels (0 to 255)",
+                where=str(args.data), hint="give the --mean and --std, in pixels, that it was normalized with",
+            )  # fmt: skip
+        array = np.clip(array, 0, 255)
     return batches(array.astype(np.float32), graph, batch_size=args.batch, samples=args.samples)
 
 

@@ -139,6 +139,8 @@ def test_strip_softmax_and_qdq_input(run: Run) -> None:
     run("quantize", "soft.onnx", "-o", "a.onnx", "--data", "calib.npy", "--strip-softmax")
     assert not any(n.op == "qir.Softmax" for n in qir.load("a.onnx").nodes)
     assert "100.00 %" in run("compare", "soft.onnx", "a.onnx", "--data", "test.npy", "--strip-softmax")
+    said = run("quantize", RESIDUAL, "-o", "c.onnx", "--data", "calib.npy", "--strip-softmax")
+    assert "no Softmax was stripped: logits: is not made by a Softmax" in said
 
     from qir.passes.pipeline import run_recipe
     from qir.passes.recipes import recipe_of

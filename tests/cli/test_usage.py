@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import qir
 from qir.__main__ import main
 from qir.cli import parser as cli
 from qir.cli import show
@@ -74,7 +75,10 @@ MODEL = str(bundled_path("digits_residual"))
         (["inspect", "none.onnx"], "none.onnx"),
         (["inspect", "bad.onnx"], "bad.onnx"),
         (["run", MODEL, "--data", "none.npy"], "no such file or folder"),
-        (["run", MODEL, "--data", "bad.npy"], "cannot be read"),
+        (["run", MODEL, "--data", "bad.npy"], "is no .npy file"),
+        (["run", MODEL, "--data", "archive.npy"], "is no .npy file"),
+        (["compare", "whole.onnx", MODEL, "--data", "good.npy"], "the float model comes first"),
+        (["quantize", MODEL, "-o", "out.onnx", "--data", "signed.npy", "--fold-normalization"], "they are no pixels"),
         (["run", MODEL, "--data", "wrong.npy"], "shape"),
         (["run", MODEL, "--data", "."], "holds no images"),
         (["run", MODEL, "--data", "good.npy", "-o", "no/where.npz"], "its folder does not exist"),
@@ -99,8 +103,13 @@ def test_errors_are_one_line_and_1(
     monkeypatch.chdir(tmp_path)
     np.save("good.npy", np.zeros((4, 1, 8, 8), np.float32))
     np.save("wrong.npy", np.zeros((4, 1, 8, 9), np.float32))
+    np.save("signed.npy", np.linspace(-1, 1, 256, dtype=np.float32).reshape(4, 1, 8, 8))
     for name in ("bad.onnx", "bad.npy"):
         Path(name).write_bytes(b"not a model")
+    with Path("archive.npy").open("wb") as file:
+        np.savez(file, x=np.zeros((4, 1, 8, 8), np.float32))
+    if "whole.onnx" in argv:
+        qir.save(qir.quantize(MODEL, recipe="data_free")[0], "whole.onnx")
     before = sorted(p.name for p in tmp_path.iterdir())
     model = Path(MODEL).read_bytes()
     assert main(argv) == 1
