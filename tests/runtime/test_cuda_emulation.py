@@ -84,6 +84,24 @@ def test_border() -> None:
     compare(case, 0)
 
 
+def test_images_past_32_bits_are_refused() -> None:
+    """A plan needs no memory yet: 2^31 cells of 16 channels, and one more."""
+    from qir.errors import BackendError
+    from qir.runtime.cuda.emulated import EmulatedDevice
+    from qir.runtime.cuda.plan import Packed, Plan
+
+    case, device = Case(0, 1), EmulatedDevice()
+    case.graph.set_outputs([case.conv(case.input(DType.INT8, 32, 32, 32), 8, (3, 3))])
+
+    def plan(batch: int) -> Plan:
+        return Plan(case.graph, device, batch, case.graph.outputs, Packed(device))
+
+    largest = 2**31 // (32 * 32 * 2) - 1
+    assert plan(largest).arena_size > 2**34
+    with pytest.raises(BackendError, match="smaller batch"):
+        plan(largest + 1)
+
+
 def test_an_index_out_of_range_stays_inside() -> None:
     """ONNX leaves it open; on a GPU one wild read ends the process's context."""
     from qir.runtime.cuda.emulated import EmulatedDevice

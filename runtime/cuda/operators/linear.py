@@ -22,6 +22,9 @@ from .moving import copy
 
 _LOG = logging.getLogger(__name__)
 
+LARGEST = 1 << 31
+"""Cells of an image: the kernels count them in 32 bits (implicit_gemm.cuh, `origin`)."""
+
 
 def pack_weights(w_mkc: Array, tile: ConvTile) -> Array:
     """(M, taps, C) weights as a tile's kernel reads them; M and K are rounded up to the tile, C to its cell."""
@@ -110,6 +113,12 @@ def _tensor_cores(
     m, _, c = taps.shape
     pixels = geometry["batch"] * geometry["out_height"] * geometry["out_width"]
     cell = SMALL if image and c <= SMALL else CHUNK
+    cells = geometry["batch"] * geometry["height"] * geometry["width"] * (pixel_stride // cell)
+    if cells >= LARGEST:
+        raise BackendError(
+            f"an input of {cells * cell:,} bytes; a convolution addresses {LARGEST * cell:,}", where=str(group.head),
+            hint="use a smaller batch",
+        )  # fmt: skip
     packed_cell = weight.dtype.bits == 4 and cell == CHUNK
     four = value.dtype.bits == 4
     tiles = conv_tiles(value.dtype.is_signed, cell, packed_cell, four, plan.device.architecture)
