@@ -91,10 +91,10 @@ def test_bad_data(source: Any, inputs: Any, message: str) -> None:
 def test_bad_files(tmp_path: Path) -> None:
     for name in ("a.npy", "a.npz", "a.txt"):
         (tmp_path / name).write_bytes(b"not an array")
-        with pytest.raises(DataError, match="cannot be read|is no .npy file"):
+        with pytest.raises(DataError, match=r"cannot be read|is no"):
             batches(tmp_path / name, ONE)
     np.save(tmp_path / "o.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="cannot be read|is no .npy file"):
+    with pytest.raises(DataError, match="cannot be read"):
         batches(tmp_path / "o.npy", ONE)
 
 
