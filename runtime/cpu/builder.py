@@ -35,6 +35,7 @@ class Builder:
         self.keep = set(keep)
         self.steps: list[AnyStep] = []
         self.views: dict[Value, View] = {}
+        self.residents: dict[Buffer, list[Value]] = {}
         self.done: set[Node] = set()
         self.converted: dict[tuple[Value, tuple[int, ...]], View] = {}
         self.outputs_taken: set[Value] = set()
@@ -98,7 +99,7 @@ class Builder:
                     view = self._concat_slot(node, index, axis, order)
                     break
         view = view or dense_view(shape, order, value.dtype.numpy)
-        self.views[value] = view
+        self.alias(value, view)
         return view
 
     def _concat_slot(self, node: Node, index: int, axis: int, order: tuple[int, ...]) -> View:
@@ -112,6 +113,7 @@ class Builder:
     def alias(self, value: Value, view: View) -> None:
         """The value is a view of bytes that exist already."""
         self.views[value] = view
+        self.residents.setdefault(view.buffer, []).append(value)
 
     def add(self, step: AnyStep) -> None:
         self.steps.append(step)

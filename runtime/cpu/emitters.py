@@ -225,7 +225,7 @@ def emit_dequantize(b: Builder, node: Node) -> bool:
     if out.is_output and out not in b.outputs_taken:
         b.outputs_taken.add(out)
         target = dense_view(b.shape(out), order, out.dtype.numpy, Buffer(0, f"output:{out.name}"))
-        b.views[out] = target
+        b.alias(out, target)
     else:
         target = b.destination(out, order)
     source = b.view(x)

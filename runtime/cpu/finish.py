@@ -84,27 +84,22 @@ class _Finish:
         self.scalars()
         bases = (self.src, self.other, self.wide, self.bytes)
         strides = (self.src_stride, self.other_stride, self.wide_stride, self.bytes_stride)
-        four = [b.mul(stride, I64(ROWS_EACH)) for stride in strides]
         # the last four rows may overlap with rows that are done
-        over = b.and_(b.neg(self.rows), I64(ROWS_EACH - 1))
-        back = [b.mul(stride, over) for stride in strides]
         last = b.sub(self.rows, I64(ROWS_EACH))
-        pointers = [cgutils.alloca_once(b, I64) for _ in bases]
+        # a register holds thrice a stride: then all four rows are one sum away
+        thrice = [b.mul(stride, I64(ROWS_EACH - 1)) for stride in strides]
         with cgutils.for_range_slice(b, I64(0), self.columns, I64(COLUMNS_EACH)) as (c, _):
             lane = b.mul(c, I64(4))
             pair = b.add(self.constant, b.mul(c, I64(8)))
             constants = [load(b, pair, V64, 8), load(b, b.add(pair, I64(32)), V64, 8)]
             shift = load(b, b.add(self.shift, lane), V32, 4)
-            for base, size, at in zip(bases, (4, 2, 2, 1), pointers, strict=True):
-                b.store(b.add(base, b.mul(c, I64(size))), at)
+            tops = [b.add(base, b.mul(c, I64(size))) for base, size in zip(bases, (4, 2, 2, 1), strict=True)]
             with cgutils.for_range_slice(b, I64(0), self.rows, I64(ROWS_EACH)) as (r, _):
-                ends = b.icmp_signed(">", r, last)
+                first = b.select(b.icmp_signed(">", r, last), last, r)
                 rows: list[list[Any]] = []
-                for at, stride, each, less in zip(pointers, strides, four, back, strict=True):
-                    start = b.load(at)
-                    start = b.sub(start, b.select(ends, less, I64(0)))
-                    rows.append([b.add(start, b.mul(stride, I64(k))) for k in range(ROWS_EACH)])
-                    b.store(b.add(start, each), at)
+                for top, stride, three in zip(tops, strides, thrice, strict=True):
+                    at = b.add(top, b.mul(first, stride))
+                    rows.append([at, b.add(at, stride), b.add(at, b.mul(stride, I64(2))), b.add(at, three)])
                 # loaded in the loop: only where LLVM sees 32-bit lanes does it multiply them as such
                 multipliers = lanes64(b, load(b, b.add(self.multiplier, lane), V32, 4))
                 y = [self.requantized(a, multipliers, constants, shift) for a in rows[0]]

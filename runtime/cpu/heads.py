@@ -49,6 +49,7 @@ from .fields import (
     X_STRIDE,
     X,
 )
+from .finish import ROWS_EACH
 from .inner_product import inner_product, row_corrections
 from .memory import address
 from .tail import prefetch_tail, run_tail
@@ -201,9 +202,11 @@ def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scr
         elif crosswise:
             widen_panels(scratch + AT_PANEL, base, size)
             base, scale = scratch + AT_PANEL, 2
+        r1 = 0
         for rb in range(row_blocks):
-            r0 = rows * rb // row_blocks
-            rn = rows * (rb + 1) // row_blocks - r0
+            # blocks of whole tiles but for the last
+            r0, r1 = r1, min((rows * (rb + 1) // row_blocks + ROWS_EACH - 1) // ROWS_EACH * ROWS_EACH, rows)
+            rn = r1 - r0
             tiles = (rn + MAX_ROWS - 1) // MAX_ROWS
             prefetch_tail(tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, row0 + r0, rn, c0, cn)
             for n in range(p, q):

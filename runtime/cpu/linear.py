@@ -42,6 +42,8 @@ from .fields import (
     X_STRIDE,
     X,
 )
+from .finish import ROWS_EACH
+from .in_place import write_in_place
 from .packing import BLOCK, Packed, Window, accumulator_limit, pack, segment_offsets, window_of, wrapped
 from .steps import Step, constant, ref
 from .vector import ELEMENT, GROUP, MAX_ROWS, PANEL
@@ -49,6 +51,8 @@ from .vector import ELEMENT, GROUP, MAX_ROWS, PANEL
 PATCH_KIND = 2 if ELEMENT == 2 else 0
 """What the tile kernel reads: int16, or uint8 offset by 128 where activations are signed."""
 
+WHOLE_TILES = math.lcm(MAX_ROWS, ROWS_EACH)
+"""Rows that every kernel cuts into whole tiles."""
 PATCH_LIMIT = 384 * 1024
 """Bytes of a patch: it shares a core's second-level cache with a block of weight panels."""
 WIDE_ROWS = 24
@@ -95,18 +99,18 @@ def emit_gemm(
         chain.grow(out, 0)
     else:
         chain.grow(out, 0, wrapped(total) if total.any() else None)
-    ld = BLOCK + PANEL
-    block = BLOCK
+    block, panel_bytes = BLOCK, packed.block_bytes if packed.nibbles else 0
     if crosswise:
         depth = packed.segments * packed.groups * GROUP
         block = max(PANEL, min(BLOCK, WIDE_LIMIT // (2 * depth) // PANEL * PANEL))
-    panel_bytes = packed.block_bytes if packed.nibbles else 2 * packed.widest + 64 if crosswise else 0
+        panel_bytes = 2 * packed.widest + 64
+    ld = block + PANEL
     pixel = window.channels * ELEMENT
     step = Step(
         {
             OP: GEMM, CHUNKS: window.images * blocks * column_chunks, ROWS: chain.rows, COLUMNS: columns,
             ROW_CHUNKS: window.images * blocks, COLUMN_CHUNKS: column_chunks,
-            BLOCK_ROWS: REGISTER_BYTES // 4 // ld // MAX_ROWS * MAX_ROWS, BLOCK_COLUMNS: block, LD: ld,
+            BLOCK_ROWS: REGISTER_BYTES // 4 // ld // WHOLE_TILES * WHOLE_TILES, BLOCK_COLUMNS: block, LD: ld,
             CROSSWISE: int(crosswise), INIT: constant(padded(init)),
             X: ref(view), X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pad_row)),
             WEIGHTS: packed.data, SEGMENTS: constant(segment_offsets(window, group, packed.twice)),
@@ -117,6 +121,7 @@ def emit_gemm(
         macs=chain.rows * columns * w[0].size, weight_bytes=packed.bytes, panel_bytes=panel_bytes,
         patch_bytes=window.patch_rows(-(-window.out_h // blocks)) * window.patch_width * pixel + 256,
     )  # fmt: skip
+    write_in_place(b, step.tail, step.writes)
     b.add(step)
     return True
 
@@ -133,6 +138,9 @@ def _cut(b: Builder, window: Window, packed: Packed, columns: int) -> tuple[int,
     # tall layers are cut by rows down to about 96 pixels, then by columns
     finest = max(1, window.out_h * window.out_w // 96)
     blocks = max(blocks, min(-(-wanted // window.images), finest, window.out_h))
+    if window.images == 1 and b.threads < blocks:
+        # as many for each thread: nobody waits for the last one
+        blocks = min(-(-blocks // b.threads) * b.threads, window.out_h)
     column_chunks = 1
     if b.threads > 1 and blocks * window.images < wanted:
         column_chunks = max(1, min(-(-wanted // (blocks * window.images)), packed.panels, columns // BLOCK or 1))

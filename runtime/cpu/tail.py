@@ -220,10 +220,13 @@ def _finish(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int, c0: int,
     wide = address(pointers, t[10]) + r0 * t[11] + 2 * c0 if t[11] else 0
     out = address(pointers, t[12]) + r0 * t[13] + c0
     parameters = address(pointers, t[6])
-    if rn >= ROWS_EACH:
-        finish(t[7], src, ld * 4, rn, cn, m, c, s, parameters, other, t[9], wide, t[11], out, t[13])
-        return
-    for r in range(rn):
+    whole = rn
+    if rn < ROWS_EACH or (t[11] and t[8] == t[10]):
+        # what is written over its summand cannot be done twice
+        whole = rn // ROWS_EACH * ROWS_EACH
+    if whole:
+        finish(t[7], src, ld * 4, whole, cn, m, c, s, parameters, other, t[9], wide, t[11], out, t[13])
+    for r in range(whole, rn):
         finish(
             t[7], src + r * ld * 4, 0, ROWS_EACH, cn, m, c, s, parameters,
             other + r * t[9], 0, wide + r * t[11], 0, out + r * t[13], 0,
@@ -236,7 +239,7 @@ def prefetch_tail(tails: Any, first: int, count: int, pointers: Any, r0: int, rn
     for k in range(first, first + count):
         t = tails[k]
         if t[T_KIND] == FINISH:
-            if t[9]:
+            if t[9] and not (t[11] and t[8] == t[10]):
                 prefetch_read(address(pointers, t[8]) + r0 * t[9] + 2 * c0, t[9], rn, 2 * cn)
             if t[11]:
                 prefetch_write(address(pointers, t[10]) + r0 * t[11] + 2 * c0, t[11], rn, 2 * cn)
