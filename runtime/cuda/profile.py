@@ -138,8 +138,9 @@ def latency_table(
     """Seconds of each linear layer at (4, 4), (4, 8) and (8, 8) bits, as the mixed-precision search takes them.
 
     graph: integer, any bits.  measure: profiles an integer graph.  layers: the float graph that is searched, whose
-    node names become the keys; default: the names of the tensors that the layers yield.  Activations of 4 bits are
-    computed as bytes here, so that (4, 4) takes as long as (4, 8).
+    node names become the keys; default: the names of the tensors that the layers yield.  (4, 4) is given the time of
+    (4, 8): activations of 4 bits take a byte each.  Where tensor cores multiply 4 bits (sm_75 to sm_89) a layer behind
+    4-bit activations can take less; profile a graph that has them to see how much.
     """
     wanted = {n.output.name: n.name for n in layers.nodes} if layers is not None else {}
     table: dict[str, dict[Bits, float]] = {}
