@@ -163,7 +163,7 @@ def raw_node(node: gs.Node, used: set[str], folder: Path | None) -> Raw:
     """A graphsurgeon node as a Raw; trailing optional outputs that nobody uses are left out (the parts of a Split are
     not optional: their number decides their sizes), tensor attributes are arrays."""
     outputs = [t.name or None for t in node.outputs]
-    least = least_outputs(node.op, len(outputs))
+    least = least_outputs(operator_of(node.op) if node.domain == DOMAIN else node.op, len(outputs))
     while len(outputs) > least and (outputs[-1] is None or outputs[-1] not in used):
         outputs.pop()
     name = node.name or next((o for o in outputs if o), node.op)

@@ -107,7 +107,8 @@ class TopK(Op):
         x = ordered(low, node)
         names = [v.name for v in node.outputs]
         inputs = [x, parameter(low, node.input(1))]
-        made = low.graph.add_node("TopK", inputs, node.attrs, outputs=names, quant=quant_of(x))
+        attrs = {**node.attrs, "sorted": 1}  # unsorted means any order, and then runtimes differ
+        made = low.graph.add_node("TopK", inputs, attrs, outputs=names, quant=quant_of(x))
         low.set(node.outputs[0], Quantized(made.outputs[0]))
         if len(names) > 1:
             low.set(node.outputs[1], Plain(made.outputs[1]))

@@ -205,6 +205,8 @@ def test_parts_that_nobody_uses_still_count(old: Old, used: list[int]) -> None:
     for name, a, b in zip(outs, want, again, strict=True):
         np.testing.assert_array_equal(got[name], a)
         np.testing.assert_array_equal(b, a)
+    integer, _ = qir.quantize(graph, [{"x": x}])
+    assert str(qir.load(qir.io.to_onnx(integer))) == str(integer)
 
 
 def test_a_node_has_the_outputs_that_its_operator_needs() -> None:

@@ -107,3 +107,10 @@ def test_top_k(attrs: dict[str, Any], agree_with_onnxruntime: Any, integer_case:
     agree_with_onnxruntime("TopK", [x, np.asarray([4])], attrs, outputs=2)
     for grid in GRIDS.values():
         integer_case("TopK", [x, np.asarray([4])], attrs, [grid], [grid, None], batch=True)
+
+
+def test_top_k_in_any_order_has_one_order_on_integers(integer_case: Any) -> None:
+    x = np.random.default_rng(7).normal(size=(2, 40)).astype(np.float32)
+    grid = GRIDS[next(iter(GRIDS))]
+    integer = integer_case("TopK", [x, np.asarray([9])], {"axis": 1, "sorted": 0}, [grid], [grid, None], batch=True)
+    assert [n.attrs["sorted"] for n in integer.nodes if n.op == "TopK"] == [1]
