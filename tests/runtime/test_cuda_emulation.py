@@ -84,6 +84,27 @@ def test_border() -> None:
     compare(case, 0)
 
 
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize("kind", [DType.INT4, DType.UINT4])
+def test_tables_of_four_bits_have_an_entry_for_every_byte(kind: DType, axis: int | None) -> None:
+    """Chunks past the last channel hold whatever was there before: bytes, not four bits."""
+    from qir.runtime.cuda.emulated import EmulatedDevice
+
+    case = Case(4, 2)
+    x = case.requantize(case.conv(case.input(DType.UINT8, 3, 5, 5), 20, (3, 3)), kind)
+    t = case.graph.add_constant("t", case.ints(DType.INT8, (16,) if axis is None else (20, 16)))
+    case.graph.set_outputs([x, case.node("qir.Table", x, t, axis=axis)])
+    session = Session(case.graph, "cuda", device=EmulatedDevice())
+    want = Session(case.graph, "reference").run(case.feeds)
+    for name, got in session.run(case.feeds).items():
+        np.testing.assert_array_equal(got, want[name], err_msg=name)
+    made = session.executor.runner(2, list(want), session.executor.device.stream())
+    (launch,) = [a for a in made.launches if "table" in a.kernel.expression]
+    assert launch.arguments[-1] == (-128 if kind.is_signed else 0)
+    sizes = {p.storage.size for key, (_, p, _) in made.plan.packed._memory.items() if key[-1] == "every byte"}
+    assert sizes == {256 if axis is None else 20 * 256}
+
+
 def test_images_past_32_bits_are_refused() -> None:
     """A plan needs no memory yet: 2^31 cells of 16 channels, and one more."""
     from qir.errors import BackendError

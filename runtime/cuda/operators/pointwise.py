@@ -128,9 +128,10 @@ def minimum(plan: Plan, group: Group) -> None:
 def table(plan: Plan, group: Group) -> None:
     """qir.Table that stands alone; one table, or one a channel."""
     node = group.head
-    x, t, y = plan.at(node.input(0)), plan.at(node.input(1)), plan.define(node.output)
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    t, low = _every_byte(plan, node)
     shape, strides = [1] * len(y.shape), [0] * len(y.shape)
-    axis, low = node.attrs["axis"], node.input(0).dtype.lo
+    axis = node.attrs["axis"]
     found = chunked(y, x)
     if found is not None and (axis is None or (axis == 1 and found.channels == y.shape[1] == t.shape[0])):
         step, kind, count = (0, t.dtype, 1) if axis is None else (t.strides[0], t.dtype, t.shape[0])
@@ -149,6 +150,17 @@ def table(plan: Plan, group: Group) -> None:
         "table_elements", y.shape,
         lambda: [x.view(), rows.view(y.shape), y.view(), scalar("i4", low)],
     )  # fmt: skip
+
+
+def _every_byte(plan: Plan, node: Node) -> tuple[Placement, int]:
+    """The tables with an entry for every byte, and the byte of the first: channels past the last one hold anything,
+    which must not lead out of a table for 4 bits."""
+    kind, data = node.input(0).dtype, node.input(1).array()
+    if kind.bits == 8:
+        return plan.at(node.input(1)), kind.lo
+    low, high = (-128, 127) if kind.is_signed else (0, 255)
+    ends = [(0, 0)] * (data.ndim - 1) + [(kind.lo - low, high - kind.hi)]
+    return plan.packed.constant(np.pad(data, ends, mode="edge"), (id(data), "every byte"), data), low
 
 
 def _limit(value: Value | None, default: int) -> int:
