@@ -238,11 +238,16 @@ def constant_operand(low: Lowering, data: Reals, step: float, name: str, bits: i
     return low.graph.add_constant(name, ints, dtype, quant)
 
 
+def full_rank(data: Reals, x: Value) -> Reals:
+    """A constant with at least as many axes as x, so that executors need not line them up."""
+    return data.reshape((1,) * (x.type.rank - data.ndim) + data.shape)
+
+
 def add_constant(
     low: Lowering, x: Value, factor: float, offset: Reals, target: QuantParams, bounds: Bounds, name: str
 ) -> Value:
     """factor * x + offset as one qir.Add with a constant operand."""
-    c = constant_operand(low, offset, target.scale[0] / FINE, f"{name}.offset")
+    c = constant_operand(low, full_rank(offset, x), target.scale[0] / FINE, f"{name}.offset")
     return emit_add(low, x, c, factor, 1.0, target, bounds, name)
 
 
@@ -303,6 +308,6 @@ def multiply_constant(low: Lowering, x: Value, factor: Reals, target: QuantParam
         raise LoweringError(f"{x.name!r} ({x.dtype}) is too wide for a product with a tensor", where=str(low.node))
     top = float(np.abs(factor).max(initial=0)) or 1.0
     scale = top / (2**bits - 1)
-    ints = round_half_even(factor / scale).astype(np.int16)
+    ints = round_half_even(full_rank(factor, x) / scale).astype(np.int16)
     c = low.graph.add_constant(f"{name}.factor", ints, DType.INT16, QuantParams((scale,), (0,), DType.INT16))
     return emit_mul(low, x, c, target, bounds, name)

@@ -108,6 +108,8 @@ def test_a_form_is_read_and_quantized(form: str) -> None:
     integer, _ = qir.quantize(graph, x)
     got = Session(integer, "reference").run({"x": x[:2]})[name]
     assert got.dtype == want.dtype and got.shape == want.shape
+    sums = [n for n in integer.nodes if n.op in ("qir.Add", "qir.Mul")]
+    assert all(v is not None and v.type.rank == n.output.type.rank for n in sums for v in n.inputs)
     if form == "Cast of an ArgMax to float":
         assert (want == got).mean() > 0.95 and set(got.reshape(-1)) <= {0.0, 1.0, 2.0, 3.0}
         return
