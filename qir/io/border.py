@@ -29,7 +29,7 @@ def strip_border(graph: Graph, *, outputs: bool = True) -> Graph:
     new = graph.clone()
     border: dict[str, QuantParams] = {}
     for value in new.inputs:
-        if value.dtype.is_float:
+        if value.dtype.is_float and (value.uses() or value.is_output):  # an input that nobody reads stays as it is
             border[value.name] = _strip_input(new, value)
     for value in new.outputs if outputs else ():
         if value.dtype.is_float:

@@ -239,9 +239,10 @@ def _input_type(info: onnx.ValueInfoProto, given: Sequence[int | str] | None) ->
                 continue
         if axis > 0:
             example = [d if isinstance(d, int) and d > 0 else ("N" if i == 0 else 224) for i, d in enumerate(wanted)]
+            option = f"--input-shape {info.name}:{'x'.join(map(str, example))}"
             raise ModelError(
                 f"size {axis} of {wanted} is not fixed", where=where,
-                hint=f"pass its shape, for example input_shapes={{{info.name!r}: {example}}}",
+                hint=f"pass its shape, for example input_shapes={{{info.name!r}: {example}}} or {option}",
             )  # fmt: skip
         dims.append("N")
     return TensorType(kind, tuple(dims))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,14 @@ def test_integer_border(two_convs: Any, tmp_path: Path) -> None:
     q = Session(graph, "reference").run({"x": X}, outputs=["x.q", "c1"])
     got = Session(tmp_path / "i.onnx", "onnxruntime").run({"x": q["x.q"]})
     np.testing.assert_array_equal(got["y"], q["c1"])
+
+
+def test_an_input_that_nobody_reads_has_no_border(two_convs: Any) -> None:
+    graph: Graph = two_convs()
+    graph.add_input("idle", TensorType(DType.FLOAT32, ("N", 2)))
+    bare = strip_border(graph)
+    assert [str(v.dtype) for v in bare.inputs] == ["uint8", "float32"]
+    assert set(json.loads(bare.metadata["qir.io"])) == {"x", "y"}
 
 
 def test_border_needs_the_integer_stage() -> None:
