@@ -155,10 +155,16 @@ def _check_feed(
     if value.name not in feeds:
         raise DataError(f"is missing, {value.type} expected", where=where)
     array: Any = feeds[value.name]
-    device = on_gpu(array)
-    if device and adopt is None:
-        raise DataError("is in the memory of a GPU", where=where, hint='copy it to the host, or use backend="cuda"')
-    array = adopt(array) if device and adopt else host_array(array)
+    try:
+        device = on_gpu(array)
+        if device and adopt is None:
+            raise DataError("is in the memory of a GPU", where=where, hint='copy it to the host, or use backend="cuda"')
+        array = adopt(array) if device and adopt else host_array(array)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        # each package has reasons of its own: gradients that are asked for, ragged lists ...
+        raise DataError(
+            f"cannot be read as an array: {error}", where=where, hint="pass a NumPy array (of PyTorch: tensor.detach())"
+        ) from error
     expected = value.dtype.numpy
     if array.dtype != expected:
         raise DataError(

@@ -74,6 +74,16 @@ def test_bad_feeds(two_convs: Any, feeds: Any, message: str) -> None:
         Session(two_convs(), "reference").run(feeds)
 
 
+def test_an_array_that_its_package_does_not_give(two_convs: Any) -> None:
+    class Guarded:
+        def __array__(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad")
+
+    for feed, message in ((Guarded(), "requires grad"), ([[1.0], [1.0, 2.0]], "inhomogeneous")):
+        with pytest.raises(DataError, match=f"input 'x': cannot be read as an array: .*{message}"):
+            Session(two_convs(), "reference").run({"x": feed})
+
+
 def test_inputs_share_one_batch() -> None:
     g = Graph("two")
     a = g.add_input("a", TensorType(DType.FLOAT32, ("N", 2)))
