@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qir.graph import Value
+from qir.graph import Stage, Value
 from qir.types import Array
 
 from .channel_math import along, gemm_axes, gemm_scaled, plus
@@ -123,6 +123,8 @@ class OffsetOutOfGemm(Rule):
 
     @staticmethod
     def guard(w: Value, c: Value, match: Match) -> str | None:
+        if match.graph.stage is Stage.QDQ:
+            return "it is quantized already"
         if c.data is None or not w.is_constant:
             return None
         n = int(match.root.output.shape[1])

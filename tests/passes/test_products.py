@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import qir
-from qir import Graph, TensorType
+from qir import Graph, TensorType, passes
 from qir.runtime import Session
 from qir.runtime.compare import decibel
 from qir.runtime.exactness import exactness
@@ -25,6 +25,30 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "Gemm, an offset that is an activation": ("Gemm", ["x[6]", (6, 5), "x[5]"], {"beta": 1.5}),
 }  # fmt: skip
 """name -> operator; inputs: a constant's shape, or x (batches of ...), v, m (as it is); attributes."""
+
+
+def test_simplify_leaves_a_quantized_gemm_its_bias() -> None:
+    text = """
+graph "g" stage=QDQ {
+  input %x: float32[N,2]
+  const %s: float32[] = 0.5
+  const %z: uint8[] = 0
+  const %zw: int8[] = 0
+  %x.q: uint8[N,2] = QuantizeLinear(%x, %s, %z)
+  %x.dq: float32[N,2] = DequantizeLinear(%x.q, %s, %z)
+  const %w: int8[2,1] = [[1], [2]]
+  %w.dq: float32[2,1] = DequantizeLinear(%w, %s, %zw)
+  const %b: int32[1] = [7]
+  const %sb: float32[] = 0.25
+  %b.dq: float32[1] = DequantizeLinear(%b, %sb)
+  %h: float32[N,1] = Gemm(%x.dq, %w.dq, %b.dq)
+  %y: float32[N,1] = Relu(%h)
+  return %y
+}
+"""
+    graph = Graph.parse(text)
+    simple, _ = passes.Simplify().apply(graph)
+    assert [n.op for n in simple.nodes] == [n.op for n in graph.nodes]
 
 
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a8"])
