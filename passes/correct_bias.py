@@ -7,7 +7,7 @@ statistics through the clipped normal distribution (analytic: `data_free.analyti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -43,6 +43,7 @@ class CorrectBias(Pass):
 
     reference: the float graph that the QDQ graph was made from (same node names).
     means:     tensor name -> mean of each channel (`empirical_means` or `analytic_means`).
+    only:      names of the layers to correct; None: all.
     """
 
     name: ClassVar[str] = "correct_bias"
@@ -50,12 +51,15 @@ class CorrectBias(Pass):
 
     reference: Graph
     means: Mapping[str, Array] = field(default_factory=dict[str, Any])
+    only: Collection[str] | None = None
 
     def run(self, graph: Graph) -> PassReport:
         report = self.report()
         floats = {n.name: n for n in self.reference.nodes if n.op in LINEAR}
         for node in graph.nodes:
             if node.op not in LINEAR or node.name not in floats:
+                continue
+            if self.only is not None and node.name not in self.only:
                 continue
             missing = self._correct(graph, node, floats[node.name])
             if missing:

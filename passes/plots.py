@@ -38,6 +38,8 @@ def plot_layers(found: Found, path: str | Path, cost: str = "bops") -> None:
     axes = figure.subplots()
     place = range(len(names))
     axes.bar(place, [found.assignment.bits[n][0] for n in names], color="tab:blue", alpha=0.6, label="weight bits")
+    inputs = [found.assignment.bits[n][1] for n in names]
+    axes.plot(place, inputs, color="tab:blue", linestyle="", marker="_", markersize=8, label="input bits")
     axes.set_ylabel("bits")
     axes.set_xticks(list(place), names, rotation=90, fontsize=6)
     gains: list[float] = []
@@ -54,7 +56,7 @@ def plot_layers(found: Found, path: str | Path, cost: str = "bops") -> None:
         total = sum(values) or 1.0
         right.plot(place, [100 * v / total for v in values], color=color, marker=".", label=label)
     right.set_ylabel("share of the sum, %")
-    figure.legend(loc="outside upper center", ncols=3, fontsize=7)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=7)
     _save(figure, path)
 
 

@@ -140,7 +140,8 @@ class Recipe:
         """
         steps: list[Pass] = [self.insert(ranges)]
         if self.rounding != "nearest" and reference is not None and feeds is not None:
-            steps.append(RoundWeights(reference, feeds, self.rounding, bias=self.correct_bias != "none"))
+            bias = self.correct_bias != "none"
+            steps.append(RoundWeights(reference, feeds, self.rounding, bias=bias, means=means or {}))
         elif reference is not None and means:
             steps.append(CorrectBias(reference, means))
         return PassManager([*steps, LowerToDyadic()])

@@ -24,6 +24,7 @@ from qir.types import Array, QuantParams
 
 from .adaround import AdaRoundOptions, Samples, activation_after, adaround, identity
 from .base import Pass
+from .correct_bias import CorrectBias
 from .layer_rows import Moments, as_rows, columns, from_rows, positions, why_not
 from .report import PassReport
 from .rounding import Floats, Grid, Metric, Rounded, damped, round_rows, shifted_target
@@ -45,6 +46,7 @@ class RoundWeights(Pass):
     follow:     how far a layer makes good what its inputs lack: 0 it keeps to its own weights, 1 weights and bias have
                 the least squared error (with noisy inputs they then shrink and shift more than is good later on).
     bias:       shift the bias by what rounding changes in the mean output; CorrectBias is not needed then.
+    means:      as CorrectBias has them; with `bias`, for the layers that cannot be rounded from data.
     damping:    share of the mean diagonal added to the second moments.
     rows:       input columns looked at for each layer, at least 4 for each weight of a sum.
     memory:     bytes that moments of layers collected at the same time may take.
@@ -68,6 +70,7 @@ class RoundWeights(Pass):
     max_bits: int = 8
     seed: int = 0
     learning: AdaRoundOptions = field(default_factory=AdaRoundOptions)
+    means: Mapping[str, Array] = field(default_factory=dict[str, Array])
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -88,6 +91,10 @@ class RoundWeights(Pass):
                 report.missed(self.name, node.name, reason)
             else:
                 layers.append(_Layer(node, floats[node.name]))
+        if self.bias and self.means:  # before the others, which make good what these leave
+            rest = set(floats) - {layer.node.name for layer in layers}
+            for name in CorrectBias(self.reference, self.means, rest).run(graph).rewrites.get(CorrectBias.name, ()):
+                report.rewrote(CorrectBias.name, name)
         with tempfile.TemporaryDirectory(prefix="qir-") as folder:
             paths = Path(folder, "float"), Path(folder, "quantized")
             for path in paths:

@@ -27,7 +27,7 @@ from qir.passes.round_weights import RoundWeights
 from qir.passes.search import Found, curve, joined, limit_of, load_latency, problem_of, same_input, search
 from qir.passes.sensitivity import Sensitivity
 from qir.runtime import Session
-from qir.types import Array
+from qir.types import Array, DType, TensorType
 
 MODELS = Path(qir.__file__).resolve().parents[1] / "models"
 Feeds = list[dict[str, Array]]
@@ -201,6 +201,27 @@ def test_rounding_from_data_beats_nearest(
     assert report["round_weights"].count == len(linear_nodes(graph))
     assert not report["round_weights"].misses
     assert noise(rounded, graph, dev) < 0.6 * noise(plain, graph, dev)
+
+
+def test_layers_that_are_not_rounded_from_data_have_their_biases_corrected_before_the_others() -> None:
+    rng = np.random.default_rng(0)
+    graph = Graph()
+    x = graph.add_input("x", TensorType(DType.FLOAT32, ("N", 4, 6, 6)))
+    up = graph.add_constant("up.w", rng.standard_normal((4, 6, 2, 2)).astype(np.float32))
+    w = graph.add_constant("conv.w", rng.standard_normal((5, 6, 1, 1)).astype(np.float32))
+    t = graph.add_node("ConvTranspose", [x, up], {"strides": [2, 2]}, outputs=["t"], name="up").output
+    graph.set_outputs([graph.add_node("Conv", [t, w], outputs=["y"], name="conv").output])
+    images = 1 + rng.random((32, 4, 6, 6), np.float32)
+    noises: list[float] = []
+    for correct in ("none", "empirical"):
+        recipe = RECIPES["w4a8"].but(first_last_bits=4, correct_bias=correct)
+        done = run_recipe(recipe, graph, [{"x": images[:16]}])
+        corrected = done.report["round_weights"].rewrites.get("correct_bias", [])
+        assert corrected == (["up"] if correct == "empirical" else [])
+        back = next(n for n in done.qdq.nodes if n.name == "up")
+        assert (back.optional(2) is not None) == (correct == "empirical")
+        noises.append(noise(done.graph, graph, [{"x": images[16:]}]))
+    assert noises[1] < 0.7 * noises[0]
 
 
 def test_small_memory_and_other_batches_change_little(digits: tuple[Graph, Feeds, Feeds], ranges: Ranges) -> None:
