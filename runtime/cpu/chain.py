@@ -124,7 +124,7 @@ class Chain:
         rank = len(self.order)
         full = (1,) * (rank - len(shape)) + shape
         memory = tuple(full[a] for a in self.order)
-        if memory == self.shape:
+        if memory == self.shape and len(shape) == rank:
             return b.in_order(value, self.order), 1, 0, False
         outer, narrow = memory[:-1], bool(memory) and memory[-1] == 1 and self.columns != 1
         ones = [i for i, (n, m) in enumerate(zip(outer, self.shape[:-1], strict=True)) if n == 1 and m != 1]

@@ -18,11 +18,12 @@ import pytest
 
 import qir
 from qir.errors import DataError
-from qir.graph import Graph
+from qir.graph import Graph, Stage
 from qir.models import bundled, bundled_path, digits
 from qir.runtime import Session
 from qir.runtime.bench import alternate, bench, rank
 from qir.runtime.plan import Buffer, View, assign_offsets, dense_view
+from qir.types import DType, TensorType
 
 pytest.importorskip("numba")
 
@@ -267,3 +268,19 @@ def test_helpers_keep_off_the_core_of_the_caller(one: Graph) -> None:
             assert os.sched_getaffinity(helper) == set(cores) - {core}
     finally:
         os.sched_setaffinity(main, cores)
+
+
+def test_operands_of_fewer_axes() -> None:
+    """A summand without the batch axis, as large as the tensor it is added to at a batch of 1."""
+    graph = Graph("low", Stage.INTEGER)
+    a = graph.add_input("a", TensorType(DType.UINT8, (1, 5, 2, 3)))
+    b = graph.add_input("b", TensorType(DType.UINT8, (5, 2, 3)))
+    numbers = {"a_multiplier": 1 << 20, "b_multiplier": 3 << 19, "shift": 21, "a_zero_point": 3, "b_zero_point": 7}
+    limits = {"zero_point": 9, "lo": 0, "hi": 255, "dtype": "uint8"}
+    total = graph.add_node("qir.Add", [a, b], {**numbers, **limits}).output
+    graph.set_outputs([total, graph.add_node("qir.Add", [b, total], {**numbers, **limits}).output])
+    rng = np.random.default_rng(0)
+    feeds = {"a": rng.integers(0, 256, (1, 5, 2, 3), np.uint8), "b": rng.integers(0, 256, (5, 2, 3), np.uint8)}
+    want = Session(graph, "reference").run(feeds)
+    for name, array in Session(graph, "cpu").run(feeds).items():
+        np.testing.assert_array_equal(array, want[name])
