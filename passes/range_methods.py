@@ -6,6 +6,10 @@ min-max        [White Paper eq. 14-15]      mse            [White Paper eq. 16]
 ema            [AQT 3.2]                    cross_entropy  [White Paper eq. 17], MSE for all but the logits
 std            mean +- c*std [AQT 3.2]      percentile, kl (relative entropy of the clipped and quantized histogram)
 BN-based ranges [White Paper eq. 18-19] need no statistics: see data_free.py.
+
+Limits learned from the network's output were tried and left out: 4-bit limits moved one at a time wherever the logits'
+squared error on 64 calibration images fell took 23 % (mlperf_resnet8) and 34 % (mlperf_vww) off it, but on 128 other
+images activations alone went from 21.5 to 21.2 dB and from 8.8 to 8.3, W4A4 from 20.2 to 20.3 and from 10.7 to 9.8.
 """
 
 from __future__ import annotations
