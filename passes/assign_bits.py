@@ -280,24 +280,26 @@ class _Model:
 
 
 def import_pulp() -> Any:
-    """The PuLP module.  Raises BackendError where it is not installed."""
+    """The PuLP module.  Raises BackendError where it is not installed, or is another library than PuLP 2 and 3."""
     try:
-        return import_module("pulp")
+        pulp = import_module("pulp")
     except ImportError as error:
         raise BackendError(
             "assigning bits needs PuLP, which cannot be imported", hint="pip install qir[ilp]"
         ) from error
+    if not hasattr(pulp, "PULP_CBC_CMD"):  # 4 has other names, brings no solver and rounds the numbers that it hands on
+        version = getattr(pulp, "__version__", "?")
+        raise BackendError(f"assigning bits needs PuLP 2 or 3, this is {version}", hint="pip install qir[ilp]")
+    return pulp
 
 
 def make_solver(pulp: Any) -> Any:
-    """CBC to proven optimality: the one that comes with PuLP 2 and 3, or an installed one (PuLP 4)."""
-    make = getattr(pulp, "PULP_CBC_CMD", None)
-    options: dict[str, Any] = {"msg": False, "threads": 1, "gapRel": 0.0, "gapAbs": 0.0}
+    """CBC to proven optimality, the one that comes with PuLP."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PuLP 3.3 announces that 4 will not bundle it
-        solver = make(**options) if make is not None else pulp.COIN_CMD(**options)
+        solver = pulp.PULP_CBC_CMD(msg=False, threads=1, gapRel=0.0, gapAbs=0.0)
     if not solver.available():
-        raise BackendError("PuLP finds no CBC solver", hint="pip install qir[ilp] pulp[cbc]")
+        raise BackendError("PuLP's own CBC cannot be run here", hint="pip install qir[ilp]")
     return solver
 
 

@@ -43,8 +43,8 @@ def pack_depthwise(w: Array) -> Array:
     taps, channels = w.shape
     full = np.zeros((-(-taps // 2) * 2, -(-channels // 16) * 16), np.int16)
     full[:taps, :channels] = w
-    order = np.asarray([0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15])
-    blocks = full.reshape(-1, 2, full.shape[1] // 16, 16)[..., order]
+    order = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]
+    blocks = np.take(full.reshape(-1, 2, full.shape[1] // 16, 16), order, axis=-1)
     return np.ascontiguousarray(blocks.transpose(2, 0, 3, 1))
 
 

@@ -7,12 +7,14 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qir.errors import ParseError, QuantizationError
+from qir.errors import BackendError, ParseError, QuantizationError
+from qir.passes import assign_bits
 from qir.passes.assign_bits import Choice, InfeasibleError, Problem, merge_groups, pareto, solve
 from qir.passes.cost_model import COSTS, Bits, Work, format_bits, parse_bits
 
@@ -235,3 +237,10 @@ def test_hawq_v3_choices_are_reproduced(kit: Path, name: str) -> None:
             assert [w for w, _ in found.bits.values()] == row["bits"], (cost, row["fraction"])
             assert found.perturbation == pytest.approx(row["perturbation"], rel=1e-12)
             assert found.costs[cost] == pytest.approx(row["cost"], rel=1e-12)
+
+
+def test_other_versions_of_pulp_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PuLP 4 has other names and no solver: not a traceback from inside."""
+    monkeypatch.setattr(assign_bits, "import_module", lambda _: SimpleNamespace(__version__="4.2.0"))
+    with pytest.raises(BackendError, match=r"needs PuLP 2 or 3, this is 4\.2\.0"):
+        assign_bits.import_pulp()
