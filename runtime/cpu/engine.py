@@ -125,10 +125,15 @@ def wait_a_little(spins: int) -> int:
     return 0
 
 
+@njit(nogil=True)
+def set_door(door: int, state: int) -> None:
+    """1: open, 0: shut, whatever it was; the caller's alone.  Who sees it open sees what was written before."""
+    fetch_add(door, state - atomic_load(door))
+
+
 @njit(nogil=True, cache=True)
 def open_door(door: int) -> None:
-    """An atomic step: whoever sees the door open sees the steps and counters written before."""
-    fetch_add(door, 1)
+    set_door(door, 1)
 
 
 def _build(digest: int) -> Any:
@@ -158,7 +163,7 @@ def _build(digest: int) -> Any:
             while atomic_load(counter + 64) < chunks:
                 spins = wait_a_little(spins)
         if caller:
-            fetch_add(door, -1)
+            set_door(door, 0)
             spins = 0
             while atomic_load(door + AT_INSIDE):
                 spins = wait_a_little(spins)

@@ -18,29 +18,25 @@ def address(pointers: Any, ref: int) -> int:
 
 
 @njit(nogil=True)
+def _copy(d: Any, s: Any) -> None:
+    for i in range(d.size):
+        d[i] = s[i]
+
+
+@njit(nogil=True)
 def widen(dst: int, src: int, count: int, code: int) -> None:
     """count elements of a dtype as int32."""
     d = carray(as_pointer(dst), count, np.int32)
     if code == U8:
-        a = carray(as_pointer(src), count, np.uint8)
-        for i in range(count):
-            d[i] = a[i]
+        _copy(d, carray(as_pointer(src), count, np.uint8))
     elif code == I8:
-        b = carray(as_pointer(src), count, np.int8)
-        for i in range(count):
-            d[i] = b[i]
+        _copy(d, carray(as_pointer(src), count, np.int8))
     elif code == U16:
-        e = carray(as_pointer(src), count, np.uint16)
-        for i in range(count):
-            d[i] = e[i]
+        _copy(d, carray(as_pointer(src), count, np.uint16))
     elif code == I16:
-        f = carray(as_pointer(src), count, np.int16)
-        for i in range(count):
-            d[i] = f[i]
+        _copy(d, carray(as_pointer(src), count, np.int16))
     else:
-        g = carray(as_pointer(src), count, np.int32)
-        for i in range(count):
-            d[i] = g[i]
+        _copy(d, carray(as_pointer(src), count, np.int32))
 
 
 @njit(nogil=True)

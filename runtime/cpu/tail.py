@@ -212,6 +212,12 @@ def _bias(t: Any, pointers: Any, dst: int, src: int, ld: int, rn: int, c0: int, 
             y[i] = x[i] + b[i]
 
 
+@njit(nogil=True, inline="always")
+def _in_place(t: Any) -> bool:
+    """Whether a FINISH record writes its 16-bit target over its summand (in_place.py)."""
+    return t[11] != 0 and t[8] == t[10]
+
+
 @njit(nogil=True)
 def _finish(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
     """fields: see finish_plan."""
@@ -221,7 +227,7 @@ def _finish(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int, c0: int,
     out = address(pointers, t[12]) + r0 * t[13] + c0
     parameters = address(pointers, t[6])
     whole = rn
-    if rn < ROWS_EACH or (t[11] and t[8] == t[10]):
+    if rn < ROWS_EACH or _in_place(t):
         # what is written over its summand cannot be done twice
         whole = rn // ROWS_EACH * ROWS_EACH
     if whole:
@@ -239,7 +245,7 @@ def prefetch_tail(tails: Any, first: int, count: int, pointers: Any, r0: int, rn
     for k in range(first, first + count):
         t = tails[k]
         if t[T_KIND] == FINISH:
-            if t[9] and not (t[11] and t[8] == t[10]):
+            if t[9] and not _in_place(t):
                 prefetch_read(address(pointers, t[8]) + r0 * t[9] + 2 * c0, t[9], rn, 2 * cn)
             if t[11]:
                 prefetch_write(address(pointers, t[10]) + r0 * t[11] + 2 * c0, t[11], rn, 2 * cn)
