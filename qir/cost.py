@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .graph import Graph, Node, Value
-from .ops.base import dim_at
-
-LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul", "qir.Conv", "qir.MatMul", "qir.MatMulActivations")
-"""Operators whose work is multiply-accumulates."""
+from .ops import op_of
+from .ops.base import elements
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,6 @@ class LayerCost:
         return self.macs * self.weight_bits * self.activation_bits
 
 
-def elements(value: Value, batch: int = 1) -> int:
-    """How many elements a tensor has at a batch size."""
-    return math.prod(dim_at(d, batch) for d in value.shape)
-
-
 def width(value: Value) -> int:
     """Bits an operand is multiplied with: its own, or those in front of its DequantizeLinear."""
     producer = value.producer
@@ -56,22 +48,14 @@ def source(value: Value) -> Value:
 
 def macs(node: Node) -> int:
     """Multiply-accumulates of one linear node at batch one; 0 for any other operator."""
-    if node.op not in LINEAR:
-        return 0
-    x, w = node.input(0), node.input(1)
-    if node.op in ("Conv", "qir.Conv"):
-        return elements(node.output) * math.prod(int(d) for d in w.shape[1:])
-    if node.op == "ConvTranspose":
-        return elements(x) * math.prod(int(d) for d in w.shape[1:])
-    inner = x.shape[-2] if node.op == "Gemm" and node.attrs["transA"] else x.shape[-1]
-    return elements(node.output) * dim_at(inner, 1)
+    return op_of(node.op).macs(node)
 
 
 def layer_costs(graph: Graph) -> list[LayerCost]:
     """Every linear layer of a graph of any stage, in execution order."""
     result: list[LayerCost] = []
     for node in graph.nodes:
-        if node.op in LINEAR:
+        if op_of(node.op).linear:
             x, w = node.input(0), node.input(1)
             weights = elements(w) if source(w).is_constant else 0
             result.append(

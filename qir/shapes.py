@@ -152,6 +152,7 @@ def _resize(graph: Graph, node: Node, probes: Probes) -> None:
         _set_constant(graph, node, 3, [int(d) for d in sizes])
 
 
+# one function an operator: no trait
 _REWRITES: dict[str, Callable[[Graph, Node, Probes], None]] = {
     "Reshape": _reshape, "Expand": _expand, "Slice": _slice, "Resize": _resize,
 }  # fmt: skip

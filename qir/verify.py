@@ -13,7 +13,7 @@ import numpy as np
 from .accumulators import check_accumulators
 from .errors import GraphError, QirError, StageError, VerifyError
 from .graph import Graph, Node, Stage, Value
-from .ops import op_of
+from .ops import FORBIDDEN, op_of
 from .types import DType
 
 Violation = tuple[str, str]
@@ -126,9 +126,10 @@ def check_quantization(graph: Graph) -> Iterator[Violation]:
             if lo < value.dtype.lo or hi > value.dtype.hi:
                 yield _of(value), f"values {lo}..{hi} do not fit {value.dtype}"
     for node in graph.nodes:
-        if node.op in ("QuantizeLinear", "DequantizeLinear"):
+        op = op_of(node.op)
+        if op.border:
             yield from _check_linear(node)
-        elif op_of(node.op).is_integer_op:
+        elif op.is_integer_op:
             yield from _check_grid(node)
 
 
@@ -163,10 +164,6 @@ def _check_grid(node: Node) -> Iterator[Violation]:
 
 
 # -- stages -----------------------------------------------------------------------------------
-FORBIDDEN = frozenset({"Div", "Mod", "Sqrt", "Reciprocal", "Pow", "Exp", "Log"})
-"""Operators that have no place in an integer graph, whatever their dtype."""
-
-
 def is_integer_only(graph: Graph) -> list[str]:
     """Offences against "no float but at the border, no division": empty when there are none.
 

@@ -11,8 +11,10 @@ import qir
 from qir import cost
 from qir.graph import Graph
 from qir.models import bundled_path, digits
+from qir.ops import op_of
 from qir.runtime import Session
 from qir.types import Array
+from qir.verify import is_integer_only
 
 from . import data, show
 
@@ -65,8 +67,6 @@ def accuracy(logits: Array, labels: Array) -> float:
 
 
 def integer_only(graph: Graph) -> list[str]:
-    from qir.verify import is_integer_only
-
     return is_integer_only(graph)
 
 
@@ -80,5 +80,5 @@ def same_bits(graph: Graph, images: Array) -> tuple[int, int]:
 
 def weights(graph: Graph) -> str:
     """Bytes of the linear layers' weights."""
-    used = {n.input(1) for n in graph.nodes if n.op in cost.LINEAR and n.input(1).is_constant}
+    used = {n.input(1) for n in graph.nodes if op_of(n.op).linear and n.input(1).is_constant}
     return f"{show.size(cost.bytes_of(used))} ({', '.join(sorted({str(v.dtype) for v in used}))})"

@@ -11,11 +11,11 @@ import onnx
 import onnx.inliner
 from onnx import helper, shape_inference
 
+from ..ops import FORBIDDEN
+
 FLOATS = frozenset(
     int(t) for name, t in onnx.TensorProto.DataType.items() if name.startswith(("FLOAT", "DOUBLE", "BFLOAT", "COMPLEX"))
 )
-
-FORBIDDEN = frozenset({"Div", "Mod", "Sqrt", "Reciprocal", "Pow", "Exp", "Log"})
 
 
 def audit(model: onnx.ModelProto) -> list[str]:

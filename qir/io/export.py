@@ -16,7 +16,8 @@ from ..graph import Graph, Node, Value
 from ..ops import Op, op_of
 from ..types import TensorType
 from . import metadata, widen
-from .functions import DOMAIN, ONNX_TYPE, Body, carries_wide, function_stem, wire_dtype
+from .functions import DOMAIN, ONNX_TYPE, carries_wide, function_stem, wire_dtype
+from .local_functions import formal_names, function_of
 from .protos import attribute_proto, export_attrs, tensor_proto
 
 DEFAULT_OPSET = 21
@@ -78,29 +79,6 @@ class _Functions:
             proto.name = self._names[key] = name if n == 1 else f"{name}_{n}"
             self.protos.append(proto)
         return self._names[key]
-
-
-def function_of(op: Op, node: Node, opset: int, wide: bool) -> onnx.FunctionProto:
-    """The local function that a node is exported as, under its operator's own name; wide: see `carries_wide`."""
-    body = Body(node, formal_names(op.inputs, len(node.inputs)), opset, wide)
-    outputs = formal_names(op.outputs, len(node.outputs))[: len(node.outputs)]
-    if op.needs_function(node, opset):
-        op.function_body(body, node)
-    else:
-        widen.write_body(body, node, outputs)
-    return body.proto(function_stem(op), outputs)
-
-
-def formal_names(schema: str, count: int) -> list[str]:
-    """Names from an operator's schema: "x w b?" -> x, w, b; a variadic "xs*" -> xs0, xs1 ... up to `count`."""
-    names: list[str] = []
-    for word in schema.split():
-        if word.endswith("*"):
-            stem = word.rstrip("*")
-            names += [f"{stem}{i}" for i in range(max(count - len(names), 0))]
-        else:
-            names.append(word.rstrip("?"))
-    return names
 
 
 class _Exporter:

@@ -22,9 +22,6 @@ from .tensors import ir_dtype
 
 Constant = tuple[Array, DType]
 
-LINEAR = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Operators whose constants are weights: an infinity there is an accident, elsewhere it may be a mask."""
-
 
 class Importer:
     """Builds one Graph, node by node; the `Scope` that adapters see."""
@@ -130,7 +127,7 @@ class Importer:
         if "*" not in operator.inputs and len(inputs) > len(operator.inputs.split()):
             raise ModelError(f"has {len(inputs)} inputs, {operator.inputs} expected", where=str(raw))
         outputs = [n or self.fresh(f"{raw.name}.unused{i}") for i, n in enumerate(raw.outputs)]
-        if op in LINEAR:
+        if operator.trained:  # elsewhere an infinity may be a mask
             for value in inputs[1:]:
                 if value is not None and value.data is not None and not np.isfinite(value.data).all():
                     raise ModelError(f"weights {value.name!r} are not finite", where=str(raw))

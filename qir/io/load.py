@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx_graphsurgeon.ir.tensor import LazyValues
@@ -17,13 +18,14 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..errors import ModelError, QirError, UnsupportedError
 from ..graph import Graph, Stage
-from ..ops import least_outputs, op_of
+from ..ops import REGISTRY, least_outputs
 from ..shapes import fold_shapes
 from ..types import Array, Dim, DType, TensorType
 from . import metadata
 from .adapters import Raw
-from .functions import DOMAIN, carries_wide, eight_bits, operator_of
+from .functions import DOMAIN, eight_bits, operator_of
 from .importer import Constant, Importer
+from .local_functions import strange_functions
 from .structure import STANDARD, check_structure, opset_of
 from .tensors import ir_dtype, tensor_array
 
@@ -64,7 +66,7 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, input_shapes: Shapes | 
     for index in order:
         raw = raw_node(surgeon.nodes[index], used, folder)
         name = operator_of(raw.op) if raw.domain == DOMAIN else raw.op
-        has_quant |= name in ("QuantizeLinear", "DequantizeLinear") or name.endswith("Quant")
+        has_quant |= name.endswith("Quant") or (name in REGISTRY and REGISTRY[name].border)
         if raw.op == "Constant" and raw.domain in STANDARD:
             importer.define(raw.outputs[0] or "", constant_node(raw, folder))
         else:
@@ -83,27 +85,6 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, input_shapes: Shapes | 
             value = graph.value(name)
             value.type = replace(value.type, quant=params)
     return graph
-
-
-def strange_functions(graph: Graph, proto: onnx.ModelProto, opset: int) -> list[str]:
-    """Names of the model's local functions whose bodies are not what the operators they are called by export."""
-    from .export import function_of
-
-    bodies = {f.name: _body_text(f) for f in proto.functions if f.domain == DOMAIN}
-    strange: dict[str, None] = {}
-    wide = carries_wide(graph, opset)
-    for call in proto.graph.node:
-        if call.domain != DOMAIN or call.op_type in strange or call.output[0] not in graph:
-            continue
-        node = graph.value(call.output[0]).producer
-        if node is not None and bodies[call.op_type] != _body_text(function_of(op_of(node.op), node, opset, wide)):
-            strange[call.op_type] = None
-    return list(strange)
-
-
-def _body_text(function: onnx.FunctionProto) -> tuple[object, ...]:
-    nodes = tuple(n.SerializeToString(deterministic=True) for n in function.node)
-    return tuple(function.input), tuple(function.output), nodes
 
 
 def read_proto(model: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
@@ -134,8 +115,6 @@ def inline_others(proto: onnx.ModelProto, order: list[int]) -> tuple[onnx.ModelP
     """Local functions of other exporters, inlined; ours are operators to us."""
     if all(f.domain == DOMAIN for f in proto.functions):
         return proto, order
-    import onnx.inliner
-
     ours = [(f.domain, f.name) for f in proto.functions if f.domain == DOMAIN]
     try:
         flat = onnx.inliner.inline_selected_functions(proto, ours, exclude=True)

@@ -14,12 +14,13 @@ import numpy as np
 
 from ..errors import UnsupportedError
 from ..graph import Node, Value
+from ..ops import op_of
 from ..types import DType
 from .functions import ONNX_TYPE, Body, eight_bits, wire_dtype
 from .protos import export_attrs
 
 FOUR_BITS = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear", "Transpose"})
-"""Operators with 4-bit kernels."""
+"""Operators with 4-bit kernels in ONNX Runtime 1.31: these four tables are its abilities, no facts of operators."""
 
 NO_SIXTEEN_BITS = frozenset(
     {"ArgMax", "ArgMin", "Clip", "Max", "Min", "Pad", "ReduceMax", "ReduceMin", "Resize", "TopK"}
@@ -28,8 +29,6 @@ NO_SIXTEEN_BITS = frozenset(
 
 NO_EIGHT_BITS = frozenset({"TopK"})
 """Operators without 8-bit kernels."""
-
-BORDER = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
 BLOCKS = frozenset({"DepthToSpace", "SpaceToDepth"})
 
@@ -51,7 +50,7 @@ def needs_body(node: Node, wide: bool) -> bool:
         kind = wire_dtype(node.input(0), wide)
         return kind.is_integer and (kind is not DType.UINT8 or node.op == "SpaceToDepth")
     values = [v for v in (*node.inputs, *node.outputs) if v is not None]
-    if node.op in BORDER:  # constants alone may stay at four bits
+    if op_of(node.op).border:  # constants alone may stay at four bits
         return any(wire_dtype(v, wide) is not v.dtype for v in values)
     return any(computed(node.op, v.dtype, wide) is not wire_dtype(v, wide) for v in values)
 
@@ -61,7 +60,7 @@ def write_body(body: Body, node: Node, output_names: list[str]) -> None:
     if node.op in BLOCKS:
         _blocks(body, node, output_names[0])
         return
-    if node.op in BORDER:
+    if op_of(node.op).border:
         _border(body, node, output_names[0])
         return
     inputs: list[str] = []

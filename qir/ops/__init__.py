@@ -30,7 +30,7 @@ from . import (
 )
 from .base import REGISTRY, REQUIRED, Op, least_outputs, op_of, register
 
-__all__ = ["REGISTRY", "REQUIRED", "Op", "least_outputs", "op_of", "register"]
+__all__ = ["FORBIDDEN", "REGISTRY", "REQUIRED", "Op", "least_outputs", "op_of", "register"]
 _modules = (
     average_pooling,
     product,
@@ -59,3 +59,6 @@ _modules = (
     transposing,
     unary,
 )
+
+FORBIDDEN = frozenset({name for name, op in REGISTRY.items() if op.float_only} | {"Mod"})
+"""Operators that have no place in an integer graph, whatever their dtype (a file may hold Mod)."""

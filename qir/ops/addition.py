@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from ..dyadic import rounding_shift
 from ..types import Array, DType, TensorType
 from .base import REQUIRED, Op, register
+from .intervals import fits, interval, minus, times
 
 if TYPE_CHECKING:
     from ..graph import Node
@@ -24,6 +25,7 @@ class IntegerAdd(Op):
     """
 
     name = "qir.Add"
+    accumulates = True
     inputs = "a b"
     attrs = {
         "a_multiplier": REQUIRED, "b_multiplier": REQUIRED, "shift": REQUIRED, "a_zero_point": 0, "b_zero_point": 0,
@@ -53,3 +55,13 @@ class IntegerAdd(Op):
         total = body.op("Add", body.op("Add", a, b), body.int64(c))
         reach = sum(body.reach(k, attrs[f"{k}_zero_point"]) * abs(attrs[f"{k}_multiplier"]) for k in ("a", "b"))
         body.store(body.shift_right(total, body.int64(shift)), attrs, (reach >> shift) + 1)
+
+    def overflows(self, node: Node) -> Iterator[str]:
+        """The int64 sum must leave room for the 2^62 that the opset-21 form of the shift adds."""
+        total = [1 << (int(node.attrs["shift"]) - 1)] * 2
+        for i, side in enumerate("ab"):
+            x = minus(interval(node.input(i)), node.attrs[f"{side}_zero_point"])
+            term = times(x, (node.attrs[f"{side}_multiplier"],) * 2)
+            total = [t + e for t, e in zip(total, term, strict=True)]
+        if not fits((total[0], total[1]), (-(1 << 62), (1 << 63) - 1)):
+            yield f"the weighted sum in {total[0]}..{total[1]} does not fit int64"

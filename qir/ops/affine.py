@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dyadic import common_dyadic, round_half_even
+from ..dyadic import common_dyadic, dyadic, round_half_even
 from ..errors import LoweringError
 from ..lowering import FREE, Bounds, Deferred, Fixed, Form, Lowering, Quantized
 from ..types import Array, DType, QuantParams
@@ -277,8 +277,6 @@ def emit_mul(low: Lowering, a: Value, b: Value, target: QuantParams, bounds: Bou
             f"the product of {a.name!r} ({a.dtype}) and {b.name!r} ({b.dtype}) does not fit int32",
             where=str(low.node or name), hint="quantize one of them to 8 bits, or both symmetrically",
         )  # fmt: skip
-    from ..dyadic import dyadic
-
     multiplier, shift = dyadic(qa.scale[0] * qb.scale[0] / target.scale[0], where=str(low.node or name))
     lo, hi = bounds.on(target)
     attrs: dict[str, Any] = {

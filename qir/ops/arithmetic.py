@@ -70,6 +70,9 @@ class Add(Elementwise):
     """y = a + b, with NumPy broadcasting"""
 
     name = "Add"
+    additive = True
+    affine = True
+    commutative = True
     inputs = "a b"
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
@@ -84,6 +87,8 @@ class Sub(Elementwise):
     """y = a - b, with NumPy broadcasting"""
 
     name = "Sub"
+    additive = True
+    affine = True
     inputs = "a b"
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
@@ -98,6 +103,8 @@ class Mul(Elementwise):
     """y = a * b, with NumPy broadcasting"""
 
     name = "Mul"
+    affine = True
+    commutative = True
     inputs = "a b"
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
@@ -125,6 +132,8 @@ class Div(Elementwise):
     """y = a / b, with NumPy broadcasting; integers truncate towards zero.  On integers one side is a constant."""
 
     name = "Div"
+    affine = True
+    float_only = True
     inputs = "a b"
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
@@ -163,6 +172,7 @@ class Pow(Elementwise):
     """y = a ** b; on integers b is a constant number: a table"""
 
     name = "Pow"
+    float_only = True
     inputs = "a b"
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
@@ -217,6 +227,7 @@ class Sum(_Variadic):
     """y = x_1 + ... + x_n, with NumPy broadcasting"""
 
     name = "Sum"
+    additive = True
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
         total = inputs[0]
@@ -247,6 +258,8 @@ class Mean(_Variadic):
 class _Extremum(Elementwise):
     """On integers: constants become limits or tables, activations meet on the output's grid in qir.Max or qir.Min."""
 
+    limits = True
+    commutative = True
     inputs = "xs*"
     smallest: bool
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import TypeInferenceError
+from ..lowering import Bounds, Deferred, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
-from .base import REQUIRED, Op, register
+from .base import REQUIRED, Interval, Op, register
 from .convolution import check_int32
+from .intervals import interval, joined, sum_overflow, times
 from .max_pooling import slide
 from .movement import first, ints
 from .reductions import lower_sum_over, sum_grid
@@ -20,7 +23,6 @@ from .windows import PoolGeometry, conv_output, pool_geometry, windows
 if TYPE_CHECKING:
     from ..graph import Node, Value
     from ..io.functions import Body
-    from ..lowering import Bounds, Lowering
 
 
 @register
@@ -32,6 +34,8 @@ class AveragePool(Op):
     """
 
     name = "AveragePool"
+    pools = True
+    homogeneous = True
     inputs = "x"
     attrs = {
         "auto_pad": "NOTSET", "ceil_mode": 0, "count_include_pad": 0, "dilations": None, "kernel_shape": REQUIRED,
@@ -56,8 +60,6 @@ class AveragePool(Op):
         return ((sums / counts).astype(x.dtype),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import Deferred, Quantized
-
         x = low.quantized(node.input(0))
         q, attrs, kernel, name = quant_of(x), node.attrs, list(node.attrs["kernel_shape"]), node.output.name
         spatial = ints(x.shape[2:])
@@ -101,6 +103,7 @@ class SumPool(Op):
     """
 
     name = "qir.SumPool"
+    accumulates = True
     inputs = "x"
     attrs = {
         "kernel_shape": REQUIRED, "strides": REQUIRED, "pads": REQUIRED, "dilations": REQUIRED, "pad_value": REQUIRED,
@@ -130,12 +133,22 @@ class SumPool(Op):
         y = slide(body, x, "Add", attrs["kernel_shape"], g.strides, g.dilations, g.out, g.widths, attrs["pad_value"])
         body.op("Identity", y, output="y")
 
+    def accumulator_interval(self, node: Node) -> Interval | None:
+        x = joined(interval(node.input(0)), int(node.attrs["pad_value"]))
+        taps = math.prod(int(k) for k in node.attrs["kernel_shape"])
+        return times(x, (taps, taps))
+
+    def overflows(self, node: Node) -> Iterator[str]:
+        yield from sum_overflow(self.accumulator_interval(node))
+
 
 @register
 class GlobalAveragePool(Op):
     """y[n,c] = mean over all spatial positions."""
 
     name = "GlobalAveragePool"
+    pools = True
+    homogeneous = True
     inputs = "x"
 
     def infer(

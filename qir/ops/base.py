@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import LoweringError, QirError, TypeInferenceError, UnsupportedError
 from ..types import Array, Dim, TensorType
 
 if TYPE_CHECKING:
-    from ..graph import Node
+    from ..graph import Node, Value
     from ..io.functions import Body
     from ..lowering import Lowering
 
@@ -23,6 +25,9 @@ class _Required:
 
 REQUIRED: Any = _Required()
 """Default of an attribute that must be given."""
+
+Interval = tuple[int, int]
+"""The least and the greatest that an integer can be."""
 
 BATCHES = (5, 7)
 """Sizes put in place of the symbolic batch to see which output sizes follow it."""
@@ -44,6 +49,48 @@ class Op(ABC):
     """Inputs whose data the output's shape depends on; `infer` finds them in `consts`, computed if need be."""
     reads_shape_only: ClassVar[bool] = False
     """The output depends on the inputs' shapes alone (Shape, Size)."""
+
+    # -- facts. Passes and executors ask for these, and keep no lists of operator names that restate them -----------
+    linear: ClassVar[bool] = False
+    """A sum of products of two inputs: its work is multiply-accumulates, counted by `macs`."""
+    weights: ClassVar[int | None] = None
+    """Of a linear operator: the input that holds the weights where it is a constant."""
+    trained: ClassVar[bool] = False
+    """Its constants are trained parameters: an infinity there is an accident, elsewhere it may be a mask."""
+    additive: ClassVar[bool] = False
+    """A sum or difference of its operands: two rescaled operands meet in one accumulator."""
+    affine: ClassVar[bool] = False
+    """x -> a x + b, elementwise or for each channel, where all other inputs are constants."""
+    pools: ClassVar[bool] = False
+    """A sum or mean over many elements of one tensor."""
+    clamps: ClassVar[bool] = False
+    """min(max(x, lo), hi): the quantizer behind it can do it."""
+    limits: ClassVar[bool] = False
+    """Elementwise minimum or maximum of tensors: with a constant, a clamp with limits that broadcast."""
+    moves: ClassVar[bool] = False
+    """Every output element is one of input 0 (or padding), whatever the values are: it stays on its grid."""
+    keeps_order: ClassVar[bool] = False
+    """Of an operator that moves: the elements stay as they lie in memory, only the shape is another."""
+    chooses: ClassVar[bool] = False
+    """Every output element is one of input 0, chosen by comparing: it stays on its grid."""
+    orders: ClassVar[bool] = False
+    """Only the order of the input's values matters to the result."""
+    commutative: ClassVar[bool] = False
+    """f(a, b) = f(b, a)."""
+    pointwise: ClassVar[bool] = False
+    """y[i] = f(x[i]), one f for all elements: commutes with everything that moves."""
+    homogeneous: ClassVar[bool] = False
+    """Known to satisfy f(s x) = s f(x), s > 0 for each channel (axis 1), where `mixes_channels` has no objection."""
+    nonnegative: ClassVar[bool] = False
+    """Known to give no negative number."""
+    flat: ClassVar[bool] = False
+    """Piecewise constant, or about shapes or order: its gradient is zero."""
+    float_only: ClassVar[bool] = False
+    """Has no place in an integer graph, whatever its dtype."""
+    accumulates: ClassVar[bool] = False
+    """An integer operator that adds, subtracts or multiplies in a fixed width: `overflows` is its proof."""
+    border: ClassVar[bool] = False
+    """Stands between reals and integers."""
 
     @property
     def is_integer_op(self) -> bool:
@@ -96,6 +143,26 @@ class Op(ABC):
         """Write the standard-ONNX form of an integer operator (domain `qir` only)."""
         raise UnsupportedError("is a standard operator and has no function body", where=str(node))
 
+    def macs(self, node: Node) -> int:
+        """Multiply-accumulates of a linear node, for a batch of one (a fixed batch counts in full); 0 for others."""
+        return 0
+
+    def mixes_channels(self, node: Node) -> str | None:
+        """Why a homogeneous node does not hand on a factor of each channel of input 0, or None where it does."""
+        return None
+
+    def never_negative(self, node: Node) -> bool:
+        """Whether the node is known to give no negative number."""
+        return self.nonnegative
+
+    def accumulator_interval(self, node: Node) -> Interval | None:
+        """The least and the greatest sum that an int32 result can be; None where the operator does not say."""
+        return None
+
+    def overflows(self, node: Node) -> Iterator[str]:
+        """The proof of an integer operator that accumulates: a sentence for each way to leave its width."""
+        return iter(())
+
     def infer_types(self, node: Node) -> list[TensorType]:
         """`infer` with a symbolic batch: probed at two batch sizes, sizes that differ follow the batch."""
         from .probing import known_inputs  # it evaluates operators, so it needs the registry
@@ -138,6 +205,11 @@ def dim_at(dim: Dim, batch: int) -> int:
     return int(factor or 1) * batch
 
 
+def elements(value: Value, batch: int = 1) -> int:
+    """How many elements a tensor has at a batch size."""
+    return math.prod(dim_at(d, batch) for d in value.shape)
+
+
 def merge_probes(a: TensorType, b: TensorType, where: str) -> TensorType:
     """One type from what `infer` said at the two probe batches."""
     if len(a.shape) != len(b.shape):
@@ -170,8 +242,6 @@ def op_of(name: str) -> Op:
     try:
         return REGISTRY[name]
     except KeyError:
-        from difflib import get_close_matches
-
         near = get_close_matches(name, REGISTRY, 3)
         hint = f"did you mean {', '.join(near)}?" if near else None
         raise UnsupportedError(f"operator {name!r} is not supported", hint=hint) from None

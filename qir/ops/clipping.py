@@ -25,6 +25,10 @@ class Relu(Elementwise):
     """y = max(x, 0); on integers it is fused into the requantization before it as lo = zero_point"""
 
     name = "Relu"
+    clamps = True
+    homogeneous = True
+    nonnegative = True
+    pointwise = True
     inputs = "x"
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
@@ -39,6 +43,7 @@ class Clip(Elementwise):
     """y = min(max(x, lo), hi); on integers fused into the requantization before it; on integer tensors a Clip"""
 
     name = "Clip"
+    clamps = True
     inputs = "x lo? hi?"
 
     def infer(
@@ -60,6 +65,10 @@ class Clip(Elementwise):
         lo, hi = (_limit(low, node.optional(i), end) for i, end in ((1, -math.inf), (2, math.inf)))
         low.set(node.output, Clamped(low.form(node.input(0)), Bounds(min(lo, hi), hi)))  # min > max: all are max
 
+    def never_negative(self, node: Node) -> bool:
+        lo = node.optional(1)
+        return lo is not None and lo.data is not None and float(lo.data) >= 0
+
 
 def _limit(low: Lowering, value: Value | None, default: float) -> float:
     if value is None:
@@ -75,6 +84,7 @@ class PRelu(Elementwise):
     """y = x for x >= 0, slope x below; on integers one table, or one a channel"""
 
     name = "PRelu"
+    homogeneous = True
     inputs = "x slope"
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
@@ -94,3 +104,6 @@ class PRelu(Elementwise):
                 raise LoweringError("slopes along another axis than the table before", where=str(node))
         low.set(node.output, mapped.map(lambda r: np.where(r < 0, r * slopes.reshape(-1, 1)[: len(r)] if axis >= 0
                                                            else r * float(slopes[0]), r)))  # fmt: skip
+
+    def mixes_channels(self, node: Node) -> str | None:
+        return None if node.input(1).is_constant else f"{node} computes its slopes"

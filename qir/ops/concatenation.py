@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LoweringError, TypeInferenceError
+from ..lowering import FREE, Bounds, Deferred, Fixed, Form, Lowering, Plain, Quantized
 from ..types import Array, QuantParams, TensorType
 from .base import REQUIRED, Op, register
 from .movement import axes_of, first, ints, movable, parameter
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
-    from ..lowering import Bounds, Form, Lowering
 
 
 @register
@@ -46,8 +46,6 @@ class Concat(Op):
         return (np.concatenate(inputs, axis=attrs["axis"]),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import FREE, Deferred, Fixed, Plain, Quantized
-
         values = [node.input(i) for i in range(len(node.inputs))]
         forms = [low.form(v) for v in values]
         g = low.graph
@@ -78,7 +76,5 @@ def _without(shape: Sequence[Any], axis: int) -> tuple[Any, ...]:
 
 def common_grid(forms: Sequence[Form]) -> QuantParams | None:
     """The grid that all forms are on already, or None."""
-    from ..lowering import Quantized
-
     grids = {f.quant if isinstance(f, Quantized) and movable(f) else None for f in forms}
     return grids.pop() if len(grids) == 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 from ..errors import LoweringError, TypeInferenceError
 from ..lowering import Fixed, Lowering, Quantized
 from ..types import Array, QuantParams, TensorType
-from .base import Op, register
+from .base import Op, elements, register
 from .linear import fold
 from .requantize import quant_of
 
@@ -50,6 +51,9 @@ class ConvTranspose(Op):
     """y[n, m, i*stride + k*dilation - pad] += w[c, m, k] x[n, c, i], + b[m]"""
 
     name = "ConvTranspose"
+    linear = True
+    weights = 1
+    trained = True
     inputs = "x w b?"
     attrs = {
         "auto_pad": "NOTSET", "dilations": None, "group": 1, "kernel_shape": None, "output_padding": None,
@@ -104,6 +108,9 @@ class ConvTranspose(Op):
         if quant_of(x).per_channel or quant_of(x).dtype.bits > 8:
             raise LoweringError(f"input {x.name!r} is {x.type}; 8 bits with one scale are needed", where=str(node))
         low.set(node.output, Quantized(_lower(low, node, x, form.ints, form.quant)))
+
+    def macs(self, node: Node) -> int:
+        return elements(node.input(0)) * math.prod(int(d) for d in node.input(1).shape[1:])
 
 
 def _lower(low: Lowering, node: Node, x: Value, w: Array, wq: QuantParams) -> Value:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import OverflowProofError, TypeInferenceError
+from ..lowering import Lowering, Quantized
 from ..types import Array, DType, TensorType
-from .base import REQUIRED, Op, register
+from .base import REQUIRED, Op, elements, register
 from .exact_product import operand
+from .intervals import fits, interval, joined, weighted_overflow
 from .linear import linear_weights
 from .requantize import quant_of
 from .windows import conv_output, resolve_pads, windows
@@ -19,7 +22,6 @@ from .windows import conv_output, resolve_pads, windows
 if TYPE_CHECKING:
     from ..graph import Node
     from ..io.functions import Body
-    from ..lowering import Lowering
 
 
 def convolve(x: Array, w: Array, strides: Sequence[int], dilations: Sequence[int], group: int) -> Array:
@@ -57,6 +59,9 @@ class Conv(Op):
     """y[n,m,p] = b[m] + sum_{c,k} w[m,c,k] x[n,c, p*stride + k*dilation - pad]   (grouped: c within m's group)"""
 
     name = "Conv"
+    linear = True
+    weights = 1
+    trained = True
     inputs = "x w b?"
     attrs = {
         "auto_pad": "NOTSET", "dilations": None, "group": 1, "kernel_shape": None, "pads": None, "strides": None,
@@ -77,8 +82,6 @@ class Conv(Op):
         return (y if b is None else y + b.reshape(-1, *[1] * rank),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import Quantized
-
         x = low.quantized(node.input(0))
         q = quant_of(x)
         spatial = [int(d) for d in x.shape[2:]]
@@ -97,6 +100,9 @@ class Conv(Op):
             outputs=[f"{name}.acc"], quant=low.accumulator_quant(q, weights.quant, axis=1),
         ).output  # fmt: skip
         low.set(node.output, Quantized(acc))
+
+    def macs(self, node: Node) -> int:
+        return elements(node.output) * math.prod(int(d) for d in node.input(1).shape[1:])
 
 
 def pad_spatial(x: Array, pads: Sequence[int], value: Sequence[int]) -> Array:
@@ -121,6 +127,9 @@ class IntegerConv(Op):
     """
 
     name = "qir.Conv"
+    accumulates = True
+    linear = True
+    weights = 1
     inputs = "x w bias?"
     outputs = "acc"
     attrs = {
@@ -158,6 +167,19 @@ class IntegerConv(Op):
         if body.has("bias"):
             shape = body.int64([1, -1] + [1] * rank)
             body.op("Add", out, body.op("Reshape", "bias", shape), output="acc")
+
+    def macs(self, node: Node) -> int:
+        return elements(node.output) * math.prod(int(d) for d in node.input(1).shape[1:])
+
+    def overflows(self, node: Node) -> Iterator[str]:
+        x = interval(node.input(0))
+        if any(node.attrs["pads"]):
+            values = [int(v) for v in node.attrs["pad_value"]]
+            kind = node.input(0).dtype
+            if not fits((min(values), max(values)), (kind.lo, kind.hi)):
+                yield f"pad value {values} is outside {kind}"
+            x = joined(x, *values)
+        yield from weighted_overflow(node, 0, x)
 
 
 def pad_body(body: Body, x: str, kind: DType, rank: int, pads: Sequence[int], value: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ from ..errors import LoweringError, OverflowProofError, TypeInferenceError
 from ..lowering import Fixed, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
 from .affine import lower_affine
-from .base import Op, register
+from .base import Op, dim_at, elements, register
 from .linear import LIMIT, fold
 from .requantize import quant_of
 
@@ -39,6 +39,9 @@ class MatMul(Op):
     """y = a @ b, with NumPy's rules for batches and vectors"""
 
     name = "MatMul"
+    linear = True
+    weights = 1
+    trained = True
     inputs = "a b"
 
     def infer(
@@ -64,12 +67,18 @@ class MatMul(Op):
         else:
             low.set(node.output, Quantized(two_activations(low, node, low.quantized(a), low.quantized(b), out)))
 
+    def macs(self, node: Node) -> int:
+        return elements(node.output) * dim_at(node.input(0).shape[-1], 1)
+
 
 @register
 class Gemm(Op):
     """y = alpha A' B' + beta C, A' = A or A^T, B' = B or B^T, C broadcast to y"""
 
     name = "Gemm"
+    linear = True
+    weights = 1
+    trained = True
     inputs = "a b c?"
     attrs = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
 
@@ -128,6 +137,10 @@ class Gemm(Op):
             low.set(node.output, acc)
         else:
             lower_affine(low, node, acc, np.asarray(alpha), offset)
+
+    def macs(self, node: Node) -> int:
+        inner = node.input(0).shape[-2 if node.attrs["transA"] else -1]
+        return elements(node.output) * dim_at(inner, 1)
 
 
 def transposed(form: Fixed) -> Fixed:

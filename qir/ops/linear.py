@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from ..dyadic import round_half_even
 from ..errors import LoweringError, OverflowProofError
+from ..lowering import Lowering
 from ..types import Array, QuantParams
 
 if TYPE_CHECKING:
     from ..graph import Graph, Node, Value
-    from ..lowering import Lowering
 
 LIMIT = 2**31
 

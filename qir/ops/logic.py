@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ..lowering import FREE, Bounds, Deferred, Fixed, Lowering, Plain, Quantized
 from ..types import Array, DType, QuantParams, TensorType
 from .base import Op, register
 from .concatenation import common_grid
@@ -16,12 +17,12 @@ from .shaping import plain
 if TYPE_CHECKING:
     from ..graph import Node, Value
     from ..io.functions import Body
-    from ..lowering import Bounds, Lowering
 
 
-class _Elementwise(Op):
+class Logical(Op):
     """A NumPy function with broadcasting and a boolean result."""
 
+    flat = True
     function: ClassVar[Any]
 
     def infer(
@@ -34,8 +35,6 @@ class _Elementwise(Op):
         return (np.asarray(type(self).function(*inputs), dtype=bool),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import FREE, Plain, Quantized
-
         operands = [v for v in node.inputs if v is not None]
         forms = [low.form(v) for v in operands]
         if not any(isinstance(f, Quantized) for f in forms):
@@ -50,7 +49,7 @@ class _Elementwise(Op):
 
 
 @register
-class Equal(_Elementwise):
+class Equal(Logical):
     """y = (a == b)."""
 
     name = "Equal"
@@ -59,7 +58,7 @@ class Equal(_Elementwise):
 
 
 @register
-class Less(_Elementwise):
+class Less(Logical):
     """y = (a < b)."""
 
     name = "Less"
@@ -68,7 +67,7 @@ class Less(_Elementwise):
 
 
 @register
-class LessOrEqual(_Elementwise):
+class LessOrEqual(Logical):
     """y = (a <= b)."""
 
     name = "LessOrEqual"
@@ -77,7 +76,7 @@ class LessOrEqual(_Elementwise):
 
 
 @register
-class Greater(_Elementwise):
+class Greater(Logical):
     """y = (a > b)."""
 
     name = "Greater"
@@ -86,7 +85,7 @@ class Greater(_Elementwise):
 
 
 @register
-class GreaterOrEqual(_Elementwise):
+class GreaterOrEqual(Logical):
     """y = (a >= b)."""
 
     name = "GreaterOrEqual"
@@ -95,7 +94,7 @@ class GreaterOrEqual(_Elementwise):
 
 
 @register
-class Not(_Elementwise):
+class Not(Logical):
     """y = not x."""
 
     name = "Not"
@@ -104,7 +103,7 @@ class Not(_Elementwise):
 
 
 @register
-class And(_Elementwise):
+class And(Logical):
     """y = a and b."""
 
     name = "And"
@@ -113,7 +112,7 @@ class And(_Elementwise):
 
 
 @register
-class Or(_Elementwise):
+class Or(Logical):
     """y = a or b."""
 
     name = "Or"
@@ -138,8 +137,6 @@ class Where(Op):
         return (np.where(inputs[0], inputs[1], inputs[2]),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import Deferred, Fixed, Plain
-
         branches = [node.input(1), node.input(2)]
         forms = [low.form(v) for v in branches]
         if all(isinstance(f, (Plain, Fixed)) for f in forms) and (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..lowering import Lowering
 from ..types import Array
 from .base import register
 from .elementwise import Elementwise
@@ -15,7 +16,6 @@ from .unary import Reals, Unary
 
 if TYPE_CHECKING:
     from ..graph import Node
-    from ..lowering import Lowering
 
 
 @register
@@ -23,6 +23,9 @@ class Exp(Unary):
     """y = exp(x)"""
 
     name = "Exp"
+    nonnegative = True
+    float_only = True
+    everywhere = False
 
     @staticmethod
     def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
@@ -34,6 +37,8 @@ class Log(Unary):
     """y = log(x)"""
 
     name = "Log"
+    float_only = True
+    everywhere = False
 
     @staticmethod
     def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
@@ -45,6 +50,8 @@ class Sqrt(Unary):
     """y = sqrt(x)"""
 
     name = "Sqrt"
+    float_only = True
+    everywhere = False
 
     @staticmethod
     def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
@@ -56,6 +63,8 @@ class Reciprocal(Unary):
     """y = 1 / x"""
 
     name = "Reciprocal"
+    float_only = True
+    everywhere = False
 
     @staticmethod
     def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
@@ -65,6 +74,7 @@ class Reciprocal(Unary):
 class _Exact(Elementwise):
     """Functions that NumPy computes exactly in any dtype, integers included."""
 
+    pointwise = True
     inputs = "x"
     exact: Callable[[Array], Array]
 
@@ -80,6 +90,7 @@ class Abs(_Exact):
     """y = |x|"""
 
     name = "Abs"
+    nonnegative = True
     exact = np.abs
 
 
@@ -96,6 +107,7 @@ class Floor(_Exact):
     """y = floor(x)"""
 
     name = "Floor"
+    flat = True
     exact = np.floor
 
 
@@ -104,6 +116,7 @@ class Ceil(_Exact):
     """y = ceil(x)"""
 
     name = "Ceil"
+    flat = True
     exact = np.ceil
 
 
@@ -112,6 +125,7 @@ class Round(_Exact):
     """y = the nearest integer, half to even"""
 
     name = "Round"
+    flat = True
     exact = np.rint
 
 
@@ -120,4 +134,5 @@ class Sign(_Exact):
     """y = -1, 0 or 1"""
 
     name = "Sign"
+    flat = True
     exact = np.sign

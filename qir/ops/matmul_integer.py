@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import TypeInferenceError
 from ..types import Array, DType, TensorType
-from .base import Op, register
+from .base import Op, dim_at, elements, register
 from .convolution import check_int32
 from .exact_product import exact_pair, operand
 from .gemm import matmul_shape
+from .intervals import interval, minus, repeated_overflow, times, weighted_overflow
 
 if TYPE_CHECKING:
     from ..graph import Node
@@ -28,6 +29,9 @@ class IntegerMatMul(Op):
     """
 
     name = "qir.MatMul"
+    accumulates = True
+    linear = True
+    weights = 1
     inputs = "x w bias?"
     outputs = "acc"
     attrs = {"weight_zero_point": 0}
@@ -61,6 +65,12 @@ class IntegerMatMul(Op):
         if biased:
             body.op("Add", acc, "bias", output="acc")
 
+    def macs(self, node: Node) -> int:
+        return elements(node.output) * dim_at(node.input(0).shape[-1], 1)
+
+    def overflows(self, node: Node) -> Iterator[str]:
+        yield from weighted_overflow(node, 1, interval(node.input(0)))
+
 
 @register
 class IntegerMatMulActivations(Op):
@@ -70,6 +80,8 @@ class IntegerMatMulActivations(Op):
     """
 
     name = "qir.MatMulActivations"
+    accumulates = True
+    linear = True
     inputs = "a b"
     outputs = "acc"
     attrs = {"a_zero_point": 0, "b_zero_point": 0}
@@ -91,3 +103,10 @@ class IntegerMatMulActivations(Op):
             operand(body, "b", body.dtype("b"), node.attrs["b_zero_point"]),
         )
         body.op("MatMulInteger", a.name, b.name, a.zero(body), b.zero(body), output="acc")
+
+    def macs(self, node: Node) -> int:
+        return elements(node.output) * dim_at(node.input(0).shape[-1], 1)
+
+    def overflows(self, node: Node) -> Iterator[str]:
+        a, b = (minus(interval(node.input(i)), node.attrs[f"{side}_zero_point"]) for i, side in enumerate("ab"))
+        yield from repeated_overflow(node.input(0).shape[-1], times(a, b))

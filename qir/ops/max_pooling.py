@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import TypeInferenceError, UnsupportedError
+from ..lowering import Bounds, Lowering
 from ..types import Array, DType, QuantParams, TensorType
 from .base import REQUIRED, Op, register
 from .movement import first, ints, move_all
@@ -16,7 +17,6 @@ from .windows import pool_geometry, windows
 if TYPE_CHECKING:
     from ..graph import Node, Value
     from ..io.functions import Body
-    from ..lowering import Bounds, Lowering
 
 
 def lowest(dtype: np.dtype[Any]) -> Any:
@@ -29,6 +29,8 @@ class MaxPool(Op):
     """y = the maximum of each window; padding never wins (it holds the dtype's minimum)."""
 
     name = "MaxPool"
+    chooses = True
+    homogeneous = True
     inputs = "x"
     attrs = {
         "auto_pad": "NOTSET", "ceil_mode": 0, "dilations": None, "kernel_shape": REQUIRED, "pads": None,
@@ -104,6 +106,8 @@ class GlobalMaxPool(Op):
     """y[n,c] = the maximum over all spatial positions; on integers a ReduceMax."""
 
     name = "GlobalMaxPool"
+    chooses = True
+    homogeneous = True
     inputs = "x"
 
     def infer(

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import TypeInferenceError
+from ..lowering import FREE, Bounds, Deferred, Fixed, Form, Lowering, Plain, Quantized
 from ..types import Array, QuantParams, TensorType
 from .base import Op
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
-    from ..lowering import Bounds, Form, Lowering
 
 Move = Callable[["Value", QuantParams | None, "Bounds", str], "Value"]
 """(integer value, its quantization, limits in force, name) -> the moved integer value."""
@@ -67,15 +67,11 @@ def axes_of(given: Any, rank: int) -> tuple[int, ...]:
 
 def movable(form: Form) -> bool:
     """Whether the form is an 8- or 16-bit per-tensor integer value, which moves as it is."""
-    from ..lowering import Quantized
-
     return isinstance(form, Quantized) and form.value.dtype.bits <= 16 and not form.quant.per_channel
 
 
 def parameter(low: Lowering, value: Value | None) -> Value | None:
     """A shape, index or axes input of the float graph, brought into the integer graph."""
-    from ..lowering import Plain
-
     if value is None:
         return None
     form = low.form(value)
@@ -91,8 +87,6 @@ def move_all(low: Lowering, node: Node, count: int, move: Callable[..., Sequence
     move(value, quant, bounds, names) builds the moved integer values.  An 8- or 16-bit tensor moves as it is; a
     formula or an accumulator is first emitted on the grid that the output is asked for, then moved.
     """
-    from ..lowering import FREE, Deferred, Plain, Quantized
-
     source = node.input(0)
     form = low.form(source)
     outputs = node.outputs[:count]
@@ -125,8 +119,6 @@ def fold_constant(low: Lowering, node: Node, op: Op, axis_map: Callable[[int], i
 
     axis_map: channel axis before -> after, None where the channels are torn apart (the integers are given up then).
     """
-    from ..lowering import Fixed
-
     form = low.form(node.input(0))
     if not isinstance(form, Fixed) or not all(v is None or low.is_constant(v) for v in node.inputs[1:]):
         return False
@@ -147,6 +139,8 @@ def fold_constant(low: Lowering, node: Node, op: Op, axis_map: Callable[[int], i
 class Movement(Op):
     """Base of the operators with one data input and one output that only rearrange elements."""
 
+    moves = True
+
     def to_integer(self, low: Lowering, node: Node) -> None:
         if fold_constant(low, node, self, lambda axis: self.channel_axis(node, axis)):
             return
@@ -165,6 +159,8 @@ class Movement(Op):
 
 class ShapedMovement(Movement):
     """A movement that keeps the elements' order (Reshape and its kin); subclasses say the new shape."""
+
+    keeps_order = True
 
     @abstractmethod
     def shape(self, attrs: Any, x: tuple[int, ...], target: Any) -> tuple[int, ...]:

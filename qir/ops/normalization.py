@@ -22,6 +22,8 @@ class BatchNormalization(Op):
     """y = gamma (x - mean) / sqrt(var + epsilon) + beta, per channel (axis 1)        [White Paper eq. 10]"""
 
     name = "BatchNormalization"
+    trained = True
+    affine = True
     inputs = "x gamma beta mean var"
     attrs = {"epsilon": 1e-5, "momentum": 0.9, "training_mode": 0}
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import TypeInferenceError
+from ..lowering import Bounds, Fixed, Lowering
 from ..types import Array, QuantParams, TensorType
 from .base import Op, register
 from .movement import arg, axes_of, const, first, ints, move_all, optional_const, parameter
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
-    from ..lowering import Bounds, Lowering
 
 MODES = {"constant": "constant", "reflect": "reflect", "edge": "edge", "wrap": "wrap"}
 
@@ -42,6 +42,8 @@ class Pad(Op):
     """
 
     name = "Pad"
+    moves = True
+    homogeneous = True
     inputs = "x pads value? axes?"
     attrs = {"mode": "constant"}
     shape_inputs = (1, 3)
@@ -72,8 +74,6 @@ class Pad(Op):
         return (np.pad(x[cuts], grow, mode=MODES[attrs["mode"]]),)  # type: ignore[call-overload]
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import Fixed
-
         form, fill = low.form(node.input(0)), node.optional(2)
         pads, axes = low.real_constant(node.input(1)), node.optional(3)
         value = 0.0 if fill is None else float(np.reshape(low.real_constant(fill), -1)[0])
@@ -92,3 +92,17 @@ class Pad(Op):
             return [low.graph.add_node("Pad", inputs, node.attrs, outputs=names, quant=quant).output]
 
         move_all(low, node, 1, move)
+
+    def mixes_channels(self, node: Node) -> str | None:
+        if not _pads_space_with_zeros(node, node.input(0).type.rank):
+            return f"{node} pads with something else than zeros, or pads channels"
+        return None
+
+
+def _pads_space_with_zeros(node: Node, rank: int) -> bool:
+    pads, value = node.input(1).data, node.optional(2)
+    if node.attrs["mode"] != "constant" or pads is None or node.optional(3) is not None:
+        return False
+    if value is not None and (value.data is None or value.data.any()):
+        return False
+    return not any(int(pads[i]) or int(pads[rank + i]) for i in (0, 1))

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import QirError
 from ..types import Array
+from .base import dim_at, op_of
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
@@ -58,15 +59,11 @@ def known(value: Value, batch: int, memo: dict[Value, Array | None]) -> Array | 
 
 def reads_shape(node: Node) -> bool:
     """Whether the node's output depends on its inputs' shapes alone."""
-    from .base import op_of
-
     return op_of(node.op).reads_shape_only
 
 
 def evaluate(node: Node, batch: int, memo: dict[Value, Array | None]) -> None:
     """Put the node's outputs at a batch size into `memo`: None where an input is unknown, or the result too large."""
-    from .base import dim_at, op_of
-
     for value in node.outputs:
         memo[value] = None
     op = op_of(node.op)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from ..types import Array, DType, TensorType
 from .base import REQUIRED, Op, register
 from .convolution import check_int32
 from .elementwise import Elementwise, broadcast_type
+from .intervals import fits, interval, minus, times
 
 if TYPE_CHECKING:
     from ..graph import Node
@@ -27,6 +28,7 @@ class IntegerMul(Op):
     """
 
     name = "qir.Mul"
+    accumulates = True
     inputs = "a b"
     attrs = {
         "multiplier": REQUIRED, "shift": REQUIRED, "a_zero_point": 0, "b_zero_point": 0, "zero_point": 0,
@@ -60,8 +62,13 @@ class IntegerMul(Op):
         reach = (reach * abs(attrs["multiplier"]) >> attrs["shift"]) + 1
         body.store(body.rounding_shift(product, body.int64(attrs["shift"])), attrs, reach)
 
+    def overflows(self, node: Node) -> Iterator[str]:
+        a, b = (minus(interval(node.input(i)), node.attrs[f"{side}_zero_point"]) for i, side in enumerate("ab"))
+        if not fits(times(a, b)):
+            yield f"the product of {a[0]}..{a[1]} and {b[0]}..{b[1]} does not fit int32"
 
-class _Extremum(Elementwise):
+
+class _IntegerExtremum(Elementwise):
     """Larger or smaller of two tensors that share dtype, scale and zero point."""
 
     inputs = "a b"
@@ -79,7 +86,7 @@ class _Extremum(Elementwise):
 
 
 @register
-class IntegerMax(_Extremum):
+class IntegerMax(_IntegerExtremum):
     """y = max(a, b), both on the output's grid"""
 
     name = "qir.Max"
@@ -89,7 +96,7 @@ class IntegerMax(_Extremum):
 
 
 @register
-class IntegerMin(_Extremum):
+class IntegerMin(_IntegerExtremum):
     """y = min(a, b), both on the output's grid"""
 
     name = "qir.Min"

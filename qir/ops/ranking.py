@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ..errors import LoweringError, TypeInferenceError
+from ..lowering import Lowering, Plain, Quantized
 from ..types import Array, DType, TensorType
 from .base import Op, register
 from .movement import axes_of, const, first, parameter
@@ -16,7 +17,6 @@ from .requantize import quant_of
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
-    from ..lowering import Lowering
 
 
 def ordered(low: Lowering, node: Node) -> Value:
@@ -32,6 +32,8 @@ def ordered(low: Lowering, node: Node) -> Value:
 class _ArgExtremum(Op):
     """Index of an extremum along `axis`, int64; of equal ones the first (or the last: select_last_index)."""
 
+    orders = True
+    flat = True
     inputs = "x"
     attrs = {"axis": 0, "keepdims": 1, "select_last_index": 0}
     function: ClassVar[Any]
@@ -52,8 +54,6 @@ class _ArgExtremum(Op):
         return (np.asarray(np.expand_dims(index, axis) if attrs["keepdims"] else index).astype(np.int64),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import Plain
-
         made = low.graph.add_node(node.op, [ordered(low, node)], node.attrs, outputs=[node.output.name])
         low.set(node.output, Plain(made.output))
 
@@ -79,6 +79,7 @@ class TopK(Op):
     """The k largest (or smallest) elements along `axis` and their indices, in order; of equal ones the first first."""
 
     name = "TopK"
+    chooses = True
     inputs = "x k"
     outputs = "values indices"
     attrs = {"axis": -1, "largest": 1, "sorted": 1}
@@ -102,8 +103,6 @@ class TopK(Op):
         return (np.take_along_axis(x, index, axis=axis), index.astype(np.int64))
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import Plain, Quantized
-
         x = ordered(low, node)
         names = [v.name for v in node.outputs]
         inputs = [x, parameter(low, node.input(1))]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ..errors import LoweringError, OverflowProofError
+from ..lowering import Bounds, Fixed, Lowering, Plain, Quantized
 from ..types import Array, DType, QuantParams, TensorType
-from .base import REQUIRED, Op, register
+from .base import REQUIRED, Interval, Op, register
 from .convolution import check_int32
+from .intervals import interval, sum_overflow, times
 from .movement import arg, axes_of, first, ints, move_all, optional_const
 from .requantize import quant_of
 from .shaping import plain
@@ -18,7 +21,6 @@ from .shaping import plain
 if TYPE_CHECKING:
     from ..graph import Node, Value
     from ..io.functions import Body
-    from ..lowering import Bounds, Lowering
 
 
 def reduced_axes(attrs: Mapping[str, Any], rank: int, axes: Any) -> tuple[int, ...]:
@@ -59,13 +61,19 @@ class _Reduce(Op):
         data = None if given is None else low.real_constant(given)
         return reduced_axes(node.attrs, node.input(0).type.rank, data)
 
+    def mixes_channels(self, node: Node) -> str | None:
+        axes, rank = node.optional(1), node.input(0).type.rank
+        if axes is None or axes.data is None or any(int(a) % rank < 2 for a in axes.data.reshape(-1)):
+            return f"{node} mixes channels"
+        return None
 
-class _Extremum(_Reduce):
+
+class _ReduceExtremum(_Reduce):
     """Monotone, so it stays on its grid."""
 
-    def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import Fixed, Plain
+    chooses = True
 
+    def to_integer(self, low: Lowering, node: Node) -> None:
         if isinstance(low.form(node.input(0)), (Fixed, Plain)):
             plain(low, node)
             return
@@ -80,15 +88,16 @@ class _Extremum(_Reduce):
 
 
 @register
-class ReduceMax(_Extremum):
+class ReduceMax(_ReduceExtremum):
     """y = maximum over the axes."""
 
     name = "ReduceMax"
+    homogeneous = True
     function = np.max
 
 
 @register
-class ReduceMin(_Extremum):
+class ReduceMin(_ReduceExtremum):
     """y = minimum over the axes."""
 
     name = "ReduceMin"
@@ -120,6 +129,8 @@ class ReduceSum(_Reduce):
     """y = sum over the axes."""
 
     name = "ReduceSum"
+    pools = True
+    homogeneous = True
     function = _float64(np.sum)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
@@ -131,6 +142,8 @@ class ReduceMean(_Reduce):
     """y = mean over the axes."""
 
     name = "ReduceMean"
+    pools = True
+    homogeneous = True
     function = _float64(np.mean)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
@@ -138,8 +151,6 @@ class ReduceMean(_Reduce):
 
 
 def _lower(low: Lowering, node: Node, axes: tuple[int, ...], mean: bool) -> None:
-    from ..lowering import Fixed, Plain
-
     form = low.form(node.input(0))
     if isinstance(form, (Fixed, Plain)):
         plain(low, node)
@@ -151,8 +162,6 @@ def _lower(low: Lowering, node: Node, axes: tuple[int, ...], mean: bool) -> None
 
 def lower_sum_over(low: Lowering, node: Node, axes: tuple[int, ...], *, keepdims: bool, mean: bool) -> None:
     """The node's output as an int32 sum; a mean has the scale s_x / count, and z_x * count is folded [ARITHMETIC 6]."""
-    from ..lowering import Quantized
-
     x = low.quantized(node.input(0))
     sizes = [x.shape[a] for a in axes]
     if any(isinstance(d, str) for d in sizes):
@@ -189,6 +198,7 @@ class IntegerReduceSum(Op):
     """
 
     name = "qir.ReduceSum"
+    accumulates = True
     inputs = "x"
     attrs = {"axes": REQUIRED, "keepdims": 1}
 
@@ -208,3 +218,13 @@ class IntegerReduceSum(Op):
     def function_body(self, body: Body, node: Node) -> None:
         axes = body.int64(node.attrs["axes"])
         body.op("ReduceSum", body.cast("x", DType.INT32), axes, keepdims=node.attrs["keepdims"], output="y")
+
+    def accumulator_interval(self, node: Node) -> Interval | None:
+        """None where the number of summands follows the batch."""
+        value = node.input(0)
+        sizes = [value.shape[int(a)] for a in node.attrs["axes"]]
+        count = math.prod(s for s in sizes if isinstance(s, int))
+        return times(interval(value), (count, count)) if all(isinstance(s, int) for s in sizes) else None
+
+    def overflows(self, node: Node) -> Iterator[str]:
+        yield from sum_overflow(self.accumulator_interval(node))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..dyadic import rounding_shift
 from ..errors import LoweringError, TypeInferenceError
+from ..lowering import FREE, Fixed, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
 from .base import REQUIRED, Op, register
+from .intervals import fits, interval, minus
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
     from ..io.functions import Body
-    from ..lowering import Lowering
 
 
 def quant_params(scale: Array, zero_point: Array | None, dtype: DType, axis: int, rank: int) -> QuantParams:
@@ -48,6 +49,7 @@ class QuantizeLinear(Op):
     """y = saturate(round_half_even(x / scale) + zero_point), computed in float32 as runtimes do."""
 
     name = "QuantizeLinear"
+    border = True
     inputs = "x y_scale y_zero_point?"
     attrs = {"axis": 1, "saturate": 1, "output_dtype": None, "block_size": 0}
 
@@ -81,8 +83,6 @@ class QuantizeLinear(Op):
         return (np.clip(q, kind.lo, kind.hi).astype(kind.numpy),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import FREE, Fixed, Quantized
-
         q = params_of(node)
         form = low.form(node.input(0))
         if isinstance(form, Fixed):
@@ -98,6 +98,7 @@ class DequantizeLinear(Op):
     """y = (x - zero_point) * scale, in float32."""
 
     name = "DequantizeLinear"
+    border = True
     inputs = "x x_scale x_zero_point?"
     attrs = {"axis": 1, "block_size": 0}
 
@@ -116,8 +117,6 @@ class DequantizeLinear(Op):
         return ((centred.astype(scale.dtype) * _along(scale, attrs["axis"], x.ndim)).astype(scale.dtype),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import Fixed, Quantized
-
         q = params_of(node)
         form = low.form(node.input(0))
         if isinstance(form, Fixed):
@@ -147,6 +146,7 @@ class Requantize(Op):
     """
 
     name = "qir.Requantize"
+    accumulates = True
     inputs = "x multiplier shift"
     attrs = {"x_zero_point": 0, "zero_point": 0, "lo": REQUIRED, "hi": REQUIRED, "dtype": REQUIRED}
 
@@ -172,6 +172,11 @@ class Requantize(Op):
         product = body.op("Mul", x, body.cast("multiplier", DType.INT64))
         rounded = body.rounding_shift(product, body.cast("shift", DType.INT64))
         body.store(rounded, node.attrs, int(body.reach("x", node.attrs["x_zero_point"]) * largest_ratio(node)) + 1)
+
+    def overflows(self, node: Node) -> Iterator[str]:
+        x = minus(interval(node.input(0)), node.attrs["x_zero_point"])
+        if node.attrs["x_zero_point"] and not fits(x):
+            yield f"x - x_zero_point in {x[0]}..{x[1]} does not fit int32"
 
 
 def largest_ratio(node: Node) -> float:

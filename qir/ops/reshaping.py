@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,12 +13,16 @@ from ..types import DType, TensorType
 from .base import register
 from .movement import ShapedMovement, arg, axes_of, first, ints
 
+if TYPE_CHECKING:
+    from ..graph import Node, Value
+
 
 @register
 class Reshape(ShapedMovement):
     """y has x's elements in x's order and the shape `shape`: -1 is inferred, 0 copies x's size (unless allowzero)."""
 
     name = "Reshape"
+    homogeneous = True
     inputs = "x shape"
     attrs = {"allowzero": 0}
     shape_inputs = (1,)
@@ -38,12 +43,16 @@ class Reshape(ShapedMovement):
             raise TypeInferenceError(f"{list(x)} does not fit into {wanted}")
         return tuple(wanted)
 
+    def mixes_channels(self, node: Node) -> str | None:
+        return None if keeps_channels(node.input(0), node.output) else f"{node} moves channels"
+
 
 @register
 class Flatten(ShapedMovement):
     """y is x as a matrix: the axes before `axis` become its rows."""
 
     name = "Flatten"
+    homogeneous = True
     inputs = "x"
     attrs = {"axis": 1}
 
@@ -54,12 +63,16 @@ class Flatten(ShapedMovement):
         axis = axis + len(x) if axis < 0 else axis
         return (int(np.prod(x[:axis], dtype=np.int64)), int(np.prod(x[axis:], dtype=np.int64)))
 
+    def mixes_channels(self, node: Node) -> str | None:
+        return None if keeps_channels(node.input(0), node.output) else f"{node} moves channels"
+
 
 @register
 class Squeeze(ShapedMovement):
     """x without the axes `axes`, each of size 1 (without `axes`: all of size 1)."""
 
     name = "Squeeze"
+    homogeneous = True
     inputs = "x axes?"
     shape_inputs = (1,)
 
@@ -69,6 +82,9 @@ class Squeeze(ShapedMovement):
             if x[axis] != 1:
                 raise TypeInferenceError(f"axis {axis} of {list(x)} is not 1")
         return tuple(d for i, d in enumerate(x) if i not in axes)
+
+    def mixes_channels(self, node: Node) -> str | None:
+        return None if keeps_channels(node.input(0), node.output) else f"{node} moves channels"
 
 
 @register
@@ -90,6 +106,8 @@ class Identity(ShapedMovement):
     """y = x."""
 
     name = "Identity"
+    homogeneous = True
+    pointwise = True
     inputs = "x"
 
     def shape(self, attrs: Mapping[str, Any], x: tuple[int, ...], target: Any) -> tuple[int, ...]:
@@ -101,6 +119,7 @@ class Dropout(ShapedMovement):
     """Inference: y = x, and a mask of ones where it is asked for.  A training_mode that is true is not supported."""
 
     name = "Dropout"
+    homogeneous = True
     inputs = "x ratio? training_mode?"
     outputs = "y mask?"
     attrs = {"seed": None}
@@ -120,3 +139,13 @@ class Dropout(ShapedMovement):
 
     def to_integer(self, low: Any, node: Any) -> None:
         low.set(node.output, low.form(node.input(0)))
+
+
+def keeps_channels(x: Value, y: Value) -> bool:
+    """Whether a reshape leaves (N, C, ...) as (N, C, ...) or as (N, C * everything else)."""
+    if x.type.rank < 2 or y.type.rank < 2 or x.shape[0] != y.shape[0]:
+        return False
+    if y.shape[1] == x.shape[1]:
+        return True
+    sizes = [d for d in x.shape[1:] if isinstance(d, int)]
+    return y.type.rank == 2 and len(sizes) == x.type.rank - 1 and y.shape[1] == math.prod(sizes)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..dyadic import round_half_even
 from ..errors import LoweringError, TypeInferenceError
+from ..lowering import Bounds, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
-from .base import REQUIRED, Op, register
+from .base import REQUIRED, Interval, Op, register
 from .convolution import check_int32
+from .intervals import interval, joined, sum_overflow
 from .movement import arg, axes_of, first, ints, move_all, optional_const
 from .requantize import quant_of
 from .resampling import linear_taps, nearest_index, outside, resized_axes
@@ -19,7 +21,6 @@ from .resampling import linear_taps, nearest_index, outside, resized_axes
 if TYPE_CHECKING:
     from ..graph import Node, Value
     from ..io.functions import Body
-    from ..lowering import Bounds, Lowering
 
 WEIGHT_BITS = 11
 """Fractional bits of a linear weight; fewer where the input is wide or several axes are interpolated."""
@@ -34,6 +35,7 @@ class Resize(Op):
     """
 
     name = "Resize"
+    homogeneous = True
     inputs = "x roi? scales? sizes?"
     attrs = {
         "antialias": 0, "axes": None, "coordinate_transformation_mode": "half_pixel", "cubic_coeff_a": -0.75,
@@ -88,6 +90,9 @@ class Resize(Op):
             taps = [(a.index, a.size, *linear_taps(node.attrs, a)) for a in axes]
             _interpolate(low, node, [t for t in taps if t[4].any() or not np.array_equal(t[2], np.arange(t[1]))])
 
+    def mixes_channels(self, node: Node) -> str | None:
+        return f"{node} resizes channels" if node.input(0).shape[1] != node.output.shape[1] else None
+
 
 def _gather(low: Lowering, node: Node, picks: Sequence[tuple[int, Array]]) -> None:
     """Nearest neighbours: one Gather with constant indices for each axis that changes."""
@@ -110,8 +115,6 @@ def _gather(low: Lowering, node: Node, picks: Sequence[tuple[int, Array]]) -> No
 
 def _interpolate(low: Lowering, node: Node, taps: Sequence[tuple[int, int, Array, Array, Array]]) -> None:
     """Linear: one qir.Interpolate for each axis that changes, then the scale 2^(-bits) each is the requantization's."""
-    from ..lowering import Quantized
-
     x = low.quantized(node.input(0))
     q = quant_of(x)
     if not taps:
@@ -149,6 +152,7 @@ class Interpolate(Op):
     """
 
     name = "qir.Interpolate"
+    accumulates = True
     inputs = "x index0 index1 weight0 weight1"
     attrs = {"axis": REQUIRED}
 
@@ -182,3 +186,17 @@ class Interpolate(Op):
             for i in (0, 1)
         ]
         body.op("Add", *parts, output="y")
+
+    def accumulator_interval(self, node: Node) -> Interval | None:
+        """None where the weights are not constants."""
+        w0, w1 = node.input(3).data, node.input(4).data
+        if w0 is None or w1 is None:
+            return None
+        x = interval(node.input(0))
+        reach = int((np.abs(w0.astype(np.int64)) + np.abs(w1.astype(np.int64))).max(initial=0))
+        if min(w0.min(initial=0), w1.min(initial=0)) < 0:  # any signs: both ends of the widest
+            return joined((0, 0), *(s * e * reach for s in (-1, 1) for e in x))
+        return joined((0, 0), *(e * reach for e in x))
+
+    def overflows(self, node: Node) -> Iterator[str]:
+        yield from sum_overflow(self.accumulator_interval(node))

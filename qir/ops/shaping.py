@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LoweringError, TypeInferenceError
-from ..types import Array, DType, TensorType
-from .base import REQUIRED, Op, register
+from ..lowering import Fixed, Lowering, Plain, Quantized, Real
+from ..types import Array, DType, QuantParams, TensorType
+from .base import REQUIRED, Op, op_of, register
 from .movement import const, first, ints, parameter
 
 if TYPE_CHECKING:
     from ..graph import Node
-    from ..lowering import Lowering
 
 
 @register
@@ -22,6 +22,7 @@ class Shape(Op):
     """y = x.shape[start:end], int64."""
 
     name = "Shape"
+    flat = True
     inputs = "x"
     attrs = {"start": 0, "end": None}
     reads_shape_only = True
@@ -43,6 +44,7 @@ class Size(Op):
     """y = number of elements of x, int64 scalar."""
 
     name = "Size"
+    flat = True
     inputs = "x"
     reads_shape_only = True
 
@@ -60,8 +62,6 @@ class Size(Op):
 
 def read_shape(low: Lowering, node: Node) -> None:
     """Shape or Size of the integer tensor behind the input.  Raises LoweringError where there is none yet."""
-    from ..lowering import Plain, Quantized, Real
-
     form = low.form(node.input(0))
     if not isinstance(form, (Quantized, Plain, Real)):
         raise LoweringError("shape of a value without a grid", where=str(node), hint="insert a QuantizeLinear on it")
@@ -74,6 +74,7 @@ class ConstantOfShape(Op):
     """y = a tensor of the given shape, filled with `value` (one element; default float32 0)."""
 
     name = "ConstantOfShape"
+    flat = True
     inputs = "shape"
     attrs = {"value": None}
     shape_inputs = (0,)
@@ -104,6 +105,7 @@ class Range(Op):
     """y = start, start + delta, ... while before limit."""
 
     name = "Range"
+    flat = True
     inputs = "start limit delta"
     shape_inputs = (0, 1, 2)
 
@@ -134,6 +136,7 @@ class Cast(Op):
     """
 
     name = "Cast"
+    flat = True
     inputs = "x"
     attrs = {"to": REQUIRED, "saturate": 1}
 
@@ -146,8 +149,6 @@ class Cast(Op):
         return (np.asarray(inputs[0]).astype(DType(attrs["to"]).numpy),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import Fixed, Plain, Quantized
-        from ..types import QuantParams
 
         form, to = low.form(node.input(0)), DType(node.attrs["to"])
         if isinstance(form, Fixed):
@@ -174,9 +175,6 @@ class Cast(Op):
 
 def plain(low: Lowering, node: Node) -> None:
     """The same operator on plain integers in the integer graph, or done now where all inputs are constants."""
-    from ..lowering import Fixed, Plain
-    from .base import op_of
-
     forms = [low.form(v) for v in node.inputs if v is not None]
     if all(isinstance(f, Fixed) for f in forms):
         args = [None if v is None else low.real_constant(v).astype(v.dtype.numpy) for v in node.inputs]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import TypeInferenceError
+from ..lowering import Bounds, Lowering
 from ..types import Array, QuantParams, TensorType
 from .base import Op, register
 from .movement import Movement, arg, axes_of, const, first, fold_constant, ints, move_all, optional_const, parameter
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
-    from ..lowering import Bounds, Lowering
 
 
 def resolve_slice(shape: Sequence[int], starts: Any, ends: Any, axes: Any, steps: Any) -> tuple[slice, ...]:
@@ -83,6 +83,7 @@ class Split(Op):
     """x cut along `axis` into parts of the sizes `split`, or into `num_outputs` equal parts."""
 
     name = "Split"
+    moves = True
     inputs = "x split?"
     outputs = "y*"
     attrs = {"axis": 0, "num_outputs": None}

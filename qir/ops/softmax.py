@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..dyadic import round_half_even, rounding_shift
 from ..errors import LoweringError, TypeInferenceError
+from ..lowering import FREE, Bounds, Deferred, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
 from .base import REQUIRED, Op, register
 from .movement import axes_of, first
@@ -18,7 +19,6 @@ from .requantize import quant_of
 if TYPE_CHECKING:
     from ..graph import Node, Value
     from ..io.functions import Body
-    from ..lowering import Bounds, Lowering
 
 OUTPUT_SCALE = 2.0**-8
 MAX_ELEMENTS = 2**15
@@ -61,8 +61,6 @@ class Softmax(Op):
         return ((e / e.sum(axis=attrs["axis"], keepdims=True)).astype(x.dtype),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        from ..lowering import FREE, Deferred, Quantized
-
         x = low.quantized(node.input(0))
         q = quant_of(x)
         if q.per_channel or q.dtype.bits > 16:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ def softplus(x: Reals) -> Reals:
 class Unary(Elementwise):
     """y = f(x), elementwise.  On integers: one qir.Table on the 8-bit input  [ARITHMETIC 7]."""
 
+    pointwise = True
+    everywhere: ClassVar[bool] = True
+    """Finite on all reals, and in float32 too: the moments of a normal variable through it exist."""
     inputs = "x"
 
     @staticmethod
@@ -64,6 +67,7 @@ class LeakyRelu(Unary):
     """y = x for x >= 0, alpha x below"""
 
     name = "LeakyRelu"
+    homogeneous = True
     attrs = {"alpha": 0.01}
 
     @staticmethod
@@ -76,6 +80,7 @@ class Sigmoid(Unary):
     """y = 1 / (1 + exp(-x))"""
 
     name = "Sigmoid"
+    nonnegative = True
 
     @staticmethod
     def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
@@ -98,6 +103,7 @@ class HardSigmoid(Unary):
     """y = max(0, min(1, alpha x + beta))"""
 
     name = "HardSigmoid"
+    nonnegative = True
     attrs = {"alpha": 0.2, "beta": 0.5}
 
     @staticmethod
@@ -191,6 +197,7 @@ class Softplus(Unary):
     """y = log(1 + exp(x))"""
 
     name = "Softplus"
+    nonnegative = True
 
     @staticmethod
     def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
