@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 import qir
-from qir.passes.base import PassManager
-from qir.passes.data import batches
+from qir.passes.calibration.data import batches
+from qir.passes.manager import PassManager
 from qir.passes.pipeline import run_recipe
 from qir.passes.recipes import RECIPES
-from qir.passes.simplify import Simplify
-from qir.passes.strip_softmax import StripSoftmax
+from qir.passes.simplify.strip_softmax import StripSoftmax
+from qir.passes.simplify.tidy import Simplify
 from qir.runtime import Session
 
 HERE = Path(__file__).resolve().parent

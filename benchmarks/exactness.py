@@ -23,7 +23,7 @@ import onnx
 
 import qir
 from qir.io import audit
-from qir.runtime.exactness import exactness
+from qir.runtime.measure.exactness import exactness
 from qir.verify import is_integer_only, verify
 
 HERE = Path(__file__).resolve().parent

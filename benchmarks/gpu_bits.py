@@ -30,7 +30,7 @@ import numpy as np
 import qir
 from qir import models
 from qir.runtime import Session
-from qir.runtime.exactness import computed
+from qir.runtime.measure.exactness import computed
 from qir.testing import Dice, random_network
 
 RECIPES = ("w8a8", "w8a8_per_tensor", "w4a8", "w4a4")

@@ -21,13 +21,13 @@ import numpy as np
 from qir.cost import macs
 from qir.graph import Graph
 from qir.models import resnet18, resnet50
-from qir.passes import search
-from qir.passes.assign_bits import ROUNDING, Assignment, Choice, Problem, solve
-from qir.passes.calibration import calibrate
-from qir.passes.cost_model import COSTS, Work
+from qir.passes.calibration.collect import calibrate
+from qir.passes.mixed_precision import search
+from qir.passes.mixed_precision.assign_bits import ROUNDING, Assignment, Choice, Problem, solve
+from qir.passes.mixed_precision.cost_model import COSTS, Work
+from qir.passes.mixed_precision.sensitivity import Sensitivity, measure_sensitivity
 from qir.passes.recipes import RECIPES
-from qir.passes.sensitivity import Sensitivity, measure_sensitivity
-from qir.runtime.latency import Table, latency_table
+from qir.runtime.measure.latency import Table, latency_table
 
 SIZE, SAMPLES, PROBES = 64, 4, 1
 """Input size, images and probes for the sensitivities of the ResNets of qir.models."""

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from qir.graph import Graph, Stage, Value
-from qir.passes.absorb_bias import AbsorbBias
-from qir.passes.base import Pass, PassManager
-from qir.passes.equalize import Equalize
-from qir.passes.fold_batchnorm import FoldBatchNorm
-from qir.passes.simplify import Simplify
+from qir.passes.manager import Pass, PassManager
+from qir.passes.prepare.absorb_bias import AbsorbBias
+from qir.passes.prepare.equalize import Equalize
+from qir.passes.prepare.fold_batchnorm import FoldBatchNorm
+from qir.passes.simplify.tidy import Simplify
 from qir.types import DType, TensorType
 
 SIZES = (1000, 3000, 10000)
@@ -94,9 +94,9 @@ def measure(sizes: tuple[int, ...] = SIZES) -> dict[str, dict[int, float]]:
 
 def further_steps(graph: Graph) -> list[tuple[str, Callable[[Graph], Graph]]]:
     """Ranges without data, quantizers and lowering to integers."""
-    from qir.passes.data_free import data_free_ranges
-    from qir.passes.insert_qdq import InsertQdq
-    from qir.passes.lower_to_dyadic import LowerToDyadic
+    from qir.passes.calibration.data_free import data_free_ranges
+    from qir.passes.quantization.insert_qdq import InsertQdq
+    from qir.passes.quantization.lower_to_dyadic import LowerToDyadic
 
     def quantizers(g: Graph) -> Graph:
         return InsertQdq(ranges=data_free_ranges(g)).apply(g)[0]

@@ -19,14 +19,14 @@ from typing import Any
 from accuracy import KIT, SETTING, kit_module, outputs, peers, scores
 
 import qir
-from qir.passes.base import PassManager
-from qir.passes.calibration import collect, ranges_from
-from qir.passes.correct_bias import CorrectBias, empirical_means
-from qir.passes.data import batches
+from qir.passes.calibration.collect import collect, ranges_from
+from qir.passes.calibration.correct_bias import CorrectBias, empirical_means
+from qir.passes.calibration.data import batches
+from qir.passes.manager import PassManager
 from qir.passes.recipes import RECIPES
-from qir.passes.round_weights import RoundWeights
-from qir.passes.simplify import Simplify
-from qir.passes.strip_softmax import StripSoftmax
+from qir.passes.rounding.round_weights import RoundWeights
+from qir.passes.simplify.strip_softmax import StripSoftmax
+from qir.passes.simplify.tidy import Simplify
 
 HERE = Path(__file__).resolve().parent
 TECHNIQUES: dict[str, tuple[dict[str, Any], dict[str, Any] | str | None]] = {

@@ -20,7 +20,7 @@ import onnx
 import qir
 from qir.io import audit, to_onnx
 from qir.passes.recipes import RECIPES
-from qir.runtime.exactness import exactness
+from qir.runtime.measure.exactness import exactness
 from qir.testing import Dice, RandomNetwork, random_network
 from qir.verify import is_integer_only, verify
 

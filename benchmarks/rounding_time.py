@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from qir import models
-from qir.passes.base import PassManager
-from qir.passes.calibration import calibrate
+from qir.passes.calibration.collect import calibrate
+from qir.passes.manager import PassManager
 from qir.passes.recipes import RECIPES
-from qir.passes.round_weights import RoundWeights
+from qir.passes.rounding.round_weights import RoundWeights
 
 HERE = Path(__file__).resolve().parent
 BATCH = 8

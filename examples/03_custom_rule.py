@@ -9,9 +9,9 @@ import numpy as np
 
 from qir import DType, Graph, TensorType, Value
 from qir.passes import Pass, PassReport
-from qir.passes.rewriter import rewrite
-from qir.passes.rules import Exact, Rule
-from qir.passes.terms import Neg, Relu
+from qir.passes.rewriting.rewriter import rewrite
+from qir.passes.rewriting.rules import Exact, Rule
+from qir.passes.rewriting.terms import Neg, Relu
 from qir.runtime import Session
 
 

@@ -6,7 +6,7 @@ import qir
 from qir import models, passes, runtime
 from qir.io import strip_border
 from qir.models.bundle import MEAN, STD
-from qir.passes.fold_normalization import PIXELS
+from qir.passes.prepare.fold_normalization import PIXELS
 
 digits = models.digits()
 graph = qir.load(models.bundled_path("digits_inception"))

@@ -10,41 +10,59 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, recipes
-    from .absorb_bias import AbsorbBias
-    from .balance import Balance
-    from .base import Pass, PassManager
-    from .calibration import calibrate, collect, ranges_from
-    from .correct_bias import CorrectBias
-    from .data_free import data_free_ranges
-    from .equalize import Equalize
-    from .fold_batchnorm import FoldBatchNorm
-    from .fold_normalization import FoldNormalization
-    from .images import Images
-    from .insert_qdq import InsertQdq
-    from .lower_to_dyadic import LowerToDyadic
-    from .pack_int4 import PackInt4
+    from . import recipes
+    from .calibration import data
+    from .calibration.collect import calibrate, collect, ranges_from
+    from .calibration.correct_bias import CorrectBias
+    from .calibration.data_free import data_free_ranges
+    from .calibration.images import Images
+    from .manager import Pass, PassManager
     from .pipeline import quantize, run_recipe
-    from .ranges import Ranges
+    from .prepare.absorb_bias import AbsorbBias
+    from .prepare.balance import Balance
+    from .prepare.equalize import Equalize
+    from .prepare.fold_batchnorm import FoldBatchNorm
+    from .prepare.fold_normalization import FoldNormalization
+    from .quantization.insert_qdq import InsertQdq
+    from .quantization.lower_to_dyadic import LowerToDyadic
+    from .quantization.pack_int4 import PackInt4
+    from .quantization.ranges import Ranges
     from .recipes import Recipe
     from .report import PassReport, Report
-    from .round_weights import RoundWeights
-    from .simplify import Simplify
-    from .strip_softmax import StripSoftmax
+    from .rounding.round_weights import RoundWeights
+    from .simplify.strip_softmax import StripSoftmax
+    from .simplify.tidy import Simplify
 
 _MODULES: dict[str, str] = {
-    "AbsorbBias": "absorb_bias", "Balance": "balance", "Pass": "base", "PassManager": "base",
-    "calibrate": "calibration",
-    "collect": "calibration", "ranges_from": "calibration", "CorrectBias": "correct_bias",
-    "data_free_ranges": "data_free", "Equalize": "equalize", "FoldBatchNorm": "fold_batchnorm",
-    "FoldNormalization": "fold_normalization", "Images": "images", "InsertQdq": "insert_qdq",
-    "LowerToDyadic": "lower_to_dyadic", "PackInt4": "pack_int4", "quantize": "pipeline", "run_recipe": "pipeline",
-    "Ranges": "ranges",
-    "Recipe": "recipes", "PassReport": "report", "Report": "report", "Simplify": "simplify",
-    "StripSoftmax": "strip_softmax",
-    "RoundWeights": "round_weights",
-}  # fmt: skip
-"""Name -> module of this package that defines it."""
+    "AbsorbBias": "prepare.absorb_bias",
+    "Balance": "prepare.balance",
+    "CorrectBias": "calibration.correct_bias",
+    "Equalize": "prepare.equalize",
+    "FoldBatchNorm": "prepare.fold_batchnorm",
+    "FoldNormalization": "prepare.fold_normalization",
+    "Images": "calibration.images",
+    "InsertQdq": "quantization.insert_qdq",
+    "LowerToDyadic": "quantization.lower_to_dyadic",
+    "PackInt4": "quantization.pack_int4",
+    "Pass": "manager",
+    "PassManager": "manager",
+    "PassReport": "report",
+    "Ranges": "quantization.ranges",
+    "Recipe": "recipes",
+    "Report": "report",
+    "RoundWeights": "rounding.round_weights",
+    "Simplify": "simplify.tidy",
+    "StripSoftmax": "simplify.strip_softmax",
+    "calibrate": "calibration.collect",
+    "collect": "calibration.collect",
+    "data_free_ranges": "calibration.data_free",
+    "quantize": "pipeline",
+    "ranges_from": "calibration.collect",
+    "run_recipe": "pipeline",
+    "data": "calibration.data",
+    "recipes": "recipes",
+}
+"""Name -> module of this package that defines it; a module is listed as itself."""
 
 __all__ = [
     "AbsorbBias", "Balance", "CorrectBias", "Equalize", "FoldBatchNorm", "FoldNormalization", "Images", "InsertQdq",
@@ -55,8 +73,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    if name in ("data", "recipes"):
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module 'qir.passes' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'qir.passes' has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_MODULES[name]}")
+    return module if name in ("data", "recipes") else getattr(module, name)

@@ -22,15 +22,15 @@ from qir.graph import Graph, Node, Value
 from qir.ops.requantize import params_of
 from qir.types import Array, QuantParams
 
-from .base import PassManager
-from .calibration import collect
-from .insert_qdq import channel_axis
-from .observers import Statistics
+from .calibration.collect import collect
+from .calibration.observers import Statistics
+from .manager import PassManager
+from .mixed_precision.sensitivity import perturbation, run_all
 from .pipeline import run_recipe
-from .placement import LINEAR
-from .ranges import Ranges
+from .quantization.insert_qdq import channel_axis
+from .quantization.placement import LINEAR
+from .quantization.ranges import Ranges
 from .recipes import Recipe
-from .sensitivity import perturbation, run_all
 
 FLOAT_DB = 60.0
 """Below this SQNR the prepared graph is not the float network any more."""
@@ -148,7 +148,7 @@ def diagnose(
     feeds = list(batches)
     if not feeds:
         raise DataError("no data to diagnose with")
-    from .strip_softmax import StripSoftmax
+    from .simplify.strip_softmax import StripSoftmax
 
     plain = StripSoftmax().apply(graph)[0] if recipe.strip_softmax else graph
     done = run_recipe(recipe, graph, feeds)

@@ -11,7 +11,7 @@ from qir.errors import GraphError
 from qir.graph import Graph
 from qir.types import Array
 
-from .base import AfterHook, Pass
+from .manager import AfterHook, Pass
 from .report import PassReport
 
 

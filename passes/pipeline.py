@@ -14,14 +14,14 @@ from qir.errors import DataError, QuantizationError, StageError
 from qir.graph import Graph, Stage
 from qir.types import Array
 
-from .base import PassManager
-from .calibration import Feeds, Progress, collect, ranges_from
-from .correct_bias import analytic_means, empirical_means
-from .data import batches
-from .data_free import BATCH_NORM_TABLE, data_free_ranges
-from .lower_to_dyadic import LowerToDyadic
-from .placement import LINEAR
-from .ranges import Interval, Ranges
+from .calibration.collect import Feeds, Progress, collect, ranges_from
+from .calibration.correct_bias import analytic_means, empirical_means
+from .calibration.data import batches
+from .calibration.data_free import BATCH_NORM_TABLE, data_free_ranges
+from .manager import PassManager
+from .quantization.lower_to_dyadic import LowerToDyadic
+from .quantization.placement import LINEAR
+from .quantization.ranges import Interval, Ranges
 from .recipes import Recipe, recipe_of
 from .report import PassReport, Report
 

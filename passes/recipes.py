@@ -21,20 +21,20 @@ from qir.errors import ParseError, QuantizationError
 from qir.graph import Graph
 from qir.types import Array
 
-from .absorb_bias import AbsorbBias
-from .balance import Balance
-from .base import Pass, PassManager
-from .correct_bias import CorrectBias
-from .equalize import Equalize
-from .fold_batchnorm import FoldBatchNorm
-from .insert_qdq import InsertQdq
-from .lower_to_dyadic import LowerToDyadic
-from .range_methods import METHODS, RangeOptions
-from .ranges import Ranges
-from .round_weights import METHODS as ROUNDING_METHODS
-from .round_weights import RoundWeights
-from .simplify import Simplify
-from .strip_softmax import StripSoftmax
+from .calibration.correct_bias import CorrectBias
+from .calibration.range_methods import METHODS, RangeOptions
+from .manager import Pass, PassManager
+from .prepare.absorb_bias import AbsorbBias
+from .prepare.balance import Balance
+from .prepare.equalize import Equalize
+from .prepare.fold_batchnorm import FoldBatchNorm
+from .quantization.insert_qdq import InsertQdq
+from .quantization.lower_to_dyadic import LowerToDyadic
+from .quantization.ranges import Ranges
+from .rounding.round_weights import METHODS as ROUNDING_METHODS
+from .rounding.round_weights import RoundWeights
+from .simplify.strip_softmax import StripSoftmax
+from .simplify.tidy import Simplify
 
 ROUNDINGS = ("nearest", *ROUNDING_METHODS)
 CORRECTIONS = ("empirical", "analytic", "none")

@@ -7,8 +7,9 @@ from .graph import Graph, Node, Stage, Value
 from .types import DType, QuantParams, TensorType
 
 if TYPE_CHECKING:
+    from qir.passes.pipeline import quantize
+
     from .io import load, save
-    from .passes.pipeline import quantize
 
 __version__ = "0.1.0"
 __all__ = [

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from qir.runtime import Session
-from qir.runtime.bench import bench, random_feeds
-from qir.runtime.latency import latency_table, save_table
+from qir.runtime.measure.bench import bench, random_feeds
+from qir.runtime.measure.latency import latency_table, save_table
 
 from . import show
 from .data import backend as chosen

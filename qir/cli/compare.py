@@ -6,7 +6,7 @@ import argparse
 
 from qir.errors import StageError
 from qir.graph import Graph, Stage
-from qir.runtime.compare import Comparison, compare_graphs
+from qir.runtime.measure.compare import Comparison, compare_graphs
 
 from . import data, show
 

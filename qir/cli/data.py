@@ -14,12 +14,12 @@ import numpy as np
 from qir.errors import DataError
 from qir.graph import Graph, Stage, Value
 from qir.io import load
-from qir.passes.data import Batches, batches
-from qir.passes.data import _npy_header as npy_header
-from qir.passes.fold_normalization import METADATA
-from qir.passes.images import Images
+from qir.passes.calibration.data import Batches, batches
+from qir.passes.calibration.data import _npy_header as npy_header
+from qir.passes.calibration.images import Images
+from qir.passes.prepare.fold_normalization import METADATA
 from qir.runtime import default_backend
-from qir.runtime.compare import on_grid
+from qir.runtime.measure.compare import on_grid
 from qir.types import Array, DType, TensorType
 
 from . import show

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qir.passes.data import batches
+from qir.passes.calibration.data import batches
 from qir.passes.diagnose import diagnose
 from qir.passes.recipes import recipe_of
 

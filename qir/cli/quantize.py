@@ -12,10 +12,10 @@ from qir.errors import DataError, QuantizationError
 from qir.graph import Graph, Stage
 from qir.io import save, strip_border
 from qir.passes import LowerToDyadic, PassManager
-from qir.passes.data import Batches, batches
-from qir.passes.fold_normalization import PIXELS, FoldNormalization
+from qir.passes.calibration.data import Batches, batches
 from qir.passes.pipeline import run_recipe
-from qir.passes.ranges import Ranges
+from qir.passes.prepare.fold_normalization import PIXELS, FoldNormalization
+from qir.passes.quantization.ranges import Ranges
 from qir.passes.recipes import Recipe, recipe_of
 from qir.passes.report import Report
 from qir.types import DType

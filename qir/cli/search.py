@@ -10,17 +10,17 @@ from pathlib import Path
 from qir.errors import QuantizationError
 from qir.graph import Graph
 from qir.io import save
-from qir.passes.calibration import calibrate
-from qir.passes.cost_model import Bits, LatencyTable, parse_bits
-from qir.passes.data import batches
-from qir.passes.insert_qdq import linear_nodes
+from qir.passes.calibration.collect import calibrate
+from qir.passes.calibration.data import batches
+from qir.passes.mixed_precision.cost_model import Bits, LatencyTable, parse_bits
+from qir.passes.mixed_precision.search import Found, curve, load_latency, search
+from qir.passes.mixed_precision.sensitivity import Sensitivity
 from qir.passes.pipeline import run_recipe
-from qir.passes.ranges import Ranges
+from qir.passes.quantization.insert_qdq import linear_nodes
+from qir.passes.quantization.ranges import Ranges
 from qir.passes.recipes import RECIPES, Recipe, recipe_of
-from qir.passes.search import Found, curve, load_latency, search
-from qir.passes.sensitivity import Sensitivity
 from qir.runtime import BACKENDS
-from qir.runtime.latency import latency_table, save_table
+from qir.runtime.measure.latency import latency_table, save_table
 
 from . import data, show
 
@@ -94,7 +94,7 @@ def _keep(args: argparse.Namespace, found: Found, cost: str) -> None:
     if args.save_sensitivity:
         found.sensitivity.save(args.save_sensitivity)
     if args.plot or args.pareto:
-        from qir.passes.plots import plot_layers, plot_pareto
+        from qir.passes.mixed_precision.plots import plot_layers, plot_pareto
 
         if args.plot:
             plot_layers(found, args.plot, cost)

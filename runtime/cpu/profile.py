@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from .compiled import Timing
+from .planner.compiled import Timing
 
 
 @dataclass(frozen=True)

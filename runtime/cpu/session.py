@@ -13,7 +13,7 @@ from qir.errors import BackendError
 from qir.graph import Graph, Value
 from qir.types import Array
 
-from .compiled import Compiled, Timing, batch_of
+from .planner.compiled import Compiled, Timing, batch_of
 from .profile import Profile, summarize
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ class Cpu:
             log.warning("numba is not installed: running on NumPy, many times slower")
             return _NoTeam()
         started = time.perf_counter()
-        from .team import Team
-        from .warmup import warm_up
+        from .threads.thread_pool import Team
+        from .threads.warmup import warm_up
 
         warm_up(progress or log.info)
         log.debug("kernels ready after %.2f s", time.perf_counter() - started)

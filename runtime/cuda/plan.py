@@ -14,7 +14,7 @@ from qir.ops import op_of
 from qir.ops.base import dim_at
 from qir.types import Array
 
-from ..plan import assign_offsets
+from ..compile.tensors import assign_offsets
 from .arguments import RANK, SHAPE, record
 from .choices import Choice, Chooser, first
 from .concatenation import Home, homes

@@ -60,7 +60,7 @@ def _help(parser: object) -> str:
 def test_the_parser_knows_what_the_library_knows() -> None:
     """The parser repeats names, so that --help need not import everything; here they are compared."""
     from qir.cli.parser import BACKENDS as backends
-    from qir.passes.range_methods import METHODS as range_methods
+    from qir.passes.calibration.range_methods import METHODS as range_methods
     from qir.passes.recipes import RECIPES as recipes
     from qir.runtime import BACKENDS
 

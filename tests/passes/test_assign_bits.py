@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from qir.errors import BackendError, ParseError, QuantizationError
-from qir.passes import assign_bits
-from qir.passes.assign_bits import Choice, InfeasibleError, Problem, merge_groups, pareto, solve
-from qir.passes.cost_model import COSTS, Bits, Work, format_bits, parse_bits
+from qir.passes.mixed_precision import assign_bits
+from qir.passes.mixed_precision.assign_bits import Choice, InfeasibleError, Problem, merge_groups, pareto, solve
+from qir.passes.mixed_precision.cost_model import COSTS, Bits, Work, format_bits, parse_bits
 
 FOUR: tuple[Bits, ...] = ((4, 4), (4, 8), (8, 4), (8, 8))
 

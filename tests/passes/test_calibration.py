@@ -11,13 +11,18 @@ import pytest
 
 from qir.errors import DataError, QuantizationError
 from qir.graph import Graph, Stage, Value
-from qir.passes.calibration import calibrate, collect, ranges_from
-from qir.passes.correct_bias import CorrectBias, analytic_means, empirical_means
-from qir.passes.data import batches
-from qir.passes.data_free import BATCH_NORM_TABLE, analytic_moments, clipped_normal, data_free_ranges
-from qir.passes.insert_qdq import InsertQdq
-from qir.passes.observers import Statistics
-from qir.passes.range_methods import METHODS
+from qir.passes.calibration.collect import calibrate, collect, ranges_from
+from qir.passes.calibration.correct_bias import CorrectBias, analytic_means, empirical_means
+from qir.passes.calibration.data import batches
+from qir.passes.calibration.data_free import (
+    BATCH_NORM_TABLE,
+    analytic_moments,
+    clipped_normal,
+    data_free_ranges,
+)
+from qir.passes.calibration.observers import Statistics
+from qir.passes.calibration.range_methods import METHODS
+from qir.passes.quantization.insert_qdq import InsertQdq
 from qir.runtime import Session
 from qir.types import DType, TensorType
 

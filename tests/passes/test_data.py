@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from qir.errors import DataError
-from qir.passes.data import batches
-from qir.passes.images import Images
+from qir.passes.calibration.data import batches
+from qir.passes.calibration.images import Images
 from qir.types import DType, TensorType
 
 ONE = {"x": TensorType(DType.FLOAT32, ("N", 3, 4))}

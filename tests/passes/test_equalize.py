@@ -9,10 +9,10 @@ import pytest
 
 from qir.errors import StageError
 from qir.graph import Graph, Stage, Value
-from qir.passes.absorb_bias import AbsorbBias, channel_minima
-from qir.passes.data_free import BATCH_NORM_TABLE
-from qir.passes.equalize import Equalize
+from qir.passes.calibration.data_free import BATCH_NORM_TABLE
 from qir.passes.layers import Layer
+from qir.passes.prepare.absorb_bias import AbsorbBias, channel_minima
+from qir.passes.prepare.equalize import Equalize
 from qir.runtime import Session
 from qir.types import DType, TensorType
 

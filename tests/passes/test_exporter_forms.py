@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qir
 from qir.runtime import Session
-from qir.runtime.compare import decibel
-from qir.runtime.exactness import exactness
+from qir.runtime.measure.compare import decibel
+from qir.runtime.measure.exactness import exactness
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 
 from qir import DType, Graph, TensorType
 from qir.errors import GraphError, QuantizationError
-from qir.passes.fold_normalization import FoldNormalization
+from qir.passes.prepare.fold_normalization import FoldNormalization
 from qir.runtime import Session
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -13,8 +13,8 @@ import pytest
 from qir.errors import GraphError, UnsupportedError
 from qir.graph import Graph
 from qir.ops import REGISTRY
-from qir.passes.gradient_rules import CONSTANT, DERIVATIVES, RULES
-from qir.passes.gradients import Tape
+from qir.passes.gradients.gradient_rules import CONSTANT, DERIVATIVES, RULES
+from qir.passes.gradients.tape import Tape
 from qir.types import Array, DType, TensorType
 
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from qir.errors import QuantizationError, StageError
 from qir.graph import Graph, Node, Stage, Value
-from qir.passes.align_scales import Derived, Shared, Solution
-from qir.passes.insert_qdq import InsertQdq
-from qir.passes.lower_to_dyadic import LowerToDyadic
-from qir.passes.placement import Widths, first_and_last, observed, place
-from qir.passes.ranges import Ranges
-from qir.passes.weight_grids import quantize_weights, weight_grid
+from qir.passes.quantization.align_scales import Derived, Shared, Solution
+from qir.passes.quantization.insert_qdq import InsertQdq
+from qir.passes.quantization.lower_to_dyadic import LowerToDyadic
+from qir.passes.quantization.placement import Widths, first_and_last, observed, place
+from qir.passes.quantization.ranges import Ranges
+from qir.passes.quantization.weight_grids import quantize_weights, weight_grid
 from qir.runtime import Session
 from qir.types import DType, QuantParams, TensorType
 

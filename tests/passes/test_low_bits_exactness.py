@@ -12,16 +12,16 @@ import pytest
 import qir
 from qir.graph import Graph
 from qir.passes import PassManager
-from qir.passes.adaround import AdaRoundOptions
-from qir.passes.calibration import calibrate
-from qir.passes.cost_model import Bits
-from qir.passes.insert_qdq import linear_nodes
-from qir.passes.lower_to_dyadic import LowerToDyadic
+from qir.passes.calibration.collect import calibrate
+from qir.passes.mixed_precision.cost_model import Bits
+from qir.passes.mixed_precision.search import search
+from qir.passes.quantization.insert_qdq import linear_nodes
+from qir.passes.quantization.lower_to_dyadic import LowerToDyadic
 from qir.passes.recipes import RECIPES
-from qir.passes.round_weights import RoundWeights
-from qir.passes.search import search
+from qir.passes.rounding.adaround import AdaRoundOptions
+from qir.passes.rounding.round_weights import RoundWeights
 from qir.runtime import Session
-from qir.runtime.exactness import computed
+from qir.runtime.measure.exactness import computed
 from qir.types import Array
 from qir.verify import is_integer_only, verify
 

@@ -13,12 +13,12 @@ import pytest
 
 from qir.errors import GraphError, StageError, VerifyError
 from qir.graph import Graph, Stage
-from qir.passes.base import Pass, PassManager
 from qir.passes.hooks import compare_numerically, dump_text
+from qir.passes.manager import Pass, PassManager
 from qir.passes.report import PassReport
-from qir.passes.rewriter import rewrite
-from qir.passes.rules import Example, Rule
-from qir.passes.terms import Neg, Relu
+from qir.passes.rewriting.rewriter import rewrite
+from qir.passes.rewriting.rules import Example, Rule
+from qir.passes.rewriting.terms import Neg, Relu
 from qir.types import DType, TensorType
 
 

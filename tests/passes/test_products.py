@@ -10,8 +10,8 @@ import pytest
 import qir
 from qir import Graph, TensorType, passes
 from qir.runtime import Session
-from qir.runtime.compare import decibel
-from qir.runtime.exactness import exactness
+from qir.runtime.measure.compare import decibel
+from qir.runtime.measure.exactness import exactness
 from qir.types import DType
 
 CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {

@@ -11,10 +11,10 @@ import pytest
 import qir
 from qir.errors import DataError, ParseError, QirError, QuantizationError, StageError
 from qir.graph import Graph, Stage, Value
-from qir.passes.balance import Balance
-from qir.passes.calibration import calibrate
+from qir.passes.calibration.collect import calibrate
 from qir.passes.pipeline import run_recipe
-from qir.passes.ranges import Ranges
+from qir.passes.prepare.balance import Balance
+from qir.passes.quantization.ranges import Ranges
 from qir.passes.recipes import RECIPES, Recipe, recipe_of
 from qir.runtime import Session
 from qir.types import DType, TensorType

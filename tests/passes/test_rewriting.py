@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from qir.graph import Graph, Stage, Value
-from qir.passes.absorb_bias import AbsorbBias, channel_minima
-from qir.passes.base import PassManager
-from qir.passes.equalize import Equalize
-from qir.passes.fold_batchnorm import FoldBatchNorm
-from qir.passes.simplify import Simplify
-from qir.passes.strip_softmax import StripSoftmax
+from qir.passes.manager import PassManager
+from qir.passes.prepare.absorb_bias import AbsorbBias, channel_minima
+from qir.passes.prepare.equalize import Equalize
+from qir.passes.prepare.fold_batchnorm import FoldBatchNorm
+from qir.passes.simplify.strip_softmax import StripSoftmax
+from qir.passes.simplify.tidy import Simplify
 from qir.runtime import Session
 from qir.types import DType, TensorType
 

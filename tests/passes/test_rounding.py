@@ -9,9 +9,17 @@ import pytest
 
 from qir.graph import Graph, Node
 from qir.ops import op_of
-from qir.passes.adaround import AdaRoundOptions, Samples, adaround, clipped, identity
-from qir.passes.layer_rows import Moments, as_rows, columns, from_rows, positions
-from qir.passes.rounding import Grid, damped, descend, output_error, round_rows, shifted_target, with_feedback
+from qir.passes.rounding.adaround import AdaRoundOptions, Samples, adaround, clipped, identity
+from qir.passes.rounding.error_feedback import (
+    Grid,
+    damped,
+    descend,
+    output_error,
+    round_rows,
+    shifted_target,
+    with_feedback,
+)
+from qir.passes.rounding.layer_rows import Moments, as_rows, columns, from_rows, positions
 from qir.types import Array, DType, TensorType
 
 

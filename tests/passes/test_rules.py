@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from qir.graph import Graph, Stage, Value
-from qir.passes.fold_batchnorm import FoldBatchNorm
+from qir.passes.prepare.fold_batchnorm import FoldBatchNorm
 from qir.passes.report import PassReport
-from qir.passes.rewriter import rewrite
-from qir.passes.rules import RULES, Compiled, Example, compile_rule
-from qir.passes.simplify import RULES as SIMPLIFY_RULES
-from qir.passes.terms import Apply, Variable
+from qir.passes.rewriting.rewriter import rewrite
+from qir.passes.rewriting.rules import RULES, Compiled, Example, compile_rule
+from qir.passes.rewriting.terms import Apply, Variable
+from qir.passes.simplify.tidy import RULES as SIMPLIFY_RULES
 from qir.runtime import Session
 from qir.types import DType, TensorType
 from qir.verify import verify

@@ -16,16 +16,25 @@ from qir.cost import macs
 from qir.errors import DataError, ParseError, QuantizationError
 from qir.graph import Graph
 from qir.passes import PassManager
-from qir.passes.assign_bits import InfeasibleError, solve
-from qir.passes.calibration import calibrate
+from qir.passes.calibration.collect import calibrate
 from qir.passes.diagnose import Diagnosis, diagnose
-from qir.passes.insert_qdq import InsertQdq, linear_nodes
+from qir.passes.mixed_precision.assign_bits import InfeasibleError, solve
+from qir.passes.mixed_precision.search import (
+    Found,
+    curve,
+    joined,
+    limit_of,
+    load_latency,
+    problem_of,
+    same_input,
+    search,
+)
+from qir.passes.mixed_precision.sensitivity import Sensitivity
 from qir.passes.pipeline import run_recipe
-from qir.passes.ranges import Ranges
+from qir.passes.quantization.insert_qdq import InsertQdq, linear_nodes
+from qir.passes.quantization.ranges import Ranges
 from qir.passes.recipes import RECIPES, Recipe
-from qir.passes.round_weights import RoundWeights
-from qir.passes.search import Found, curve, joined, limit_of, load_latency, problem_of, same_input, search
-from qir.passes.sensitivity import Sensitivity
+from qir.passes.rounding.round_weights import RoundWeights
 from qir.runtime import Session
 from qir.types import Array, DType, TensorType
 
@@ -288,7 +297,7 @@ def test_diagnosis_sees_what_the_recipe_does(digits: tuple[Graph, Feeds, Feeds])
 
 def test_plots(found: Found, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    plots = import_module("qir.passes.plots")
+    plots = import_module("qir.passes.mixed_precision.plots")
     plots.plot_layers(found, tmp_path / "layers.png")
     plots.plot_pareto(curve(found, "size", 5), "size", tmp_path / "pareto.png")
     assert (tmp_path / "layers.png").stat().st_size > 1000

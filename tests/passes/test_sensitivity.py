@@ -9,10 +9,10 @@ import pytest
 
 from qir.errors import DataError, ParseError, QuantizationError
 from qir.graph import Graph
-from qir.passes.gradients import Tape
-from qir.passes.hessian import fisher_traces, hessian_traces, softmax
-from qir.passes.ranges import Ranges
-from qir.passes.sensitivity import MEASURES, Sensitivity, measure_sensitivity
+from qir.passes.gradients.hessian import fisher_traces, hessian_traces, softmax
+from qir.passes.gradients.tape import Tape
+from qir.passes.mixed_precision.sensitivity import MEASURES, Sensitivity, measure_sensitivity
+from qir.passes.quantization.ranges import Ranges
 from qir.types import Array, DType, TensorType
 
 WEIGHTS = ("conv.w", "fc.w")

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qir.errors import DataError, ParseError, QuantizationError
-from qir.passes.grids import affine, symmetric
-from qir.passes.histogram import Histogram, width_exponent
-from qir.passes.observers import SAMPLE_LIMIT, Statistics, TensorStatistics
-from qir.passes.range_methods import METHODS, RangeOptions, method_of
-from qir.passes.ranges import Ranges
+from qir.passes.calibration.histogram import Histogram, width_exponent
+from qir.passes.calibration.observers import SAMPLE_LIMIT, Statistics, TensorStatistics
+from qir.passes.calibration.range_methods import METHODS, RangeOptions, method_of
+from qir.passes.quantization.grids import affine, symmetric
+from qir.passes.quantization.ranges import Ranges
 from qir.types import DType
 
 FLOATS = st.floats(-1e6, 1e6, width=32)

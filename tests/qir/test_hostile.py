@@ -584,7 +584,7 @@ def lowering_of_an_operator_without_integer_form(folder: Path, graph: Graph) -> 
 
 # -- calibration data -------------------------------------------------------------------------
 def prepared(source: Any, graph: Graph) -> object:
-    from qir.passes import data
+    from qir.passes.calibration import data
 
     return list(data.batches(source, graph))
 

@@ -11,7 +11,7 @@ from qir import DType, Graph, QuantParams, Stage, TensorType
 from qir.errors import LoweringError, QirError, QuantizationError, StageError
 from qir.passes import LowerToDyadic
 from qir.runtime import Session
-from qir.runtime.exactness import exactness
+from qir.runtime.measure.exactness import exactness
 from qir.types import Array
 from qir.verify import is_integer_only, verify
 

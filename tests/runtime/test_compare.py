@@ -9,7 +9,7 @@ import pytest
 
 from qir import DType, Graph, QuantParams, Stage, TensorType
 from qir.errors import DataError
-from qir.runtime.compare import Moments, compare_graphs, shared_tensors
+from qir.runtime.measure.compare import Moments, compare_graphs, shared_tensors
 
 
 def test_moments_are_the_definition() -> None:

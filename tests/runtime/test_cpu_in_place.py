@@ -15,10 +15,10 @@ from qir.types import DType, TensorType
 pytest.importorskip("numba")
 
 from qir.runtime.cpu import Cpu
-from qir.runtime.cpu.fields import FINISH
-from qir.runtime.cpu.in_place import OTHER, WIDE
-from qir.runtime.cpu.steps import Step
-from qir.runtime.cpu.vector import KIND
+from qir.runtime.cpu.kernels.intrinsics import KIND
+from qir.runtime.cpu.kernels.record import FINISH
+from qir.runtime.cpu.planner.in_place import OTHER, WIDE
+from qir.runtime.cpu.planner.steps import Step
 
 pytestmark = pytest.mark.skipif(KIND == "generic", reason="kernels of AVX2")
 CHANNELS = 24

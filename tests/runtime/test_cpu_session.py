@@ -21,8 +21,8 @@ from qir.errors import DataError
 from qir.graph import Graph, Stage
 from qir.models import bundled, bundled_path, digits
 from qir.runtime import Session
-from qir.runtime.bench import alternate, bench, rank
-from qir.runtime.plan import Buffer, View, assign_offsets, dense_view
+from qir.runtime.compile.tensors import Buffer, View, assign_offsets, dense_view
+from qir.runtime.measure.bench import alternate, bench, rank
 from qir.types import DType, TensorType
 
 pytest.importorskip("numba")
@@ -220,7 +220,7 @@ def test_a_second_process_starts_quickly(one: Graph, tmp_path: Path) -> None:
     Session(one, "cpu")
     code = (
         "import sys, time; start = time.perf_counter()\n"
-        "import qir; from qir.runtime import Session; from qir.runtime.bench import random_feeds\n"
+        "import qir; from qir.runtime import Session; from qir.runtime.measure.bench import random_feeds\n"
         "graph = qir.load(sys.argv[1]); Session(graph, 'cpu').run(random_feeds(graph, 1))\n"
         "print(time.perf_counter() - start)"
     )

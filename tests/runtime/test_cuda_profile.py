@@ -11,8 +11,8 @@ import pytest
 
 import qir
 from qir import DType
-from qir.passes.cost_model import format_bits
-from qir.passes.search import load_latency
+from qir.passes.mixed_precision.cost_model import format_bits
+from qir.passes.mixed_precision.search import load_latency
 from qir.runtime.cuda.device import Launch
 from qir.runtime.cuda.emulated import EmulatedDevice
 from qir.runtime.cuda.session import Cuda

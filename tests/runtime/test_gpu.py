@@ -15,7 +15,7 @@ import qir
 from qir import models
 from qir.errors import QirError
 from qir.graph import Graph
-from qir.runtime.exactness import computed
+from qir.runtime.measure.exactness import computed
 from qir.runtime.session import Session
 from qir.testing import Dice, random_network
 from qir.testing_integer import IntegerCase

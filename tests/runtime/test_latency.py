@@ -11,11 +11,11 @@ import qir
 from qir.__main__ import main
 from qir.errors import BackendError
 from qir.graph import Graph
-from qir.passes.insert_qdq import linear_nodes
+from qir.passes.mixed_precision.search import load_latency
+from qir.passes.quantization.insert_qdq import linear_nodes
 from qir.passes.recipes import RECIPES, Recipe
-from qir.passes.search import load_latency
-from qir.runtime.bench import random_feeds
-from qir.runtime.latency import latency_table, save_table, with_weights_of
+from qir.runtime.measure.bench import random_feeds
+from qir.runtime.measure.latency import latency_table, save_table, with_weights_of
 from qir.runtime.session import Session
 
 MODEL = Path(qir.__file__).resolve().parents[1] / "models" / "digits_residual.onnx"

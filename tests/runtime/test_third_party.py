@@ -13,7 +13,7 @@ import qir
 from qir import passes
 from qir.io import audit, to_onnx
 from qir.runtime import Session
-from qir.runtime.exactness import exactness
+from qir.runtime.measure.exactness import exactness
 from qir.verify import is_integer_only, verify
 
 MODELS = {

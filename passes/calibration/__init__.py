@@ -1,0 +1,1 @@
+"""What runs data: batches, statistics, ranges from them, and what can be said without data."""

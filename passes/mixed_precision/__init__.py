@@ -1,0 +1,1 @@
+"""How many bits for which layer: sensitivities, costs, and the integer program."""

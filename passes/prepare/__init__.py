@@ -1,0 +1,1 @@
+"""Float rewrites before quantizers: batch norm, normalization, equalization and balance, bias absorption."""

@@ -1,0 +1,1 @@
+"""The integers of weights, chosen for the layer's output."""

@@ -1,0 +1,1 @@
+"""Simplify: the graph an exporter should have written, by local rules."""

@@ -1,0 +1,1 @@
+"""What compiled runtimes plan alike, without knowing a device."""

@@ -1,0 +1,162 @@
+"""Operators that work on whole rows: softmax, interpolation, products of two activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from .intrinsics import as_pointer, carray
+from .memory import address
+from .movement import line_offset, lines_of
+from .record import (  # fmt: skip
+    CHUNKS,
+    I8,
+    M_DST,
+    M_DST_STRIDES,
+    M_DTYPE,
+    M_HI,
+    M_INDICES,
+    M_LO,
+    M_OTHER,
+    M_OTHER_STRIDES,
+    M_SCALE,
+    M_SHAPE,
+    M_SRC,
+    M_SRC_STRIDES,
+    M_ZERO_POINT,
+    RANK,
+)
+
+
+@njit(nogil=True)
+def softmax_chunk(step: Any, chunk: int, pointers: Any) -> None:
+    """qir.Softmax along the innermost axis  [ARITHMETIC 9]; M_SCALE, M_INDICES: refs to the int64 tables."""
+    rank = step[RANK]
+    lines = lines_of(step, pointers)
+    n = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)[rank - 1]
+    d_stride = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), rank, np.int64)[rank - 1]
+    s_stride = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), rank, np.int64)[rank - 1]
+    exps = carray(as_pointer(address(pointers, step[M_SCALE])), 256, np.int64)
+    reciprocals = carray(as_pointer(address(pointers, step[M_INDICES])), 256, np.int64)
+    src, dst = address(pointers, step[M_SRC]), address(pointers, step[M_DST])
+    # signed bytes keep their order when their top bit is flipped; only differences matter
+    flip = np.uint8(128 if step[M_DTYPE] == I8 else 0)
+    zero, lo, hi = step[M_ZERO_POINT], step[M_LO], step[M_HI]
+    for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
+        x = carray(as_pointer(src + line_offset(step, pointers, line, M_SRC_STRIDES)), (n - 1) * s_stride + 1, np.uint8)
+        y = carray(as_pointer(dst + line_offset(step, pointers, line, M_DST_STRIDES)), (n - 1) * d_stride + 1, np.uint8)
+        top = np.int64(0)
+        for i in range(n):
+            top = max(top, np.int64(x[i * s_stride] ^ flip))
+        total = np.int64(0)
+        for i in range(n):
+            total += exps[top - np.int64(x[i * s_stride] ^ flip)]
+        p = np.int64(0)
+        for k in range(17, 31):
+            if total >= np.int64(1) << k:
+                p += 1
+        u = total << (14 - p)
+        r0 = reciprocals[(u >> 22) & 255]
+        t = (u * r0) >> 30
+        r1 = (r0 * ((np.int64(1) << 32) - t)) >> 31
+        half = np.int64(1) << (38 + p)
+        for i in range(n):
+            e = exps[top - np.int64(x[i * s_stride] ^ flip)]
+            v = ((e * r1 + half) >> (39 + p)) + zero
+            y[i * d_stride] = np.uint8(min(max(v, lo), hi) & 255)
+
+
+@njit(nogil=True)
+def _blend(out: Any, a: Any, b: Any, w0: int, w1: int, count: int) -> None:
+    for i in range(count):
+        out[i] = np.int32(np.int64(a[i]) * w0 + np.int64(b[i]) * w1)
+
+
+@njit(nogil=True)
+def interpolate_chunk(step: Any, chunk: int, pointers: Any) -> None:
+    """y[o, i, :] = x[o, index0[i], :] weight0[i] + x[o, index1[i], :] weight1[i], int32.
+
+    M_SHAPE: (outer, count, inner), contiguous; M_INDICES: ref to int64 (4, count): indices and weights.
+    """
+    shape = carray(as_pointer(address(pointers, step[M_SHAPE])), 3, np.int64)
+    s = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), 3, np.int64)
+    count, inner, code = shape[1], shape[2], step[M_DTYPE]
+    plan = carray(as_pointer(address(pointers, step[M_INDICES])), (4, count), np.int64)
+    src, dst = address(pointers, step[M_SRC]), address(pointers, step[M_DST])
+    lines = shape[0] * count
+    for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
+        o, i = line // count, line % count
+        a, b = src + o * s[0] + plan[0, i] * s[1], src + o * s[0] + plan[1, i] * s[1]
+        w0, w1 = plan[2, i], plan[3, i]
+        out = carray(as_pointer(dst + line * inner * 4), inner, np.int32)
+        p, q = as_pointer(a), as_pointer(b)
+        if code == 0:
+            _blend(out, carray(p, inner, np.uint8), carray(q, inner, np.uint8), w0, w1, inner)
+        elif code == 1:
+            _blend(out, carray(p, inner, np.int8), carray(q, inner, np.int8), w0, w1, inner)
+        elif code == 2:
+            _blend(out, carray(p, inner, np.uint16), carray(q, inner, np.uint16), w0, w1, inner)
+        elif code == 3:
+            _blend(out, carray(p, inner, np.int16), carray(q, inner, np.int16), w0, w1, inner)
+        else:
+            _blend(out, carray(p, inner, np.int32), carray(q, inner, np.int32), w0, w1, inner)
+
+
+@njit(nogil=True)
+def _centred(at: int, signed: bool, zero: int) -> int:
+    if signed:
+        return np.int64(carray(as_pointer(at), 1, np.int8)[0]) - zero
+    return np.int64(carray(as_pointer(at), 1, np.uint8)[0]) - zero
+
+
+@njit(nogil=True)
+def _axpy(out: Any, b: Any, count: int, factor: int, zero: int) -> None:
+    f, z = np.int32(factor), np.int32(zero)
+    for j in range(count):
+        out[j] += f * (np.int32(b[j]) - z)
+
+
+@njit(nogil=True)
+def product_chunk(step: Any, chunk: int, pointers: Any) -> None:
+    """qir.MatMulActivations: M_SHAPE (batches..., rows, depth, columns) with the strides of a, b and the output.
+
+    M_DTYPE: 1 where a is signed, plus 2 where b is; M_ZERO_POINT, M_LO: zero points of a and b.
+    """
+    rank = step[RANK]
+    shape = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)
+    sa = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), rank, np.int64)
+    sb = carray(as_pointer(address(pointers, step[M_OTHER_STRIDES])), rank, np.int64)
+    sd = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), rank, np.int64)
+    a, b, d = address(pointers, step[M_SRC]), address(pointers, step[M_OTHER]), address(pointers, step[M_DST])
+    rows, depth, columns = shape[rank - 3], shape[rank - 2], shape[rank - 1]
+    a_signed, b_signed = step[M_DTYPE] & 1 != 0, step[M_DTYPE] & 2 != 0
+    za, zb = step[M_ZERO_POINT], step[M_LO]
+    batches = 1
+    for i in range(rank - 3):
+        batches *= shape[i]
+    lines = batches * rows
+    for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
+        row, batch = line % rows, line // rows
+        a_at, b_at, d_at = a + row * sa[rank - 3], b, d + row * sd[rank - 3]
+        for i in range(rank - 4, -1, -1):
+            at = batch % shape[i]
+            a_at, b_at, d_at = a_at + at * sa[i], b_at + at * sb[i], d_at + at * sd[i]
+            batch //= shape[i]
+        out = carray(as_pointer(d_at), columns, np.int32)
+        for j in range(columns):
+            out[j] = 0
+        for k in range(depth):
+            factor = _centred(a_at + k * sa[rank - 2], a_signed, za)
+            if factor == 0:
+                continue
+            start = b_at + k * sb[rank - 2]
+            if sb[rank - 1] == 1:
+                if b_signed:
+                    _axpy(out, carray(as_pointer(start), columns, np.int8), columns, factor, zb)
+                else:
+                    _axpy(out, carray(as_pointer(start), columns, np.uint8), columns, factor, zb)
+            else:
+                for j in range(columns):
+                    out[j] += np.int32(factor * _centred(start + j * sb[rank - 1], b_signed, zb))

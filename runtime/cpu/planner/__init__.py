@@ -1,0 +1,1 @@
+"""From a graph to the numbers that the kernels read."""

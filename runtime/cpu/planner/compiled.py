@@ -1,0 +1,191 @@
+"""A plan made executable: arena, program arrays, scratch; one for each batch size and set of kept values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qir.errors import BackendError
+from qir.graph import Graph, Value
+from qir.types import Array
+
+from ...compile.tensors import Buffer, View, assign_offsets
+from ..kernels.record import AT_PANEL, COUNTER_BYTES, DOOR_BYTES, STEP_WIDTH, TAIL_COUNT, TAIL_FIRST, TAIL_WIDTH
+from .builder import Builder
+from .steps import SLOT_SHIFT, AnyStep, Number, PythonStep, Ref, Step
+
+SLACK = 256
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that one step took."""
+
+    step: AnyStep
+    seconds: float
+
+
+class Compiled:
+    """Steps of one graph at one batch size, ready to run.  Not reentrant: the session's lock guards it."""
+
+    def __init__(
+        self, graph: Graph, batch: int, keep: Iterable[Value], team: Any, packed: dict[str, Any], native: bool
+    ) -> None:
+        self.graph, self.batch, self.team = graph, batch, team
+        kept = list(keep)
+        threads = team.threads if native else 1
+        builder = Builder(graph, batch, kept, threads, packed, native)
+        if native:
+            from .emitters import EMITTERS
+
+            builder.build(EMITTERS)
+        else:
+            builder.build({})
+        self.steps = builder.steps
+        self.views = {v: builder.views[v] for v in (*graph.outputs, *kept) if v in builder.views}
+        self._place()
+        self._encode(threads)
+
+    # -- memory -------------------------------------------------------------------------------
+    def _place(self) -> None:
+        buffers: dict[Buffer, None] = {}
+        for index, step in enumerate(self.steps):
+            for view in (*step.reads, *step.writes):
+                view.buffer.touch(index)
+                buffers[view.buffer] = None
+        for view in self.views.values():
+            view.buffer.touch(len(self.steps))
+            buffers[view.buffer] = None
+        self.spaces = sorted({b.space for b in buffers if ":" in b.space})
+        self.arena_bytes = assign_offsets(b for b in buffers if b.space == "arena")
+        # aligned by hand: NumPy promises 16 bytes only
+        self._arena_memory = np.zeros(self.arena_bytes + SLACK + 64, np.uint8)
+        start = -self._arena_memory.ctypes.data % 64
+        self.arena = self._arena_memory[start : start + self.arena_bytes + SLACK]
+        self.slots = {"arena": 0, "constant": 1, **{s: i + 2 for i, s in enumerate(self.spaces)}}
+        self.pointers = np.zeros(2 + len(self.spaces), np.int64)
+        self.pointers[0] = self.arena.ctypes.data
+
+    def _number(self, value: Number) -> int:
+        if not isinstance(value, Ref):
+            return int(value)
+        buffer, slot = value.buffer, self.slots[value.buffer.space]
+        if buffer.data is not None:
+            self._constants.append(buffer.data)
+            return slot << SLOT_SHIFT | (buffer.data.ctypes.data + value.offset)
+        return slot << SLOT_SHIFT | (buffer.offset + value.offset)
+
+    def _encode(self, threads: int) -> None:
+        self._constants: list[Array] = []
+        native = [s for s in self.steps if isinstance(s, Step)]
+        self.program = np.zeros((len(self.steps), STEP_WIDTH), np.int64)
+        tails: list[list[int]] = []
+        for index, step in enumerate(self.steps):
+            if not isinstance(step, Step):
+                continue
+            for position, number in step.fields.items():
+                self.program[index, position] = self._number(number)
+            self.program[index, TAIL_FIRST] = len(tails)
+            self.program[index, TAIL_COUNT] = len(step.tail)
+            for record in step.tail:
+                row = [self._number(n) for n in record]
+                tails.append(row + [0] * (TAIL_WIDTH - len(row)))
+        self.tails = np.asarray(tails or [[0] * TAIL_WIDTH], np.int64)
+        self.panel_bytes = -(-max((s.panel_bytes for s in native), default=0) // 64) * 64
+        patch = max((s.patch_bytes for s in native), default=0)
+        self.scratch_bytes = -(-(AT_PANEL + self.panel_bytes + patch + SLACK) // 4096) * 4096 if native else 64
+        self._scratch = np.zeros(self.scratch_bytes * threads + 64, np.uint8)
+        base = self._scratch.ctypes.data
+        self.scratch = [base + -base % 64 + i * self.scratch_bytes for i in range(threads)]
+        self._counters = np.zeros(len(self.steps) * COUNTER_BYTES + DOOR_BYTES + 64, np.uint8)
+        start = -self._counters.ctypes.data % 64
+        self.door = self._counters.ctypes.data + start
+        self._stretch = self._counters[start + 8 : start + 24].view(np.int64)
+        self._counts = self._counters[start + DOOR_BYTES :]
+        self.counters = self.door + DOOR_BYTES
+        # stretches of native steps and single Python steps, in order
+        self.segments: list[tuple[int, int]] = []
+        for index, step in enumerate(self.steps):
+            joins = self.segments and isinstance(step, Step) and isinstance(self.steps[index - 1], Step)
+            if joins:
+                self.segments[-1] = (self.segments[-1][0], index + 1)
+            else:
+                self.segments.append((index, index + 1))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Arena, scratch and program; weights are counted by the session."""
+        return self._arena_memory.nbytes + self._scratch.nbytes + self.program.nbytes + self.tails.nbytes
+
+    def set_stretch(self, first: int, last: int) -> None:
+        """The steps [first, last) come next; the door must be shut."""
+        self._stretch[:] = first, last
+
+    # -- running ------------------------------------------------------------------------------
+    def _memory(self, view: View, held: Mapping[str, Array]) -> Array:
+        space = view.buffer.space
+        if space == "arena":
+            return self.arena[view.buffer.offset :]
+        if space == "constant":
+            assert view.buffer.data is not None
+            return view.buffer.data
+        return held[space]
+
+    def array(self, view: View, held: Mapping[str, Array]) -> Array:
+        return view.array(self._memory(view, held))
+
+    def _python(self, step: PythonStep, held: Mapping[str, Array]) -> None:
+        results = step.call([self.array(v, held) for v in step.reads])
+        for view, result in zip(step.writes, results, strict=False):
+            np.copyto(self.array(view, held), result, casting="unsafe")
+
+    def run(self, feeds: Mapping[str, Array], timings: list[Timing] | None = None) -> dict[Value, Array]:
+        """All kept values and outputs; with `timings`, step by step."""
+        held: dict[str, Array] = {}
+        for value in self.graph.inputs:
+            held[f"input:{value.name}"] = np.ascontiguousarray(feeds[value.name])
+        results: dict[Value, Array] = {}
+        for value, view in self.views.items():
+            if view.buffer.space == f"output:{value.name}":
+                results[value] = held[view.buffer.space] = np.empty(view.logical_shape, view.dtype)
+        for space in self.spaces:
+            if space in held:
+                self.pointers[self.slots[space]] = _address(held[space])
+        self._counts.fill(0)  # not the door: a helper that comes late may be looking through it
+        segments = self.segments if timings is None else [(i, i + 1) for i in range(len(self.steps))]
+        for first, last in segments:
+            started = time.perf_counter()
+            step = self.steps[first]
+            if isinstance(step, PythonStep):
+                try:
+                    with np.errstate(all="ignore"):
+                        self._python(step, held)
+                except (ValueError, IndexError, TypeError, ArithmeticError) as error:
+                    raise BackendError(f"failed while running: {error}", where=f"node {step.nodes[:1]}") from error
+            else:
+                self.team.run(self, first, last)
+            if timings is not None:
+                timings.append(Timing(step, time.perf_counter() - started))
+        for value, view in self.views.items():
+            if value not in results:
+                results[value] = np.array(self.array(view, held), order="C")
+        return results
+
+
+def _address(array: Array) -> int:
+    """Where an array's data are; unlike `array.ctypes.data`, without a reference cycle for the collector."""
+    return array.__array_interface__["data"][0]
+
+
+def batch_of(graph: Graph, feeds: Mapping[str, Array]) -> int:
+    """What "N" is for these (checked) feeds; 1 where no input has a symbolic size."""
+    for value in graph.inputs:
+        for dim, size in zip(value.shape, feeds[value.name].shape, strict=True):
+            if isinstance(dim, str):
+                factor, _, _ = dim.rpartition("*")
+                return size // int(factor or 1)
+    return 1

@@ -1,0 +1,160 @@
+"""Softmax, interpolation, products of two activations, padding: nodes to steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from qir.graph import Node
+from qir.ops.padding import pad_widths
+
+from ...compile.tensors import View, dense_view
+from ..kernels.record import (  # fmt: skip
+    CHUNKS,
+    INTERPOLATE,
+    M_DST,
+    M_DST_STRIDES,
+    M_DTYPE,
+    M_HI,
+    M_INDICES,
+    M_LO,
+    M_OTHER,
+    M_OTHER_STRIDES,
+    M_SCALE,
+    M_SHAPE,
+    M_SRC,
+    M_SRC_STRIDES,
+    M_ZERO_POINT,
+    OP,
+    PRODUCT,
+    RANK,
+    SOFTMAX,
+)
+from .builder import Builder, native
+from .steps import Ref, Step, constant, ref
+
+
+def _vector(values: Sequence[int]) -> Ref:
+    return constant(np.asarray(values, np.int64))
+
+
+def emit_softmax(b: Builder, node: Node) -> bool:
+    x, out = node.input(0), node.output
+    tables = [node.input(i).data for i in (1, 2)]
+    if x.data is not None or x.dtype.bits != 8 or out.dtype.bits != 8 or tables[0] is None or tables[1] is None:
+        return False
+    axis = node.attrs["axis"] % x.type.rank
+    source = b.view(x)
+    order = (*(a for a in source.order if a != axis), axis)
+    source = source.reordered(order)
+    target = b.destination(out, b.preferred_order(out)).reordered(order)
+    lines = math.prod(source.shape[:-1])
+    b.add(
+        Step(
+            {
+                OP: SOFTMAX, CHUNKS: b.chunks(lines, source.size, 2048), M_SRC: ref(source), M_DST: ref(target),
+                M_SHAPE: _vector(source.shape), M_SRC_STRIDES: _vector(source.strides),
+                M_DST_STRIDES: _vector(target.strides), M_DTYPE: b.code(source), RANK: source.rank,
+                M_SCALE: constant(tables[0].astype(np.int64)), M_INDICES: constant(tables[1].astype(np.int64)),
+                M_ZERO_POINT: node.attrs["zero_point"], M_LO: out.dtype.lo, M_HI: out.dtype.hi,
+            },
+            [], [source], [target], [node.name], node.op,
+        )
+    )  # fmt: skip
+    return True
+
+
+def contiguous(b: Builder, view: View) -> View:
+    """The view, or a contiguous copy in the same order."""
+    if view.contiguous:
+        return view
+    packed = dense_view(view.logical_shape, view.order, view.dtype)
+    b.copy(view, packed, [])
+    return packed
+
+
+def emit_interpolate(b: Builder, node: Node) -> bool:
+    x, out = node.input(0), node.output
+    parts = [node.input(i).data for i in range(1, 5)]
+    axis = node.attrs["axis"] % x.type.rank
+    if x.data is not None or not native(b, x) or any(p is None for p in parts) or isinstance(x.shape[axis], str):
+        return False
+    view = contiguous(b, b.view(x))
+    target = dense_view(b.shape(out), view.order, out.dtype.numpy)
+    b.alias(out, target)
+    at, item = view.order.index(axis), view.dtype.itemsize
+    outer, inner = math.prod(view.shape[:at]), math.prod(view.shape[at + 1 :])
+    plan = np.stack([np.asarray(p, np.int64) for p in parts])
+    plan[:2] %= view.shape[at]
+    count = plan.shape[1]
+    b.add(
+        Step(
+            {
+                OP: INTERPOLATE, CHUNKS: b.chunks(outer * count, outer * count * inner), M_SRC: ref(view),
+                M_DST: ref(target), M_SHAPE: _vector([outer, count, inner]), M_DTYPE: b.code(view),
+                M_SRC_STRIDES: _vector([view.shape[at] * inner * item, inner * item, item]), RANK: 3,
+                M_INDICES: constant(plan),
+            },
+            [], [view], [target], [node.name], node.op,
+        )
+    )  # fmt: skip
+    return True
+
+
+def emit_product(b: Builder, node: Node) -> bool:
+    """qir.MatMulActivations with equal batch axes."""
+    x, y, out = node.input(0), node.input(1), node.output
+    a_shape, b_shape = b.shape(x), b.shape(y)
+    if x.dtype.bits > 8 or y.dtype.bits > 8 or len(a_shape) < 2 or len(a_shape) != len(b_shape):
+        return False
+    if a_shape[:-2] != b_shape[:-2]:
+        return False
+    plain = range(len(a_shape))
+    left, right = b.view(x).reordered(plain), b.view(y).reordered(plain)
+    target = dense_view(b.shape(out), plain, out.dtype.numpy)
+    b.alias(out, target)
+    rows, depth, columns = a_shape[-2], a_shape[-1], b_shape[-1]
+    lines = math.prod(a_shape[:-1])
+    b.add(
+        Step(
+            {
+                OP: PRODUCT, CHUNKS: b.chunks(lines, lines * depth * columns, 65536), M_SRC: ref(left),
+                M_OTHER: ref(right), M_DST: ref(target), RANK: len(a_shape) + 1,
+                M_SHAPE: _vector([*a_shape[:-2], rows, depth, columns]),
+                M_SRC_STRIDES: _vector([*left.strides, 0]),
+                M_OTHER_STRIDES: _vector([*right.strides[:-2], 0, *right.strides[-2:]]),
+                M_DST_STRIDES: _vector([*target.strides[:-1], 0, target.strides[-1]]),
+                M_DTYPE: int(x.dtype.is_signed) + 2 * int(y.dtype.is_signed),
+                M_ZERO_POINT: node.attrs["a_zero_point"], M_LO: node.attrs["b_zero_point"],
+            },
+            [], [left, right], [target], [node.name], node.op, macs=lines * depth * columns,
+        )
+    )  # fmt: skip
+    return True
+
+
+def emit_pad(b: Builder, node: Node) -> bool:
+    """Constant padding: the target filled by a broadcast copy, then the inside copied."""
+    x, out = node.input(0), node.output
+    pads, value, axes = node.input(1).data, node.optional(2), node.optional(3)
+    if x.data is not None or not native(b, x) or node.attrs["mode"] != "constant" or pads is None:
+        return False
+    if (value is not None and value.data is None) or (axes is not None and axes.data is None):
+        return False
+    widths = pad_widths(x.type.rank, pads, None if axes is None else axes.data)
+    if any(min(pair) < 0 for pair in widths):
+        return False
+    view = b.view(x)
+    target = b.destination(out, view.order)
+    fill = np.zeros(1, view.dtype) if value is None or value.data is None else value.data.reshape(-1)[:1]
+    source = constant(fill.astype(view.dtype))
+    b.copy(
+        View(source.buffer, 0, target.shape, (0,) * target.rank, target.order, view.dtype), target, [node.name]
+    )  # fmt: skip
+    inside = target
+    for axis, (before, _) in enumerate(widths):
+        inside = inside.sliced(axis, before, b.shape(x)[axis])
+    b.copy(view, inside, [node.name])
+    return True

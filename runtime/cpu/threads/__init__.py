@@ -1,0 +1,1 @@
+"""Who executes a plan: the interpreter, the threads, and the first compilation."""

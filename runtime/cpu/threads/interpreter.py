@@ -1,0 +1,187 @@
+"""The interpreter: executes a plan's native steps without Python, on any number of threads.
+
+Every thread runs the same program.  A step is cut into chunks that threads claim with an atomic counter; a step is
+over when all its chunks are done, so a thread that comes late or never costs nothing but its help.
+
+Helpers come in by the plan's door, which the caller opens before it wakes them and closes behind its last step; it
+leaves when all who came in have left.  What lies behind the door (counters, arena) may change only while it is shut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+
+from ..kernels.depthwise import depthwise_chunk
+from ..kernels.epilogue import run_tail
+from ..kernels.gemm import gemm_chunk
+from ..kernels.intrinsics import as_pointer, atomic_load, carray, fetch_add, pause
+from ..kernels.movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
+from ..kernels.pooling import depthwise_region, pool_region
+from ..kernels.record import (
+    AT_INSIDE,
+    AT_REGISTERS,
+    BLOCK_COLUMNS,
+    BLOCK_ROWS,
+    CHUNKS,
+    COLUMN_CHUNKS,
+    COLUMNS,
+    COPY,
+    COUNTER_BYTES,
+    DEPTHWISE,
+    DEPTHWISE_ROWS,
+    DEQUANTIZE,
+    GATHER,
+    GEMM,
+    INTERPOLATE,
+    LD,
+    OP,
+    POOL,
+    PRODUCT,
+    QUANTIZE,
+    REGISTER_BYTES,
+    ROW_CHUNKS,
+    ROWS,
+    SOFTMAX,
+    TAIL_COUNT,
+    TAIL_FIRST,
+    WINOGRAD,
+)
+from ..kernels.rowwise import interpolate_chunk, product_chunk, softmax_chunk
+from ..kernels.winograd import winograd_chunk
+
+SPINS = 2000
+KERNELS = (
+    "depthwise.py", "engine.py", "fields.py", "finish.py", "heads.py", "inner_product.py", "lanes.py", "memory.py",
+    "movement.py", "rowwise.py", "tail.py", "tiles.py", "vector.py", "windows.py", "winograd.py",
+)  # fmt: skip
+
+sched_yield: Any = types.ExternalFunction("sched_yield", types.int32())
+
+
+@njit(nogil=True)
+def region_chunk(step: Any, chunk: int, tails: Any, pointers: Any, scratch: int) -> None:
+    """Rows and columns of a chunk, block by block: head, then tail."""
+    rows, columns, per_row = step[ROWS], step[COLUMNS], step[COLUMN_CHUNKS]
+    row_chunk, column_chunk = chunk // per_row, chunk % per_row
+    r_first, r_last = rows * row_chunk // step[ROW_CHUNKS], rows * (row_chunk + 1) // step[ROW_CHUNKS]
+    # column chunks begin at multiples of 16: vector constants are laid out in such groups
+    units = (columns + 15) // 16
+    c_first = units * column_chunk // per_row * 16
+    c_last = min(units * (column_chunk + 1) // per_row * 16, columns)
+    op = step[OP]
+    for r0 in range(r_first, r_last, step[BLOCK_ROWS]):
+        rn = min(step[BLOCK_ROWS], r_last - r0)
+        for c0 in range(c_first, c_last, step[BLOCK_COLUMNS]):
+            cn = min(step[BLOCK_COLUMNS], c_last - c0)
+            if op == DEPTHWISE:
+                depthwise_region(step, pointers, scratch, r0, rn, c0, cn)
+            elif op == POOL:
+                pool_region(step, pointers, scratch, r0, rn, c0, cn)
+            run_tail(
+                tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, scratch + AT_REGISTERS, REGISTER_BYTES,
+                step[LD], r0, rn, c0, cn,
+            )  # fmt: skip
+
+
+@njit(nogil=True)
+def run_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
+    op = step[OP]
+    if op == GEMM:
+        gemm_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
+    elif op == DEPTHWISE_ROWS:
+        depthwise_chunk(step, chunk, tails, pointers, scratch, panel_bytes)
+    elif op == WINOGRAD:
+        winograd_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
+    elif op == QUANTIZE:
+        quantize_chunk(step, chunk, pointers)
+    elif op == DEQUANTIZE:
+        dequantize_chunk(step, chunk, pointers)
+    elif op == COPY:
+        copy_chunk(step, chunk, pointers)
+    elif op == GATHER:
+        gather_chunk(step, chunk, pointers)
+    elif op == SOFTMAX:
+        softmax_chunk(step, chunk, pointers)
+    elif op == INTERPOLATE:
+        interpolate_chunk(step, chunk, pointers)
+    elif op == PRODUCT:
+        product_chunk(step, chunk, pointers)
+    else:
+        region_chunk(step, chunk, tails, pointers, scratch)
+
+
+@njit(nogil=True)
+def wait_a_little(spins: int) -> int:
+    """One turn of a waiting loop; the number of turns since the core was last offered to others."""
+    pause(0)
+    if spins < SPINS:
+        return spins + 1
+    sched_yield()
+    return 0
+
+
+@njit(nogil=True)
+def set_door(door: int, state: int) -> None:
+    """1: open, 0: shut, whatever it was; the caller's alone.  Who sees it open sees what was written before."""
+    fetch_add(door, state - atomic_load(door))
+
+
+@njit(nogil=True, cache=True)
+def open_door(door: int) -> None:
+    set_door(door, 1)
+
+
+def _build(digest: int) -> Any:
+    # `digest` is part of numba's cache key through the closure: a change in any kernel file recompiles
+    @njit(nogil=True, cache=True)
+    def execute(
+        program: Any, tails: Any, pointers: Any, counters: int, door: int, scratch: int, panel_bytes: int, caller: bool
+    ) -> int:
+        if not caller:
+            fetch_add(door + AT_INSIDE, 1)
+            if not atomic_load(door):
+                fetch_add(door + AT_INSIDE, -1)
+                return digest
+        key = carray(as_pointer(scratch), 2, np.int64)
+        key[0] = -1
+        for index in range(atomic_load(door + 8), atomic_load(door + 16)):
+            step = program[index]
+            chunks = step[CHUNKS]
+            counter = counters + index * COUNTER_BYTES
+            while True:
+                chunk = fetch_add(counter, 1)
+                if chunk >= chunks:
+                    break
+                run_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
+                fetch_add(counter + 64, 1)
+            spins = 0
+            while atomic_load(counter + 64) < chunks:
+                spins = wait_a_little(spins)
+        if caller:
+            set_door(door, 0)
+            spins = 0
+            while atomic_load(door + AT_INSIDE):
+                spins = wait_a_little(spins)
+        else:
+            fetch_add(door + AT_INSIDE, -1)
+        return digest
+
+    return execute
+
+
+def _digest() -> int:
+    """A number that changes with the source of any kernel."""
+    text = b"".join((Path(__file__).parent / name).read_bytes() for name in KERNELS)
+    return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "little")
+
+
+execute: Any = _build(_digest())
+"""execute(program, tails, pointers, counters, door, scratch, panel_bytes, caller): int64 arrays and addresses.
+
+door: three int64 (open, first step, step after the last), and at AT_INSIDE how many helpers are inside.
+"""

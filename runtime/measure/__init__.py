@@ -1,0 +1,1 @@
+"""How fast and how right: timing, latency tables, comparisons, exactness."""
