@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import njit
 from numba.core import cgutils
 
-from .intrinsics import GROUP, I16, I32, I64, LANES, VECTORS, dot, load, make_intrinsic, splat, store
+from .intrinsics import I16, I32, I64, LANES, VECTORS, dot_i16, load, make_intrinsic, splat, store
 
 WORDS = 2
 """Words that are multiplied crosswise: the number of words of a run is a multiple of it."""
@@ -37,7 +37,7 @@ def _product(builder: Any, args: Any, rows: int, vectors: int) -> None:
 
 def _tile(builder: Any, args: Any, rows: int, vectors: int) -> None:
     a, rows_at, segments, segment_count, words, b, init, out, out_stride = args
-    vector, halves = ir.VectorType(I32, LANES), ir.VectorType(I16, GROUP * LANES)
+    vector, halves = ir.VectorType(I32, LANES), ir.VectorType(I16, 2 * LANES)
     line = 4 * LANES  # bytes of a vector
     bases: list[Any] = []
     sums: list[list[Any]] = []
@@ -71,7 +71,7 @@ def _tile(builder: Any, args: Any, rows: int, vectors: int) -> None:
                 ]
                 for j in range(vectors):
                     pair = [builder.add(x[half], w[half][j]) for half in (0, 1)]
-                    builder.store(dot(builder, builder.load(sums[r][j]), *pair), sums[r][j])
+                    builder.store(dot_i16(builder, builder.load(sums[r][j]), *pair), sums[r][j])
 
         twice = builder.and_(words, I64(-2 * WORDS))
         with cgutils.for_range_slice(builder, I64(0), twice, I64(2 * WORDS)) as (word, _):
@@ -105,7 +105,7 @@ def make_product(rows: int, vectors: int) -> Any:
 
 def _corrections(builder: Any, args: Any) -> None:
     a, rows_at, rows, segments, segment_count, words = args
-    vector, halves = ir.VectorType(I32, LANES), ir.VectorType(I16, GROUP * LANES)
+    vector, halves = ir.VectorType(I32, LANES), ir.VectorType(I16, 2 * LANES)
     swap = ir.Constant(vector, [lane ^ 1 for lane in range(LANES)])
     whole = builder.and_(words, I64(-LANES))
     total = cgutils.alloca_once(builder, vector)
@@ -122,7 +122,7 @@ def _corrections(builder: Any, args: Any) -> None:
                 x = load(builder, builder.add(line, builder.mul(word, I64(4))), vector)
                 other = builder.shuffle_vector(x, x, swap)
                 pair = [builder.bitcast(v, halves) for v in (x, other)]
-                builder.store(dot(builder, builder.load(total), *pair), total)
+                builder.store(dot_i16(builder, builder.load(total), *pair), total)
             with cgutils.for_range_slice(builder, whole, words, I64(WORDS)) as (word, _):
                 x = load(builder, builder.add(line, builder.mul(word, I64(4))), ir.VectorType(I16, 4))
                 parts = [builder.sext(builder.extract_element(x, I32(i)), I32) for i in range(4)]

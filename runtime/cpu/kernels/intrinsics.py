@@ -75,15 +75,20 @@ def splat(builder: Any, scalar: Any, lanes: int) -> Any:
 
 def dot(builder: Any, acc: Any, x: Any, w: Any) -> Any:
     """acc (lanes of int32) + groups of x times groups of w; x, w: bit patterns in lanes of int32."""
+    if GROUP == 2:
+        return dot_i16(builder, acc, x, w)
     vector = ir.VectorType(I32, LANES)
-    if GROUP == 4:
-        name = "llvm.x86.avx512.vpdpbusd." + ("512" if LANES == 16 else "256")
-        return builder.call(external(builder, name, vector, [vector, vector, vector]), [acc, x, w])
-    wide = ir.VectorType(I16, 2 * LANES)
+    name = "llvm.x86.avx512.vpdpbusd." + ("512" if LANES == 16 else "256")
+    return builder.call(external(builder, name, vector, [vector, vector, vector]), [acc, x, w])
+
+
+def dot_i16(builder: Any, acc: Any, x: Any, w: Any) -> Any:
+    """acc (lanes of int32) + pairs of int16 of x times those of w, on every CPU; x, w: bit patterns of any lanes."""
+    vector, wide = ir.VectorType(I32, LANES), ir.VectorType(I16, 2 * LANES)
     x16, w16 = builder.bitcast(x, wide), builder.bitcast(w, wide)
-    if KIND == "avx2":
-        product = builder.call(external(builder, "llvm.x86.avx2.pmadd.wd", vector, [wide, wide]), [x16, w16])
-        return builder.add(acc, product)
+    if KIND != "generic":
+        name = "llvm.x86.avx512.pmaddw.d.512" if LANES == 16 else "llvm.x86.avx2.pmadd.wd"
+        return builder.add(acc, builder.call(external(builder, name, vector, [wide, wide]), [x16, w16]))
     for parity in (0, 1):
         pick = ir.Constant(ir.VectorType(I32, LANES), list(range(parity, 2 * LANES, 2)))
         halves = [builder.sext(builder.shuffle_vector(v, v, pick), vector) for v in (x16, w16)]

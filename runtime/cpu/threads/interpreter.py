@@ -55,10 +55,6 @@ from ..kernels.rowwise import interpolate_chunk, product_chunk, softmax_chunk
 from ..kernels.winograd import winograd_chunk
 
 SPINS = 2000
-KERNELS = (
-    "depthwise.py", "engine.py", "fields.py", "finish.py", "heads.py", "inner_product.py", "lanes.py", "memory.py",
-    "movement.py", "rowwise.py", "tail.py", "tiles.py", "vector.py", "windows.py", "winograd.py",
-)  # fmt: skip
 
 sched_yield: Any = types.ExternalFunction("sched_yield", types.int32())
 
@@ -176,7 +172,8 @@ def _build(digest: int) -> Any:
 
 def _digest() -> int:
     """A number that changes with the source of any kernel."""
-    text = b"".join((Path(__file__).parent / name).read_bytes() for name in KERNELS)
+    kernels = sorted((Path(__file__).parents[1] / "kernels").glob("*.py"))
+    text = b"".join(path.read_bytes() for path in (*kernels, Path(__file__)))
     return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "little")
 
 
