@@ -32,7 +32,7 @@ from qir.runtime.cuda.emulated import EmulatedDevice
 from qir.runtime.cuda.kernels import ConvTile, instances
 from qir.runtime.cuda.plan import Packed, Plan
 from qir.runtime.cuda.runner import Runner
-from qir.testing_integer import IntegerCase
+from qir.testing.integer import IntegerCase
 
 KINDS = ("plain", "warpgroup", "mapped")
 REPEATS = 3

@@ -200,7 +200,7 @@ class Lowering:
 
     # -- what operators emit ------------------------------------------------------------------
     def requantize(self, x: Value, target: QuantParams, bounds: Bounds, name: str) -> Value:
-        """x (integer, quantized) on another grid: one qir.Requantize  [ARITHMETIC 2]."""
+        """x (integer, quantized) on another grid: one qir.Requantize  [docs/arithmetic.md 2]."""
         q = x.quant
         assert q is not None
         ratio = np.asarray(q.scale, dtype=np.float64) / target.scale[0]

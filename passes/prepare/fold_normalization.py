@@ -29,7 +29,7 @@ PIXELS = (0.0, 255.0)
 
 @dataclass(frozen=True)
 class FoldNormalization(Pass):
-    """conv(w, (p - mean) / std) + b  =  conv(w / std, p) + b - sum(w / std * mean)             [ARITHMETIC 11]
+    """conv(w, (p - mean) / std) + b  =  conv(w / std, p) + b - sum(w / std * mean)             [docs/arithmetic.md 11]
 
     mean, std: in units of pixels (0 to 255), one number or one a channel.  input: which one (default: the only one).
     Where the convolution pads, zero is the pixel `mean`: padding becomes an explicit Pad with the nearest whole pixel,

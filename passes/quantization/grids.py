@@ -42,7 +42,7 @@ def symmetric(lo: float, hi: float, dtype: DType) -> QuantParams:
 
 
 def unit_interval(dtype: DType) -> QuantParams:
-    """The grid of probabilities: scale 2^-8, zero point at the least value  [ARITHMETIC 9]."""
+    """The grid of probabilities: scale 2^-8, zero point at the least value  [docs/arithmetic.md 9]."""
     return QuantParams.make(2.0**-8, dtype.lo, dtype)
 
 

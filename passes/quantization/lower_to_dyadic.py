@@ -19,7 +19,7 @@ from ..report import PassReport
 
 @dataclass(frozen=True)
 class LowerToDyadic(Pass):
-    """Rescalings become dyadic numbers, functions tables, biases int32  [HAWQ-V3 eq. 5-10; ARITHMETIC].
+    """Rescalings become dyadic numbers, functions tables, biases int32  [HAWQ-V3 eq. 5-10; docs/arithmetic.md].
 
     Takes a QDQ graph, ours or another tool's. The border stays float: one QuantizeLinear an input, one
     DequantizeLinear an output; inside there is no float value and no division.  Integer tensors are called as the

@@ -19,7 +19,7 @@ WEIGHTS = {"qir.Conv": 1, "qir.MatMul": 1}
 
 @dataclass(frozen=True)
 class PackInt4(Pass):
-    """8-bit weight constants whose values all fit four bits become INT4 or UINT4 ones  [HAWQ-V3 III-F; ARITHMETIC 8].
+    """8-bit weight constants that all fit four bits become INT4 or UINT4  [HAWQ-V3 III-F; docs/arithmetic.md 8].
 
     In the saved file ONNX INT4/UINT4 tensors hold two values a byte, low nibble first.  No value changes, so no bit of
     any result does.  Recipes with 4-bit weights make such constants themselves; this pass is for models that others

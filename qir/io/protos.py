@@ -30,7 +30,7 @@ def dtype_of(elem_type: int, where: str) -> DType:
 
 
 def pack_int4(array: Array) -> bytes:
-    """Two elements to a byte, low nibble first, the last byte padded with zero  [ARITHMETIC 8]."""
+    """Two elements to a byte, low nibble first, the last byte padded with zero  [docs/arithmetic.md 8]."""
     nibbles = np.ascontiguousarray(array).reshape(-1).astype(np.uint8) & np.uint8(0xF)
     if nibbles.size % 2:
         nibbles = np.append(nibbles, np.uint8(0))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @register
 class IntegerAdd(Op):
-    """y = clamp(((a*m_a + b*m_b + c) >> shift) + zero_point, lo, hi)          [HAWQ-V3 eq. 9, ARITHMETIC 4]
+    """y = clamp(((a*m_a + b*m_b + c) >> shift) + zero_point, lo, hi)          [HAWQ-V3 eq. 9, docs/arithmetic.md 4]
 
     c = 2^(shift-1) - z_a m_a - z_b m_b.  a, b: int4..int32, broadcast together.  |m| < 2^30, so int64 is enough.
     """

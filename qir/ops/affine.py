@@ -164,7 +164,7 @@ def fold_into_layer(low: Lowering, node: Node, x: Value, factor: Reals, offset: 
         low.note(f"weights times {k}: on the grid of so few bits the constant would lose up to half a step")
         w, scale, bias = (w.astype(np.int64) * k).astype(np.int8), scale / k, bias * k
     bias = bias + round_half_even(c / scale)
-    # the proof of ARITHMETIC 3 again: z_x is inside |bias| already, so max|x| bounds the products
+    # the proof of docs/arithmetic.md 3 again: z_x is inside |bias| already, so max|x| bounds the products
     source = layer.input(0)
     centred = np.abs(w.astype(np.float64) - layer.attrs["weight_zero_point"])
     sums = centred.sum(axis=tuple(a for a in range(w.ndim) if a != w_axis))
@@ -270,7 +270,7 @@ def emit_add(
 
 
 def emit_mul(low: Lowering, a: Value, b: Value, target: QuantParams, bounds: Bounds, name: str) -> Value:
-    """a * b on the grid `target`: one qir.Mul  [ARITHMETIC 7].  Raises LoweringError where the product is too wide."""
+    """a * b on the grid `target`: one qir.Mul  [docs/arithmetic.md 7].  Raises LoweringError where that is too wide."""
     qa, qb = quant_of(a), quant_of(b)
     if product_bound(a, b) >= LIMIT:
         raise LoweringError(

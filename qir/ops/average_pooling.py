@@ -30,7 +30,7 @@ class AveragePool(Op):
     """y = mean of each window.
 
     count_include_pad: padding counts as zeros; else each window is divided by the elements it really holds, so
-    windows at the border have multipliers of their own  [ARITHMETIC 6].
+    windows at the border have multipliers of their own  [docs/arithmetic.md 6].
     """
 
     name = "AveragePool"
@@ -97,7 +97,7 @@ def window_sums(x: Array, kernel: Sequence[int], g: PoolGeometry, fill: int) -> 
 
 @register
 class SumPool(Op):
-    """acc = sum of each window of x, padding holding pad_value; int32        [ARITHMETIC 6]
+    """acc = sum of each window of x, padding holding pad_value; int32        [docs/arithmetic.md 6]
 
     x: int4..int16 (N, C, *spatial).  The zero point is folded by the requantization that follows.
     """

@@ -22,7 +22,7 @@ class Concat(Op):
     """The inputs one after the other along `axis`.
 
     On integers every branch is brought to the output's scale and zero point, by its own requantization where it
-    has one  [HAWQ-V3 eq. 10, ARITHMETIC 5].
+    has one  [HAWQ-V3 eq. 10, docs/arithmetic.md 5].
     """
 
     name = "Concat"

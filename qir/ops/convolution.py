@@ -120,7 +120,7 @@ def pad_spatial(x: Array, pads: Sequence[int], value: Sequence[int]) -> Array:
 
 @register
 class IntegerConv(Op):
-    """acc = sum (w - weight_zero_point) * x + bias        [HAWQ-V3 eq. 5, ARITHMETIC 3]
+    """acc = sum (w - weight_zero_point) * x + bias        [HAWQ-V3 eq. 5, docs/arithmetic.md 3]
 
     x: int8/uint8 (or 4 bits), padded with pad_value (one value, or one a channel).  w: int8/uint8/int4/uint4.
     bias: int32 (M,), -z_x sum(w - z_w) folded in.  acc: int32; overflow is excluded by proof when it is lowered.

@@ -210,7 +210,7 @@ def narrow_operand(x: Value, node: Node) -> QuantParams:
 
 
 def two_activations(low: Lowering, node: Node, a: Value, b: Value, name: str) -> Value:
-    """acc = sum (a - z_a)(b - z_b)   [ARITHMETIC 3].  Raises OverflowProofError where the sum is too long."""
+    """acc = sum (a - z_a)(b - z_b)   [docs/arithmetic.md 3].  Raises OverflowProofError where the sum is too long."""
     qa, qb = narrow_operand(a, node), narrow_operand(b, node)
     length = a.shape[-1]
     if not isinstance(length, int):

@@ -43,7 +43,7 @@ def linear_weights(
 ) -> LinearWeights:
     """Weights (input 1) and bias (input 2) of a linear node whose activation is quantized as `x`.
 
-    bias_i32 = round_half_even(b / (s_w s_x)) - z_x * sum(w - z_w)                         [ARITHMETIC 3]
+    bias_i32 = round_half_even(b / (s_w s_x)) - z_x * sum(w - z_w)                         [docs/arithmetic.md 3]
     Proof of no overflow: sum|w - z_w| * max|x - z_x| + |b| < 2^31 for each channel.  Where the bias alone is too
     large, the channel's weight scale is widened until it fits, and a note says so.
     Raises LoweringError (weights not quantized), OverflowProofError (a sum too long for int32).

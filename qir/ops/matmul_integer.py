@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @register
 class IntegerMatMul(Op):
-    """acc = sum_k x[..., k] (w[k, n] - weight_zero_point) + bias[n]        [HAWQ-V3 eq. 5, ARITHMETIC 3]
+    """acc = sum_k x[..., k] (w[k, n] - weight_zero_point) + bias[n]        [HAWQ-V3 eq. 5, docs/arithmetic.md 3]
 
     x: int8/uint8/int4/uint4 (..., K).  w: the same dtypes, (K, N).  bias: int32 (N,), -z_x sum(w - z_w) folded in.
     acc: int32; overflow is excluded by proof when it is lowered.
@@ -74,7 +74,7 @@ class IntegerMatMul(Op):
 
 @register
 class IntegerMatMulActivations(Op):
-    """acc = sum_k (a[..., m, k] - a_zero_point)(b[..., k, n] - b_zero_point)        [ARITHMETIC 3]
+    """acc = sum_k (a[..., m, k] - a_zero_point)(b[..., k, n] - b_zero_point)        [docs/arithmetic.md 3]
 
     a, b: int8/uint8/int4/uint4, batched as NumPy's matmul.  acc: int32.
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @register
 class IntegerMul(Op):
-    """y = clamp((((a - z_a)(b - z_b) multiplier + 2^(shift-1)) >> shift) + zero_point, lo, hi)      [ARITHMETIC 7]
+    """y = clamp((((a - z_a)(b - z_b) multiplier + 2^(shift-1)) >> shift) + zero_point, lo, hi)   [docs/arithmetic.md 7]
 
     a, b: int4..int32, broadcast together (squeeze-and-excite: b is (N, C, 1, 1)).  (a - z_a)(b - z_b) fits int32,
     which is proved when it is lowered; multiplier, shift: one dyadic number.

@@ -161,7 +161,7 @@ def _lower(low: Lowering, node: Node, axes: tuple[int, ...], mean: bool) -> None
 
 
 def lower_sum_over(low: Lowering, node: Node, axes: tuple[int, ...], *, keepdims: bool, mean: bool) -> None:
-    """The node's output as an int32 sum; a mean has the scale s_x / count, and z_x * count is folded [ARITHMETIC 6]."""
+    """The output as an int32 sum; a mean has scale s_x / count, and z_x * count is folded [docs/arithmetic.md 6]."""
     x = low.quantized(node.input(0))
     sizes = [x.shape[a] for a in axes]
     if any(isinstance(d, str) for d in sizes):
@@ -192,7 +192,7 @@ def sum_grid(x: Value, taps: int, count: int, where: str) -> QuantParams:
 
 @register
 class IntegerReduceSum(Op):
-    """acc = sum of x over the axes, int32        [ARITHMETIC 6]
+    """acc = sum of x over the axes, int32        [docs/arithmetic.md 6]
 
     x: int4..int16.  The zero point is folded by the requantization that follows.
     """

@@ -132,7 +132,7 @@ class DequantizeLinear(Op):
 def requantize(
     x_i32: Array, multiplier: Array, shift: Array, x_zero_point: int, zero_point: int, lo: int, hi: int
 ) -> Array:
-    """clamp((((x - x_zp) * multiplier + 2^(shift-1)) >> shift) + zero_point, lo, hi), int64  [ARITHMETIC 2]."""
+    """clamp((((x - x_zp) * multiplier + 2^(shift-1)) >> shift) + zero_point, lo, hi), int64  [docs/arithmetic.md 2]."""
     product = (x_i32.astype(np.int64) - x_zero_point) * multiplier.astype(np.int64)
     return np.clip(rounding_shift(product, shift.astype(np.int64)) + zero_point, lo, hi)
 

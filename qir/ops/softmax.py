@@ -1,4 +1,4 @@
-"""Softmax without division: tables, a reciprocal by one Newton step  [ARITHMETIC 9]."""
+"""Softmax without division: tables, a reciprocal by one Newton step  [docs/arithmetic.md 9]."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class LogSoftmax(Op):
 
 @register
 class IntegerSoftmax(Op):
-    """y = softmax(x) on the grid 2^-8 along an axis of fewer than 2^15 elements   [ARITHMETIC 9]
+    """y = softmax(x) on the grid 2^-8 along an axis of fewer than 2^15 elements   [docs/arithmetic.md 9]
 
     x: int8/uint8.  exp_table, reciprocal_table: int64 (256,).  With d = max(x) - x, e = E[d], S = sum(e):
     p = #{k in 17..30: S >= 2^k},  u = S << (14 - p),  r0 = R[(u >> 22) & 255],  t = (u r0) >> 30,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @register
 class Table(Op):
-    """y = table[x - x_min], or table[c, x - x_min] with c the index along `axis`      [ARITHMETIC 7]
+    """y = table[x - x_min], or table[c, x - x_min] with c the index along `axis`      [docs/arithmetic.md 7]
 
     x: int8/uint8 (256 entries) or int4/uint4 (16 entries).  table: (n,), or (C, n) with `axis`; y has its dtype.
     """

@@ -41,7 +41,7 @@ def softplus(x: Reals) -> Reals:
 
 
 class Unary(Elementwise):
-    """y = f(x), elementwise.  On integers: one qir.Table on the 8-bit input  [ARITHMETIC 7]."""
+    """y = f(x), elementwise.  On integers: one qir.Table on the 8-bit input  [docs/arithmetic.md 7]."""
 
     pointwise = True
     everywhere: ClassVar[bool] = True

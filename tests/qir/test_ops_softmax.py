@@ -42,7 +42,7 @@ def test_softmax_on_another_grid_and_from_16_bits(integer_case: Any) -> None:
 @pytest.mark.parametrize("n", [2, 10, 1000, 30000])
 @pytest.mark.parametrize("scale", [0.002, 0.1, 3.0])
 def test_at_most_one_step_from_float_and_rarely(n: int, scale: float) -> None:
-    """ARITHMETIC 9: at most one step apart, in under 0.2 % of outputs."""
+    """docs/arithmetic.md 9: at most one step apart, in under 0.2 % of outputs."""
     rng = np.random.default_rng(4)
     x = rng.integers(0, 256, size=(max(20000 // n, 4), n)).astype(np.uint8)
     attrs = {"axis": -1, "zero_point": 0, "dtype": "uint8"}

@@ -15,8 +15,8 @@ from qir import DType, Graph, QuantParams, Stage, TensorType
 from qir.ops.logic import Logical
 from qir.ops.movement import Movement
 from qir.runtime.session import Session
-from qir.testing_integer import IntegerCase as Case
-from qir.testing_integer_cases import BUILDERS, Build
+from qir.testing.integer import IntegerCase as Case
+from qir.testing.integer_cases import BUILDERS, Build
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(c) for c in ("c++", "g++", "clang++")), reason="the CUDA emulation needs a C++ compiler"

@@ -12,7 +12,7 @@ from qir import DType, Value
 from qir.runtime.cuda.emulated import EmulatedDevice
 from qir.runtime.cuda.fusion import fuse
 from qir.runtime.session import Session
-from qir.testing_integer import IntegerCase as Case
+from qir.testing.integer import IntegerCase as Case
 
 needs_compiler = pytest.mark.skipif(
     not any(shutil.which(c) for c in ("c++", "g++", "clang++")), reason="the CUDA emulation needs a C++ compiler"

@@ -12,8 +12,8 @@ from qir import DType
 from qir.runtime.cuda.kernels import CONV_TILES, INSTANCES, ConvTile, Kernel
 from qir.runtime.cuda.plan import Plan
 from qir.runtime.session import Session
-from qir.testing_integer import IntegerCase
-from qir.testing_integer_cases import BUILDERS
+from qir.testing.integer import IntegerCase
+from qir.testing.integer_cases import BUILDERS
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(c) for c in ("c++", "g++", "clang++")), reason="the CUDA emulation needs a C++ compiler"

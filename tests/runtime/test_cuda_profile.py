@@ -18,7 +18,7 @@ from qir.runtime.cuda.emulated import EmulatedDevice
 from qir.runtime.cuda.session import Cuda
 from qir.runtime.session import Session
 from qir.testing import Dice, random_network
-from qir.testing_integer import IntegerCase as Case
+from qir.testing.integer import IntegerCase as Case
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(c) for c in ("c++", "g++", "clang++")), reason="the CUDA emulation needs a C++ compiler"

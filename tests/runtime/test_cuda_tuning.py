@@ -22,7 +22,7 @@ from qir.runtime.cuda.plan import Packed, Plan
 from qir.runtime.cuda.runner import Runner
 from qir.runtime.cuda.session import Cuda
 from qir.runtime.session import Session
-from qir.testing_integer import IntegerCase as Case
+from qir.testing.integer import IntegerCase as Case
 from qir.types import Array
 
 pytestmark = pytest.mark.skipif(

@@ -18,8 +18,8 @@ from qir.graph import Graph
 from qir.runtime.measure.exactness import computed
 from qir.runtime.session import Session
 from qir.testing import Dice, random_network
-from qir.testing_integer import IntegerCase
-from qir.testing_integer_cases import BUILDERS
+from qir.testing.integer import IntegerCase
+from qir.testing.integer_cases import BUILDERS
 from qir.types import Array
 
 pytestmark = pytest.mark.gpu

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .graph import Graph, Value
-from .types import Array, DType, TensorType
+from ..graph import Graph, Value
+from ..types import Array, DType, TensorType
 
 T = TypeVar("T")
 MOST = 9
@@ -29,7 +29,7 @@ class Tensor:
         return tuple(int(d) for d in self.value.shape[1:])
 
 
-class Builder:
+class BlockBuilder:
     """A network under construction: its graph, the tensors so far, and the stream of choices."""
 
     def __init__(self, choices: Any, rng: np.random.Generator) -> None:
@@ -104,11 +104,11 @@ class Builder:
         return activation(self, Tensor(y, size)) if self.coin(2) else Tensor(y, size)
 
 
-Block = Callable[[Builder, Tensor], Tensor]
+Block = Callable[[BlockBuilder, Tensor], Tensor]
 
 
 # -- layers -----------------------------------------------------------------------------------
-def conv(b: Builder, x: Tensor, channels: int | None = None, *, same: bool = False) -> Tensor:
+def conv(b: BlockBuilder, x: Tensor, channels: int | None = None, *, same: bool = False) -> Tensor:
     """A convolution, 1-D or 2-D: dense, grouped or depthwise; any kernel, stride, dilation, padding."""
     c, spatial = x.shape[0], x.shape[1:]
     group = b.pick([1, 1, c, *(g for g in (2, 3, 4) if c % g == 0)])
@@ -133,7 +133,7 @@ def conv(b: Builder, x: Tensor, channels: int | None = None, *, same: bool = Fal
     return b.tail(b.op("Conv", x.value, b.const(w), *([bias] if bias else []), **attrs), x.size + k)
 
 
-def conv_transpose(b: Builder, x: Tensor) -> Tensor:
+def conv_transpose(b: BlockBuilder, x: Tensor) -> Tensor:
     """A transposed convolution: groups, strides, dilation, output padding."""
     c, spatial = x.shape[0], x.shape[1:]
     if max(spatial) > 16:
@@ -155,7 +155,7 @@ def conv_transpose(b: Builder, x: Tensor) -> Tensor:
     return b.tail(y, x.size + k)
 
 
-def linear(b: Builder, x: Tensor) -> Tensor:
+def linear(b: BlockBuilder, x: Tensor) -> Tensor:
     """Gemm (either orientation, alpha and beta) or MatMul, with and without a bias."""
     features, out = x.shape[-1], b.integer(1, 16)
     k = b.growth(x.size)
@@ -169,7 +169,7 @@ def linear(b: Builder, x: Tensor) -> Tensor:
     return b.tail(b.op("Add", y, b.const(b.bias(out, x.size + k))) if b.coin() else y, x.size + k)
 
 
-def activation(b: Builder, x: Tensor) -> Tensor:
+def activation(b: BlockBuilder, x: Tensor) -> Tensor:
     """Any activation function."""
     name = b.pick([
         "Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Gelu", "Elu", "Softplus",
@@ -193,7 +193,7 @@ def activation(b: Builder, x: Tensor) -> Tensor:
     return Tensor(b.op(name, v), 0 if bounded or (name == "Softplus" and x.size < 0) else x.size)
 
 
-def constant_affine(b: Builder, x: Tensor) -> Tensor:
+def constant_affine(b: BlockBuilder, x: Tensor) -> Tensor:
     """Plus, minus, times or over a number, or one for each channel."""
     shape = (x.shape[0], *[1] * (len(x.shape) - 1)) if b.coin() else ()
     c = b.rng.uniform(0.5, 2, shape) * b.rng.choice([-1, 1], shape)
@@ -204,7 +204,7 @@ def constant_affine(b: Builder, x: Tensor) -> Tensor:
 
 
 # -- branches ---------------------------------------------------------------------------------
-def residual(b: Builder, x: Tensor) -> Tensor:
+def residual(b: BlockBuilder, x: Tensor) -> Tensor:
     """x with a layer of itself: sum, difference, maximum, minimum, product."""
     y = conv(b, x, x.shape[0], same=True) if len(x.shape) > 1 else activation(b, x)
     names = ["Add", "Add", "Sub", "Max", "Min", "Sum"] + (["Mul"] if abs(x.size + y.size) <= MOST else [])
@@ -214,7 +214,7 @@ def residual(b: Builder, x: Tensor) -> Tensor:
     return b.tail(b.op(name, *pair), size)
 
 
-def concat(b: Builder, x: Tensor) -> Tensor:
+def concat(b: BlockBuilder, x: Tensor) -> Tensor:
     """Two or three branches joined, x itself perhaps among them."""
     parts = [x] if b.coin() else []
     while len(parts) < b.pick([2, 3]):
@@ -222,7 +222,7 @@ def concat(b: Builder, x: Tensor) -> Tensor:
     return b.tail(b.op("Concat", *(p.value for p in parts), axis=1), max(p.size for p in parts))
 
 
-def gate(b: Builder, x: Tensor) -> Tensor:
+def gate(b: BlockBuilder, x: Tensor) -> Tensor:
     """Squeeze and excite."""
     c, mid = x.shape[0], b.integer(1, 4)
     one = [1] * (len(x.shape) - 1)
@@ -232,7 +232,7 @@ def gate(b: Builder, x: Tensor) -> Tensor:
     return Tensor(b.op("Mul", x.value, b.op(b.pick(["Sigmoid", "HardSigmoid"]), y)), x.size)
 
 
-def halves(b: Builder, x: Tensor) -> Tensor:
+def halves(b: BlockBuilder, x: Tensor) -> Tensor:
     """Split along the channels, a function of one part, joined the other way round."""
     c = x.shape[0]
     if c < 2:
@@ -244,7 +244,7 @@ def halves(b: Builder, x: Tensor) -> Tensor:
     return Tensor(b.op("Concat", high, changed.value, axis=1), max(x.size, changed.size))
 
 
-def attention(b: Builder, x: Tensor) -> Tensor:
+def attention(b: BlockBuilder, x: Tensor) -> Tensor:
     """Softmax(q k^T) v over the channels of a sequence."""
     d = x.shape[-1]
     if d > 16 or abs(x.size) > 3:
@@ -255,7 +255,7 @@ def attention(b: Builder, x: Tensor) -> Tensor:
 
 
 # -- movements, pools and heads ---------------------------------------------------------------
-def pool(b: Builder, x: Tensor) -> Tensor:
+def pool(b: BlockBuilder, x: Tensor) -> Tensor:
     """Maximum and average pools, with and without the padding counted; global ones."""
     n = len(x.shape) - 1
     name = b.pick(["MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax"])
@@ -277,7 +277,7 @@ def pool(b: Builder, x: Tensor) -> Tensor:
     return Tensor(b.op(name, x.value, kernel_shape=kernel, pads=pads, **attrs), x.size)
 
 
-def resize(b: Builder, x: Tensor) -> Tensor:
+def resize(b: BlockBuilder, x: Tensor) -> Tensor:
     """Nearest and bilinear, up and down."""
     if max(x.shape[1:]) > 16:
         return pool(b, x)
@@ -289,7 +289,7 @@ def resize(b: Builder, x: Tensor) -> Tensor:
     return Tensor(b.op("Resize", x.value, None, scale, mode=mode, coordinate_transformation_mode=how, **attrs), x.size)
 
 
-def shuffle(b: Builder, x: Tensor) -> Tensor:
+def shuffle(b: BlockBuilder, x: Tensor) -> Tensor:
     """Channels shuffled by Reshape, Transpose, Reshape."""
     c, rest = x.shape[0], x.shape[1:]
     group = next((g for g in (2, 3, 5, 7) if c % g == 0), 1)
@@ -298,7 +298,7 @@ def shuffle(b: Builder, x: Tensor) -> Tensor:
     return Tensor(b.op("Reshape", y, b.ints(0, c, *rest)), x.size)
 
 
-def move(b: Builder, x: Tensor) -> Tensor:
+def move(b: BlockBuilder, x: Tensor) -> Tensor:
     """Slices, paddings, transpositions and gathers."""
     n, last = len(x.shape), x.shape[-1]
     name = b.pick(["Slice", "Pad", "Transpose", "Gather", "Depth"])
@@ -315,14 +315,14 @@ def move(b: Builder, x: Tensor) -> Tensor:
     return Tensor(b.op("Pad", x.value, b.ints(*amounts, *amounts)), x.size)
 
 
-def flatten(b: Builder, x: Tensor) -> Tensor:
+def flatten(b: BlockBuilder, x: Tensor) -> Tensor:
     """To vectors."""
     if int(np.prod(x.shape)) > 400:
         x = Tensor(b.op("GlobalAveragePool", x.value), x.size)
     return Tensor(b.op("Flatten", x.value, axis=1), x.size)
 
 
-def softmax(b: Builder, x: Tensor) -> Tensor:
+def softmax(b: BlockBuilder, x: Tensor) -> Tensor:
     return Tensor(b.op("Softmax", x.value, axis=b.pick([-1, 1])), 0) if abs(x.size) <= 2 else activation(b, x)
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from .graph import Graph
-from .testing_blocks import BLOCKS, Builder
-from .types import Array
+from ..graph import Graph
+from ..types import Array
+from .blocks import BLOCKS, BlockBuilder
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -68,7 +68,7 @@ def random_network(choices: Choices, *, max_blocks: int = 7) -> RandomNetwork:
     float32 by keeping track of their size.
     """
     seed = choices.integer(0, 2**32 - 1)
-    b = Builder(choices, np.random.default_rng(seed))
+    b = BlockBuilder(choices, np.random.default_rng(seed))
     scales: dict[str, float] = {}
     for _ in range(choices.integer(1, 2)):
         x = b.new_input()

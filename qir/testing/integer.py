@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .dyadic import dyadic
-from .graph import Graph, Stage, Value
-from .types import Array, DType, TensorType
+from ..dyadic import dyadic
+from ..graph import Graph, Stage, Value
+from ..types import Array, DType, TensorType
 
 
 class IntegerCase:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .testing_integer import IntegerCase as Case
-from .types import DType, QuantParams, TensorType
+from ..types import DType, QuantParams, TensorType
+from .integer import IntegerCase as Case
 
 Build = Callable[[Case], None]
 
