@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
+_HARMFUL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""What moves a terminal's cursor, colours or hides text or turns its direction; the line feed is not among it."""
+
+
+def escaped(text: str, *, lines: bool = False) -> str:
+    r"""Text that a terminal shows as it is: control characters as \x1b or \u202e, line feeds too unless `lines`."""
+    shown = _HARMFUL.sub(lambda m: m.group().encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+    return shown if lines else shown.replace("\n", "\\n")
+
 
 class QirError(Exception):
     """Base of all errors raised on purpose by this package.
@@ -12,7 +23,7 @@ class QirError(Exception):
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
         self.where, self.hint = where, hint
         text = f"{where}: {message}" if where else message
-        super().__init__(f"{text} ({hint})" if hint else text)
+        super().__init__(escaped(f"{text} ({hint})" if hint else text, lines=True))
 
 
 class ModelError(QirError):

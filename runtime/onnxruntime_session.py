@@ -37,7 +37,7 @@ class OnnxRuntime:
         self.graph, self.opset = graph, opset
         self.options = ort.SessionOptions()
         self.options.intra_op_num_threads = threads
-        self.options.log_severity_level = 3
+        self.options.log_severity_level = 4  # what it says is in its exceptions; its own lines would mix with ours
         self.options.enable_profiling = profile
         # before 1.31 a buffer of n 4-bit elements (n/2 bytes) was given again to tensors of n bytes
         self.wide = carries_wide(graph, opset)

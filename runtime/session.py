@@ -95,22 +95,24 @@ class Session:
 
 
 def default_backend(graph: Graph) -> str:
-    """ "cuda" where there is a GPU and CuPy, "cpu" where there is numba, else "reference": the bits are the same.
+    """The fastest that is here for this graph; the bits of integer graphs are the same in all.
 
-    Float and QDQ graphs run on the reference, the only one of the three that is made for them.
+    Integer graphs: "cuda" where there is a GPU and CuPy, "cpu" where there is numba, "onnxruntime", "reference".
+    Float and QDQ graphs: "onnxruntime", "reference".
     """
-    if graph.stage is not Stage.INTEGER:
-        return "reference"
-    if find_spec("cupy") is not None:
-        from .cuda.cupy_device import find_gpu
+    if graph.stage is Stage.INTEGER:
+        if find_spec("cupy") is not None:
+            from .cuda.cupy_device import find_gpu
 
-        try:
-            find_gpu()
-        except BackendError as error:
-            log.info("the CUDA runtime is passed over: %s", error)
-        else:
-            return "cuda"
-    return "cpu" if find_spec("numba") is not None else "reference"
+            try:
+                find_gpu()
+            except BackendError as error:
+                log.info("the CUDA runtime is passed over: %s", error)
+            else:
+                return "cuda"
+        if find_spec("numba") is not None:
+            return "cpu"
+    return "onnxruntime" if find_spec("onnxruntime") is not None else "reference"
 
 
 def backend_class(name: str) -> Any:

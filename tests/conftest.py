@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from qir.graph import Graph
+
+settings.register_profile("qir", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("qir")
 
 KIT = Path(__file__).resolve().parents[2] / "shared" / "kit"
 

@@ -67,6 +67,7 @@ class Problem:
 
     layers:    name -> choices; the same cost names in all of them.
     groups:    layers that must have the same bits (groups that share a layer are one).
+    shared:    layers that read one tensor: the same bits of the input, whatever their weights have.
     pinned:    layer -> the bits it must have.
     forbidden: layer -> bits it must not have.
     Raises QuantizationError where a name is unknown, a figure is not finite, bits come twice, or a group has no choice.
@@ -76,9 +77,10 @@ class Problem:
     groups: Sequence[Collection[str]] = ()
     pinned: Mapping[str, Bits] = field(default_factory=dict[str, Bits])
     forbidden: Mapping[str, Collection[Bits]] = field(default_factory=dict[str, Collection[Bits]])
+    shared: Sequence[Collection[str]] = ()
 
     def __post_init__(self) -> None:
-        named = [*self.pinned, *self.forbidden, *(name for group in self.groups for name in group)]
+        named = [*self.pinned, *self.forbidden, *(name for group in (*self.groups, *self.shared) for name in group)]
         for name in named:
             if name not in self.layers:
                 raise QuantizationError("no such layer to assign bits to", where=f"layer {name!r}")
@@ -94,7 +96,31 @@ class Problem:
                     raise QuantizationError(
                         f"{format_bits(c.bits)} has a figure that is negative or not finite", where=f"layer {name!r}"
                     )
-        self.blocks()
+        self._check_inputs()
+
+    def sharing(self) -> list[list[int]]:
+        """Numbers of the blocks that must agree on the bits of their inputs, for each group of `shared`."""
+        number = {name: i for i, (members, _) in enumerate(self.blocks()) for name in members}
+        groups = (list(dict.fromkeys(number[name] for name in group)) for group in self.shared)
+        return [group for group in groups if len(group) > 1]
+
+    def _check_inputs(self) -> None:
+        """Raises QuantizationError where layers that read one tensor have no width of it in common."""
+        blocks = self.blocks()
+        widths = [{c.bits[1] for c in choices} for _, choices in blocks]
+        groups, changed = self.sharing(), True
+        while changed:
+            changed = False
+            for group in groups:
+                common = set.intersection(*(widths[i] for i in group))
+                if not common:
+                    names = ", ".join(name for i in group for name in blocks[i][0])
+                    raise QuantizationError(
+                        f"no bits of the tensor that {names} read are left",
+                        hint="they must agree on it; loosen what is pinned or forbidden, or add choices",
+                    )
+                for i in group:
+                    changed, widths[i] = changed or widths[i] != common, common
 
     @property
     def cost_names(self) -> set[str]:
@@ -229,6 +255,11 @@ class _Model:
         self.model += excess if relaxed else self._sum(omega, UNITS / top if top > 0 else 1.0)
         for row in self.x:
             self.model += p.lpSum(row) == 1
+        for first, *others in problem.sharing():
+            for width in sorted({c.bits[1] for i in (first, *others) for c in self.blocks[i][1]}):
+                one, *rest = (self._with_input(i, width) for i in (first, *others))
+                for other in rest:
+                    self.model += one == other
         for name, limit in limits.items():
             rises = self._rises(lambda c, name=name: c.costs[name])
             top = math.fsum(max(row) for row in rises)
@@ -239,6 +270,11 @@ class _Model:
             elif left < top:  # else it limits nothing
                 unit = max(left, LEAST_SHARE * top) or 1.0
                 self.model += self._sum(rises, 1 / unit) <= left / unit
+
+    def _with_input(self, block: int, width: int) -> Any:
+        """1 where the block's choice has this width of its input."""
+        choices = self.blocks[block][1]
+        return self.pulp.lpSum(x for x, c in zip(self.x[block], choices, strict=True) if c.bits[1] == width)
 
     def _variable(self, name: str, **options: Any) -> Any:
         """PuLP 3.3 and later make variables through the problem, earlier ones by themselves."""

@@ -56,7 +56,7 @@ class Found:
 
 
 def same_input(graph: Graph) -> list[Collection[str]]:
-    """Groups of linear layers that read one tensor: it is quantized once  [HAWQ-V3 fig. 3]."""
+    """Groups of linear layers that read one tensor: it is quantized once, the weights of each by themselves."""
     groups: dict[str, list[str]] = {}
     for node in linear_nodes(graph):
         groups.setdefault(node.input(0).name, []).append(node.name)
@@ -96,8 +96,8 @@ def problem_of(
 ) -> Problem:
     """The program of a float graph's linear layers.
 
-    pin_ends: first and last layers keep 8/8.  residual_groups: layers that a sum joins agree, as those that read one
-    tensor always do.  latency: a table for all layers and choices; without it there is no cost "latency".
+    pin_ends: first and last layers keep 8/8.  residual_groups: layers that a sum joins have the same bits.  Layers that read
+    one tensor have the same bits of it, and weights of any.  latency: a table for all layers and choices; without it there is no cost "latency".
     Raises QuantizationError where the table or the sensitivities lack a layer.
     """
     layers: dict[str, list[Choice]] = {}
@@ -126,9 +126,9 @@ def problem_of(
         for node in first_and_last(graph):
             if node.name in layers and any(c.bits == (8, 8) for c in layers[node.name]):
                 fixed.setdefault(node.name, (8, 8))
-    groups = [g for g in same_input(graph) if all(n in layers for n in g)]
-    groups += joined(graph) if residual_groups else []
-    return Problem(layers, groups, fixed, forbidden or {})
+    shared = [known for g in same_input(graph) if len(known := [n for n in g if n in layers]) > 1]
+    groups = joined(graph) if residual_groups else []
+    return Problem(layers, groups, fixed, forbidden or {}, shared)
 
 
 def limit_of(text: str | float, cost: str, uniform: Assignment) -> float:

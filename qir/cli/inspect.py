@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qir import cost
+from qir.errors import escaped
 from qir.graph import Graph, Stage, Value
 from qir.passes.report import count_operators
 from qir.types import QuantParams
@@ -36,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
 
 def describe(value: Value) -> str:
     shape = "x".join(str(d) for d in value.shape)
-    text = f"{value.name}: {value.dtype} {shape}"
+    text = f"{escaped(value.name)}: {value.dtype} {shape}"
     return text if value.quant is None else f"{text}, {grid(value.quant)}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -9,18 +11,40 @@ from typing import Any, Generic, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qir.errors import escaped
+
 T = TypeVar("T")
 
 
+class Escaping(logging.Formatter):
+    """Log lines that cannot steer a terminal, whatever names a model has."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record), lines=True)
+
+
 def say(text: str = "") -> None:
-    """One line on stdout, at once: a pipe's reader sees it when it happens."""
-    sys.stdout.write(text + "\n")
+    """Lines on stdout, at once: a pipe's reader sees them when it happens.  Control characters are shown, not sent."""
+    sys.stdout.write(escaped(text, lines=True) + "\n")
     sys.stdout.flush()
+
+
+def say_json(data: Any) -> None:
+    """JSON on stdout; infinities (an SQNR of equal tensors) as null, which every reader takes."""
+    say(json.dumps(_finite(data), indent=1, ensure_ascii=True))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if abs(data) < float("inf") else None
+    if isinstance(data, dict):
+        return {str(k): _finite(v) for k, v in data.items()}
+    return [_finite(v) for v in data] if isinstance(data, list | tuple) else data
 
 
 def table(rows: Sequence[Sequence[Any]], heads: Sequence[str], right: str = "") -> str:
     """Aligned columns; `right` has a letter r for each column that is set flush right ("lrr")."""
-    cells = [[str(c) for c in row] for row in [heads, *rows]]
+    cells = [[escaped(str(c)) for c in row] for row in [heads, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
     aligned = (right + "l" * len(heads))[: len(heads)]
     lines = [

@@ -46,6 +46,8 @@ def brute_force(problem: Problem, limits: Mapping[str, float]) -> float | None:
         bits = {n: c.bits for n, c in zip(names, combination, strict=True)}
         if any(len({bits[n] for n in group}) > 1 for group in problem.groups):
             continue
+        if any(len({bits[n][1] for n in group}) > 1 for group in problem.shared):
+            continue
         if any(bits[n] != b for n, b in problem.pinned.items()):
             continue
         if any(bits[n] in banned for n, banned in problem.forbidden.items()):
@@ -63,7 +65,7 @@ def test_it_is_optimal(seed: int) -> None:
     if seed % 3 == 1:
         decided = {"groups": [("l0", "l3"), ("l3", "l4")], "forbidden": {"l1": [(4, 4)]}}
     if seed % 3 == 2:
-        decided = {"pinned": {"l2": (8, 8)}, "groups": [("l1", "l5")]}
+        decided = {"pinned": {"l2": (8, 8)}, "groups": [("l1", "l5")], "shared": [("l0", "l1", "l4")]}
     problem = random_problem(rng, 6, **decided)
     low, high = problem.uniform((4, 4)).costs, problem.uniform((8, 8)).costs
     names = [["size"], ["bops", "latency"], ["size", "bops", "latency", "linear", "quadratic"]][seed % 3]
@@ -78,8 +80,22 @@ def test_it_is_optimal(seed: int) -> None:
     assert all(found.costs[k] <= limits[k] for k in limits)
     for group in problem.groups:
         assert len({found.bits[n] for n in group}) == 1
+    for group in problem.shared:
+        assert len({found.bits[n][1] for n in group}) == 1
     for name, bits in problem.pinned.items():
         assert found.bits[name] == bits
+
+
+def test_readers_of_one_tensor_share_its_bits_and_not_those_of_their_weights() -> None:
+    rng = np.random.default_rng(5)
+    apart = random_problem(rng, 2, shared=[("l0", "l1")])
+    tied = Problem(apart.layers, groups=apart.shared)
+    limit = {"size": apart.total({"l0": (4, 8), "l1": (8, 8)}).costs["size"]}
+    one, two = solve(apart, limit), solve(tied, limit)
+    assert one.bits["l0"][1] == one.bits["l1"][1] and one.bits["l0"][0] != one.bits["l1"][0]
+    assert one.perturbation < two.perturbation
+    with pytest.raises(QuantizationError, match="no bits of the tensor that l0, l1 read"):
+        Problem(apart.layers, shared=[("l0", "l1")], pinned={"l0": (8, 8), "l1": (8, 4)})
 
 
 def test_limits_that_cannot_be_met_are_answered_with_the_nearest_that_can() -> None:

@@ -148,7 +148,7 @@ def test_reference_frees_what_is_dead(two_convs: Any) -> None:
 def test_the_default_is_the_fastest_backend_here(
     two_convs: Any, feeds: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    """CUDA with CuPy and a GPU, else the CPU runtime, without numba the reference; float graphs: the reference."""
+    """CUDA with CuPy and a GPU, else the CPU runtime, without numba onnxruntime, without that the reference."""
     integer: Graph = two_convs()
     real = Graph("real")
     real.set_outputs([real.add_node("Relu", [real.add_input("x", TensorType(DType.FLOAT32, ("N", 2)))]).output])
@@ -161,9 +161,11 @@ def test_the_default_is_the_fastest_backend_here(
         assert default.backend == "cpu"
         for name, array in Session(integer, "reference").run(feeds).items():
             np.testing.assert_array_equal(default.run(feeds)[name], array)
-    assert Session(real).backend == "reference"
+    assert Session(real).backend == "onnxruntime"
     missing.add("numba")
-    assert Session(integer).backend == "reference"
+    assert Session(integer).backend == "onnxruntime"
+    missing.add("onnxruntime")
+    assert Session(integer).backend == Session(real).backend == "reference"
 
     class FakeRuntime:
         devices = 1
@@ -177,6 +179,6 @@ def test_the_default_is_the_fastest_backend_here(
     cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=lambda _: hopper))
     monkeypatch.setattr(session_module, "find_spec", lambda name: name)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    assert session_module.default_backend(integer) == "cuda" and session_module.default_backend(real) == "reference"
+    assert session_module.default_backend(integer) == "cuda" and session_module.default_backend(real) == "onnxruntime"
     runtime.devices = 0
     assert session_module.default_backend(integer) == "cpu"
