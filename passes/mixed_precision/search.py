@@ -96,8 +96,9 @@ def problem_of(
 ) -> Problem:
     """The program of a float graph's linear layers.
 
-    pin_ends: first and last layers keep 8/8.  residual_groups: layers that a sum joins have the same bits.  Layers that read
-    one tensor have the same bits of it, and weights of any.  latency: a table for all layers and choices; without it there is no cost "latency".
+    pin_ends: first and last layers keep 8/8.  residual_groups: layers that a sum joins have the same bits.
+    latency: a table for all layers and choices; without it there is no cost "latency".  Layers that read one tensor
+    have the same bits of it, and weights of any.
     Raises QuantizationError where the table or the sensitivities lack a layer.
     """
     layers: dict[str, list[Choice]] = {}
