@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -62,6 +63,7 @@ class Interrupts:
         """One line and exit 130, at once."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         end_workers()
+        end_children()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
@@ -89,3 +91,11 @@ def end_workers() -> None:
     module: Any = sys.modules.get("multiprocessing.process")
     for child in list(module.active_children()) if module else []:
         child.kill()
+
+
+def end_children() -> None:
+    """Kill every child, as Linux lists them: one may have been forked a moment before its pool knew of it."""
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for number in path.read_text().split():
+                os.kill(int(number), signal.SIGKILL)
