@@ -10,14 +10,19 @@ import contextlib
 import os
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+INTERRUPTED = 130
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl."""
+
 UNWINDING = 1.0
-"""Seconds in which temporary files go; a pool whose workers are gone might wait for ever."""
+"""Seconds in which temporary files go."""
 
 _watching: list[Interrupts] = []
+_parent = [0]
+"""Which process forked last."""
 
 
 class Interrupts:
@@ -30,15 +35,18 @@ class Interrupts:
     def install(self) -> None:
         signal.signal(signal.SIGINT, self.handle)
         sys.unraisablehook = self.unraisable
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=note_parent, after_in_child=obey_parent)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Ends a worker quietly; in the first process ends the workers and raises KeyboardInterrupt, once."""
+        """Ends a worker quietly; in the first process leaves, or raises KeyboardInterrupt, once."""
         if os.getpid() != self.process:
-            os._exit(130)
+            os._exit(INTERRUPTED)
         if self.seen:
             return
         self.seen = True
-        end_workers()
+        if workers():
+            self.leave()  # a pool that is torn down while it starts prints tracebacks, or waits for ever
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
                 self.leave()  # C code that imports prints and carries on; and there is nothing to unwind yet
@@ -62,15 +70,14 @@ class Interrupts:
     def leave(self) -> NoReturn:
         """One line and exit 130, at once."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        end_workers()
-        end_children()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the signal came in the middle of a write
+            sys.stdout.flush()
         shown = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides the cursor
         with contextlib.suppress(OSError):
             os.write(2, shown + b"interrupted\n")
-        os._exit(130)
+        for child in workers():
+            child.kill()
+        os._exit(INTERRUPTED)
 
 
 def watch() -> Interrupts:
@@ -86,16 +93,24 @@ def seen() -> bool:
     return any(w.seen for w in _watching)
 
 
-def end_workers() -> None:
-    """Kill the processes of this one's pools."""
+def workers() -> list[Any]:
+    """The processes of this one's pools."""
     module: Any = sys.modules.get("multiprocessing.process")
-    for child in list(module.active_children()) if module else []:
-        child.kill()
+    return list(module.active_children()) if module else []
 
 
-def end_children() -> None:
-    """Kill every child, as Linux lists them: one may have been forked a moment before its pool knew of it."""
-    for path in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for number in path.read_text().split():
-                os.kill(int(number), signal.SIGKILL)
+def note_parent() -> None:
+    """Before a fork."""
+    _parent[0] = os.getpid()
+
+
+def obey_parent() -> None:
+    """In a forked worker: leave Ctrl-C to the parent, and end when it ends (it may not know of the worker yet)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != _parent[0]:
+            os._exit(INTERRUPTED)
