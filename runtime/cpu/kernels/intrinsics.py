@@ -13,6 +13,7 @@ G activations against NV vectors of weights in every step.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,20 +24,40 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from qir.errors import BackendError
+
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
 
-def host_kind() -> str:
-    """The best dot-product step that this CPU has."""
+KINDS = ("vnni512", "vnni256", "avx2", "generic")
+"""From the best to what runs anywhere."""
+
+
+def host_kinds() -> list[str]:
+    """The dot-product steps that this CPU has, best first."""
     features: dict[str, bool] = dict(llvm.get_host_cpu_features())
-    if features.get("avx512vnni") and features.get("avx512vl"):
-        return "vnni512"
-    if features.get("avxvnni"):
-        return "vnni256"
-    return "avx2" if features.get("avx2") else "generic"
+    has = {
+        "vnni512": features.get("avx512vnni") and features.get("avx512vl") and features.get("avx512bw"),
+        "vnni256": features.get("avxvnni") or (features.get("avx512vnni") and features.get("avx512vl")),
+        "avx2": features.get("avx2"),
+        "generic": True,
+    }
+    return [kind for kind in KINDS if has[kind]]
 
 
-KIND = host_kind()
+def chosen_kind() -> str:
+    """The best step, or the one that QIR_CPU_KIND names: what other CPUs take can be tried here.
+
+    Raises BackendError for a kind that this CPU lacks.
+    """
+    able = host_kinds()
+    wanted = os.environ.get("QIR_CPU_KIND", able[0])
+    if wanted not in able:
+        raise BackendError(f"QIR_CPU_KIND={wanted!r}; this CPU has {', '.join(able)}", hint="unset QIR_CPU_KIND")
+    return wanted
+
+
+KIND = chosen_kind()
 LANES = 16 if KIND == "vnni512" else 8
 GROUP = 4 if KIND.startswith("vnni") else 2
 ELEMENT = 1 if GROUP == 4 else 2

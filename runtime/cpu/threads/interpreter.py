@@ -19,7 +19,7 @@ from numba import njit, types
 from ..kernels.depthwise import depthwise_chunk
 from ..kernels.epilogue import run_tail
 from ..kernels.gemm import gemm_chunk
-from ..kernels.intrinsics import as_pointer, atomic_load, carray, fetch_add, pause
+from ..kernels.intrinsics import KIND, as_pointer, atomic_load, carray, fetch_add, pause
 from ..kernels.movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
 from ..kernels.pooling import depthwise_region, pool_region
 from ..kernels.record import (
@@ -171,10 +171,10 @@ def _build(digest: int) -> Any:
 
 
 def _digest() -> int:
-    """A number that changes with the source of any kernel."""
+    """A number that changes with the source of any kernel, and with the kind of CPU they are made for."""
     kernels = sorted((Path(__file__).parents[1] / "kernels").glob("*.py"))
     text = b"".join(path.read_bytes() for path in (*kernels, Path(__file__)))
-    return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(text + KIND.encode(), digest_size=6).digest(), "little")
 
 
 execute: Any = _build(_digest())
