@@ -23,7 +23,7 @@ from qir.graph import Graph
 from qir.models import resnet18, resnet50
 from qir.passes.calibration.collect import calibrate
 from qir.passes.mixed_precision import search
-from qir.passes.mixed_precision.assign_bits import ROUNDING, Assignment, Choice, Problem, solve
+from qir.passes.mixed_precision.assign_bits import ROUNDING, Assignment, BitChoice, Problem, solve
 from qir.passes.mixed_precision.cost_model import COSTS, Work
 from qir.passes.mixed_precision.sensitivity import Sensitivity, measure_sensitivity
 from qir.passes.recipes import RECIPES
@@ -38,11 +38,11 @@ PAIRS = ((4, 4), (4, 8), (8, 8))
 
 def problem_of(network: dict[str, Any]) -> Problem:
     """HAWQ-V3's figures as a problem: Omega = trace * ||Q(W) - W||^2."""
-    layers: dict[str, list[Choice]] = {}
+    layers: dict[str, list[BitChoice]] = {}
     for i, trace in enumerate(network["trace"]):
         work = Work(network["macs"][i], network["parameters"][i])
         layers[str(i)] = [
-            Choice(
+            BitChoice(
                 (b, b), trace * network[f"delta_w{b}"][i],
                 {
                     "size": COSTS["size"](work, (b, b)), "bops": COSTS["bops"](work, (b, b)),
@@ -149,12 +149,13 @@ def main() -> None:
                 lines.append(row(name, cost, f"{want['fraction']:.2f}", found, int8, "yes" if same else "NO"))
     rng = np.random.default_rng(0)
     pairs = [(4, 4), (4, 8), (8, 4), (8, 8)]
-    layers: dict[str, list[Choice]] = {}
+    layers: dict[str, list[BitChoice]] = {}
     for i in range(53):
         work = Work(int(rng.integers(10**6, 2 * 10**8)), int(rng.integers(10**3, 2 * 10**6)))
         scale = float(rng.lognormal(0, 2))
         layers[str(i)] = [
-            Choice(b, scale * (4.0 ** -b[0] + 4.0 ** -b[1]), {k: f(work, b) for k, f in COSTS.items()}) for b in pairs
+            BitChoice(b, scale * (4.0 ** -b[0] + 4.0 ** -b[1]), {k: f(work, b) for k, f in COSTS.items()})
+            for b in pairs
         ]
     problem = Problem(layers)
     low, high = problem.uniform((4, 4)).costs, problem.uniform((8, 8)).costs

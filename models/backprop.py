@@ -130,7 +130,7 @@ RULES: dict[str, Callable[..., tuple[Array, Backward]]] = {
 }  # fmt: skip
 
 
-class Tape:
+class TrainingTape:
     """A float graph with trainable parameters: forward, backward, running statistics.
 
     parameters: {constant of the graph: float32 array}, changed by whoever trains; `store` writes them back.

@@ -19,7 +19,7 @@ from qir.graph import Value
 from qir.io import save
 from qir.types import Array
 
-from .backprop import Tape
+from .backprop import TrainingTape
 from .bundle import FOLDER, Digits, normalize
 from .digit_networks import DIGITS
 
@@ -60,13 +60,13 @@ def cross_entropy_gradient(logits: Array, labels: Array) -> tuple[float, Array]:
     return loss, (p / len(labels)).astype(np.float32)
 
 
-def accuracy(tape: Tape, x: Array, labels: Array) -> float:
+def accuracy(tape: TrainingTape, x: Array, labels: Array) -> float:
     return float((tape.forward(x).argmax(1) == labels).mean())
 
 
-def train(name: str, pixels: Array, labels: Array, epochs: int, seed: int) -> Tape:
+def train(name: str, pixels: Array, labels: Array, epochs: int, seed: int) -> TrainingTape:
     """One network from He initialization, BatchNorm at its usual start (gamma 1, beta 0)."""
-    tape = Tape(DIGITS[name](seed))
+    tape = TrainingTape(DIGITS[name](seed))
     for value, array in tape.parameters.items():
         if array.ndim == 1:
             ones = value.name.endswith(("weight", "running_var"))

@@ -19,6 +19,7 @@ import numpy as np
 
 from qir.errors import DataError
 from qir.graph import Graph, Node, Value
+from qir.ops import op_of
 from qir.ops.requantize import params_of
 from qir.types import Array, QuantParams
 
@@ -28,9 +29,9 @@ from .manager import PassManager
 from .mixed_precision.sensitivity import perturbation, run_all
 from .pipeline import run_recipe
 from .quantization.insert_qdq import channel_axis
-from .quantization.placement import LINEAR
 from .quantization.ranges import Ranges
 from .recipes import Recipe
+from .simplify.strip_softmax import StripSoftmax
 
 FLOAT_DB = 60.0
 """Below this SQNR the prepared graph is not the float network any more."""
@@ -148,8 +149,6 @@ def diagnose(
     feeds = list(batches)
     if not feeds:
         raise DataError("no data to diagnose with")
-    from .simplify.strip_softmax import StripSoftmax
-
     plain = StripSoftmax().apply(graph)[0] if recipe.strip_softmax else graph
     done = run_recipe(recipe, graph, feeds)
     prepared, ranges = done.prepared, done.ranges
@@ -190,7 +189,7 @@ def _point(back: Node, prepared: Graph) -> tuple[str, Culprit, QuantParams]:
     """A DequantizeLinear of a QDQ graph: its name, what it quantizes (SQNR not known yet) and the grid."""
     q, maker = params_of(back), back.input(0).producer
     uses = back.output.uses()
-    while uses and uses[0][0].op in ("QuantizeLinear", "DequantizeLinear"):  # a narrower grid behind a wide one
+    while uses and op_of(uses[0][0].op).border:  # a narrower grid behind a wide one
         uses = uses[0][0].output.uses()
     reader, index = uses[0] if uses else (None, 0)
     if maker is None and reader is not None:
@@ -226,7 +225,7 @@ def _explained(graph: Graph, c: Culprit, q: QuantParams, ranges: Ranges, seen: S
     facts: list[str] = []
     advice: list[str] = []
     node = next((n for n in graph.nodes if n.name == c.layer), None)
-    linear = node is not None and node.op in LINEAR
+    linear = node is not None and op_of(node.op).linear
     if c.side == "weights" and node is not None and linear:
         w = node.input(1).array().astype(np.float64)
         axis = channel_axis(node)

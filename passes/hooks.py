@@ -9,6 +9,7 @@ import numpy as np
 
 from qir.errors import GraphError
 from qir.graph import Graph
+from qir.running import session
 from qir.types import Array
 
 from .manager import AfterHook, Pass
@@ -40,9 +41,7 @@ def compare_numerically(
     """
 
     def hook(step: Pass, before: Graph, after: Graph, report: PassReport) -> None:
-        from qir.runtime.session import Session  # execution is needed only here
-
-        a, b = Session(before, backend).run(dict(feeds)), Session(after, backend).run(dict(feeds))
+        a, b = session(before, backend).run(dict(feeds)), session(after, backend).run(dict(feeds))
         for name in a.keys() & b.keys():
             x, y = np.asarray(a[name], np.float64), np.asarray(b[name], np.float64)
             if x.shape != y.shape:

@@ -6,7 +6,6 @@ to layer `second`, over values with a single use that are no graph outputs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qir.graph import Graph, Node, Value
+from qir.graph import Graph, Node
+from qir.ops import op_of
 
 from .channel_math import (
     gemm_axes,
@@ -29,17 +29,9 @@ from .report import PassReport
 
 Floats = NDArray[np.float64]
 
-LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-HOMOGENEOUS = frozenset(
-    {
-        "Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity",
-        "Dropout", "Flatten", "Reshape", "Squeeze", "ReduceMean", "ReduceMax", "ReduceSum", "Pad", "Resize",
-    }
-)  # fmt: skip
-
 MOVES_CONSTANTS = frozenset({"Relu", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "Identity", "Dropout", "Flatten"})
-"""Those through which a constant of each channel passes unchanged (Relu: as long as it stays below the values)."""
+"""Those through which a constant of each channel passes unchanged (Relu: as long as it stays below the values).
+A choice of AbsorbBias, which also wants the channels to stay where they are; no fact of the operators."""
 
 
 class Layer:
@@ -161,7 +153,7 @@ def find_links(graph: Graph, report: PassReport, *, rule: str, clips: bool = Fal
     """All links, in topological order. clips: also through Clip(0, hi). Why a layer has none is recorded as a miss."""
     layers: dict[Node, Layer] = {}
     for node in graph.nodes:
-        if node.op not in LINEAR:
+        if not op_of(node.op).linear:
             continue
         reason = unfit(node)
         if reason is None:
@@ -212,56 +204,25 @@ def _follow(first: Layer, layers: Mapping[Node, Layer], clips: bool) -> Link | s
             if rest or (repeat > 1 and not any(n.op in ("Flatten", "Reshape") for n in path)):
                 return f"{node} takes other channels"
             return Link(first, tuple(path), second, repeat)
-        reason = blocked(node, value, index, clips)
+        reason = blocked(node, index, clips)
         if reason is not None:
             return reason
         path.append(node)
         value = node.output
 
 
-def blocked(node: Node, x: Value, index: int, clips: bool) -> str | None:
-    """Why scaling each channel of x does not commute with the node, or None."""
+def blocked(node: Node, index: int, clips: bool) -> str | None:
+    """Why scaling each channel of input `index` does not commute with the node, or None."""
     if node.op == "Clip":
         if clips and clip_limit(node) is not None:
             return None
         return f"{node} does not scale with its input"
-    if node.op not in HOMOGENEOUS:
+    op = op_of(node.op)
+    if not op.homogeneous:
         return f"{node} does not scale with its input"
     if index != 0:
         return f"{node} takes it as input {index}"
-    if node.op in ("Flatten", "Reshape", "Squeeze") and not keeps_channels(x, node.output):
-        return f"{node} moves channels"
-    if node.op.startswith("Reduce"):
-        axes = node.optional(1)
-        rank = x.type.rank
-        if axes is None or axes.data is None or any(int(a) % rank < 2 for a in axes.data.reshape(-1)):
-            return f"{node} mixes channels"
-    if node.op == "Pad" and not _pads_space_with_zeros(node, x.type.rank):
-        return f"{node} pads with something else than zeros, or pads channels"
-    if node.op == "PRelu" and not node.input(1).is_constant:
-        return f"{node} computes its slopes"
-    if node.op == "Resize" and x.shape[1] != node.output.shape[1]:
-        return f"{node} resizes channels"
-    return None
-
-
-def keeps_channels(x: Value, y: Value) -> bool:
-    """Whether a reshape leaves (N, C, ...) as (N, C, ...) or as (N, C * everything else)."""
-    if x.type.rank < 2 or y.type.rank < 2 or x.shape[0] != y.shape[0]:
-        return False
-    if y.shape[1] == x.shape[1]:
-        return True
-    sizes = [d for d in x.shape[1:] if isinstance(d, int)]
-    return y.type.rank == 2 and len(sizes) == x.type.rank - 1 and y.shape[1] == math.prod(sizes)
-
-
-def _pads_space_with_zeros(node: Node, rank: int) -> bool:
-    pads, value = node.input(1).data, node.optional(2)
-    if node.attrs["mode"] != "constant" or pads is None or node.optional(3) is not None:
-        return False
-    if value is not None and (value.data is None or value.data.any()):
-        return False
-    return not any(int(pads[i]) or int(pads[rank + i]) for i in (0, 1))
+    return op.mixes_channels(node)
 
 
 def clip_limit(node: Node) -> float | None:

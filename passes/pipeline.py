@@ -12,6 +12,8 @@ from typing import Any
 
 from qir.errors import DataError, QuantizationError, StageError
 from qir.graph import Graph, Stage
+from qir.io import load
+from qir.ops import op_of
 from qir.types import Array
 
 from .calibration.collect import Feeds, Progress, collect, ranges_from
@@ -20,14 +22,13 @@ from .calibration.data import batches
 from .calibration.data_free import BATCH_NORM_TABLE, data_free_ranges
 from .manager import PassManager
 from .quantization.lower_to_dyadic import LowerToDyadic
-from .quantization.placement import LINEAR
 from .quantization.ranges import Interval, Ranges
 from .recipes import Recipe, recipe_of
 from .report import PassReport, Report
 
 
 @dataclass(frozen=True)
-class Quantized:
+class RecipeResult:
     """All that a recipe made: the prepared float graph, the ranges, the QDQ graph, the integer graph, the report."""
 
     prepared: Graph
@@ -62,8 +63,6 @@ def quantize(
     passes and the data raise.
     """
     if not isinstance(model, Graph):
-        from qir.io import load
-
         model = load(model, input_shapes=input_shapes)
     if model.stage is Stage.QDQ:
         return PassManager([LowerToDyadic()]).run(model)
@@ -85,7 +84,7 @@ def run_recipe(
     executor: Executor | None = None,
     progress: Progress | None = None,
     input_ranges: Mapping[str, Interval] | None = None,
-) -> Quantized:
+) -> RecipeResult:
     """A recipe on a float graph; `feeds` are batches (mappings from input name to array), None where it needs none."""
     if graph.stage is Stage.INTEGER:
         raise StageError("is an integer graph already", where=f"graph {graph.name!r}")
@@ -121,12 +120,12 @@ def run_recipe(
     *placing, lowering = recipe.quantize(ranges, prepared, means, feeds).passes
     qdq, second = PassManager(placing).run(prepared)
     integer, third = PassManager([lowering]).run(qdq)
-    return Quantized(prepared, ranges, qdq, integer, report + Report([calibration]) + second + third)
+    return RecipeResult(prepared, ranges, qdq, integer, report + Report([calibration]) + second + third)
 
 
 def _check_layers(recipe: Recipe, prepared: Graph) -> None:
     """Raises QuantizationError where the recipe gives bits to a layer that is not there."""
-    known = [n.name for n in prepared.nodes if n.op in LINEAR]
+    known = [n.name for n in prepared.nodes if op_of(n.op).linear]
     for name in recipe.layers:
         if name not in known:
             near = get_close_matches(name, known, 1)

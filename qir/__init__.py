@@ -33,6 +33,10 @@ _PARTS = ("io", "models", "passes", "runtime")
 """Sub-packages that `import qir` makes reachable as attributes, without importing them yet."""
 
 
+RUNNER = "qir.runtime.session:Session"
+"""Who runs graphs for passes unless they are handed a runner: `qir.running` reads it.  This file stands above both."""
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)

@@ -12,10 +12,13 @@ from concurrent.futures import Executor, Future
 
 from qir.errors import DataError, QirError
 from qir.graph import Graph
+from qir.io import load, to_onnx
+from qir.running import session
 from qir.types import Array
 
 from ..quantization.placement import is_activation, observed
 from ..quantization.ranges import Interval, Ranges, TensorRange
+from .data_free import data_free_ranges
 from .observers import Statistics
 from .range_methods import RangeOptions, method_of
 
@@ -78,8 +81,6 @@ def calibrate(
     input_ranges: for "bn", what the graph's inputs hold.
     """
     if method == "bn":
-        from .data_free import data_free_ranges
-
         return data_free_ranges(graph, input_ranges=input_ranges)
     method_of(method)
     seen = collect(graph, batches or (), executor=executor, samples=samples, progress=progress)
@@ -127,9 +128,7 @@ class _Watcher:
     def __init__(
         self, graph: Graph, names: Sequence[str], axes: Mapping[str, int], rows: frozenset[str], threads: int = 0
     ) -> None:
-        from qir.runtime import Session
-
-        self.session = Session(graph, backend="onnxruntime", threads=threads)
+        self.session = session(graph, backend="onnxruntime", threads=threads)
         self.names, self.axes, self.rows = list(names), axes, rows
 
     def __call__(self, feeds: Feeds) -> Statistics:
@@ -150,8 +149,6 @@ def observe_batch(job: Job, feeds: Feeds) -> Statistics:
     digest, model, names, axes, rows = job
     key = (digest, names)
     if key not in _watchers:
-        from qir.io import load
-
         _watchers.clear()
         _watchers[key] = _Watcher(load(model), names, axes, rows, threads=1)
     return _watchers[key](feeds)
@@ -159,8 +156,6 @@ def observe_batch(job: Job, feeds: Feeds) -> Statistics:
 
 def model_bytes(graph: Graph) -> bytes:
     """The graph as the bytes of an ONNX file, for workers.  Raises QirError where it is too large for one message."""
-    from qir.io import to_onnx
-
     try:
         return to_onnx(graph).SerializeToString()
     except (ValueError, RuntimeError) as error:

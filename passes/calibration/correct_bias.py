@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qir.graph import Graph, Node, Stage, Value
+from qir.ops import op_of
 from qir.ops.requantize import params_of
 from qir.types import Array
 
 from ..manager import Pass
-from ..quantization.placement import LINEAR
 from ..report import PassReport
 from .data_free import analytic_moments
 from .observers import Statistics
@@ -55,9 +55,9 @@ class CorrectBias(Pass):
 
     def run(self, graph: Graph) -> PassReport:
         report = self.report()
-        floats = {n.name: n for n in self.reference.nodes if n.op in LINEAR}
+        floats = {n.name: n for n in self.reference.nodes if op_of(n.op).linear}
         for node in graph.nodes:
-            if node.op not in LINEAR or node.name not in floats:
+            if not op_of(node.op).linear or node.name not in floats:
                 continue
             if self.only is not None and node.name not in self.only:
                 continue

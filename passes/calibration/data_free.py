@@ -19,8 +19,9 @@ from qir.errors import QirError
 from qir.graph import Graph, Node, Value
 from qir.ops import op_of
 from qir.ops.base import dim_at
+from qir.ops.unary import Unary
 
-from ..quantization.placement import LINEAR, POOLS, is_activation, observed
+from ..quantization.placement import is_activation, observed
 from ..quantization.ranges import Interval, Ranges
 
 Floats = NDArray[np.float64]
@@ -35,7 +36,7 @@ _WEIGHTS = np.exp(-(_NODES**2) / 2) / np.exp(-(_NODES**2) / 2).sum()
 
 
 @dataclass(frozen=True)
-class Moments:
+class ChannelMoments:
     """Of each channel (axis 1) of a tensor, or one for all: mean, standard deviation, and limits never exceeded."""
 
     mean: Floats
@@ -44,10 +45,10 @@ class Moments:
     hi: Floats
 
     @staticmethod
-    def normal(mean: Floats, std: Floats) -> Moments:
+    def normal(mean: Floats, std: Floats) -> ChannelMoments:
         """Without limits."""
         free = np.full(mean.shape, math.inf)
-        return Moments(mean, std, -free, free)
+        return ChannelMoments(mean, std, -free, free)
 
     def interval(self, alpha: float) -> Interval:
         """[min(mean - alpha std), max(mean + alpha std)] within the limits  [White Paper eq. 18-19]."""
@@ -55,12 +56,12 @@ class Moments:
         hi = np.minimum(self.mean + alpha * self.std, self.hi)
         return float(np.minimum(lo, hi).min()), float(np.maximum(lo, hi).max())  # a constant's may cross by rounding
 
-    def clipped(self, lo: float, hi: float) -> Moments:
+    def clipped(self, lo: float, hi: float) -> ChannelMoments:
         """After clamping to [lo, hi], the values being normal before; a tail of 1e-6 deviations counts as none."""
         mean, std = clipped_normal(self.mean, self.std, lo, hi)
         gone = std < 1e-6 * self.std
         mean, std = np.where(gone, np.clip(self.mean, lo, hi), mean), np.where(gone, 0.0, std)
-        return Moments(mean, std, np.clip(self.lo, lo, hi), np.clip(self.hi, lo, hi))
+        return ChannelMoments(mean, std, np.clip(self.lo, lo, hi), np.clip(self.hi, lo, hi))
 
 
 def clipped_normal(mean: Floats, std: Floats, lo: float, hi: float) -> tuple[Floats, Floats]:
@@ -90,12 +91,12 @@ def _cdf(z: Floats) -> Floats:
     return np.asarray([0.5 * math.erfc(-v / math.sqrt(2)) for v in z.reshape(-1)]).reshape(z.shape)
 
 
-def analytic_moments(graph: Graph, input_ranges: Mapping[str, Interval] | None = None) -> dict[str, Moments]:
-    """Moments of every activation of a float graph.
+def analytic_moments(graph: Graph, input_ranges: Mapping[str, Interval] | None = None) -> dict[str, ChannelMoments]:
+    """ChannelMoments of every activation of a float graph.
 
     input_ranges: what inputs hold; an input without one is taken as normalized (mean 0, deviation 1).
     """
-    found: dict[Value, Moments] = {}
+    found: dict[Value, ChannelMoments] = {}
     table = graph.tables.get(BATCH_NORM_TABLE, {})
     for value in graph.inputs:
         if is_activation(value):
@@ -106,7 +107,9 @@ def analytic_moments(graph: Graph, input_ranges: Mapping[str, Interval] | None =
                 continue
             if value.name in table:
                 beta, gamma = table[value.name]
-                found[value] = Moments.normal(np.asarray(beta, np.float64), np.abs(np.asarray(gamma, np.float64)))
+                found[value] = ChannelMoments.normal(
+                    np.asarray(beta, np.float64), np.abs(np.asarray(gamma, np.float64))
+                )
             else:
                 found[value] = _propagate(node, value, found)
     return {value.name: moments for value, moments in found.items()}
@@ -120,28 +123,29 @@ def data_free_ranges(
     return Ranges.of({name: moments[name].interval(alpha) for name in observed(graph)}, "bn")
 
 
-def _input(value: Value, given: Interval | None) -> Moments:
+def _input(value: Value, given: Interval | None) -> ChannelMoments:
     if given is None:
-        return Moments.normal(np.zeros(1), np.ones(1))
+        return ChannelMoments.normal(np.zeros(1), np.ones(1))
     lo, hi = (np.full(1, float(v)) for v in given)
-    return Moments((lo + hi) / 2, (hi - lo) / math.sqrt(12.0), lo, hi)
+    return ChannelMoments((lo + hi) / 2, (hi - lo) / math.sqrt(12.0), lo, hi)
 
 
 # -- one operator -----------------------------------------------------------------------------
-def _propagate(node: Node, value: Value, found: Mapping[Value, Moments]) -> Moments:
-    """Moments of an output from those of the inputs."""
+def _propagate(node: Node, value: Value, found: Mapping[Value, ChannelMoments]) -> ChannelMoments:
+    """ChannelMoments of an output from those of the inputs."""
     known = [found[v] for v in node.inputs if v is not None and v in found]
     if not known:
-        return Moments.normal(np.zeros(1), np.ones(1))
-    if node.op in LINEAR and len(known) == 1 and node.input(1).is_constant:
+        return ChannelMoments.normal(np.zeros(1), np.ones(1))
+    op = op_of(node.op)
+    if op.linear and len(known) == 1 and node.input(1).is_constant:
         return _linear(node, found[node.input(0)])
     if node.op == "Relu":
         return known[0].clipped(0.0, math.inf)
     if node.op == "Clip":
         return known[0].clipped(*_limits(node))
-    if node.op in ("Add", "Sub", "Sum"):
+    if op.additive:
         return _sum(node, found)
-    if node.op in POOLS and node.op != "ReduceSum":
+    if op.pools and node.op != "ReduceSum":
         return _fit(known[0], _channels(value))
     if node.op == "Mul":
         return _product(node, value, found)
@@ -156,7 +160,7 @@ def _limits(node: Node) -> Interval:
     return (-math.inf if lo is None else lo), (math.inf if hi is None else hi)
 
 
-def _linear(node: Node, x: Moments) -> Moments:
+def _linear(node: Node, x: ChannelMoments) -> ChannelMoments:
     """mean = sum w mean_x + b, variance = sum w^2 variance_x."""
     w = node.input(1).array().astype(np.float64)
     bias = node.optional(2)
@@ -174,7 +178,7 @@ def _linear(node: Node, x: Moments) -> Moments:
         mean, var = (_grouped(t, v, 1) for t, v in ((m, x.mean), (m * m, x.std**2)))
     if bias is not None and bias.data is not None:
         mean = mean + np.broadcast_to(bias.data.astype(np.float64).reshape(-1), mean.shape)
-    return Moments.normal(mean, np.sqrt(var))
+    return ChannelMoments.normal(mean, np.sqrt(var))
 
 
 def _grouped(w: Floats, x: Floats, group: int) -> Floats:
@@ -183,28 +187,30 @@ def _grouped(w: Floats, x: Floats, group: int) -> Floats:
     return np.einsum("gmc,gc->gm", w.reshape(group, -1, w.shape[1]), full).reshape(-1)
 
 
-def _operand(v: Value, found: Mapping[Value, Moments]) -> Moments | None:
-    """Moments of an activation or of a constant's elements."""
+def _operand(v: Value, found: Mapping[Value, ChannelMoments]) -> ChannelMoments | None:
+    """ChannelMoments of an activation or of a constant's elements."""
     m = found.get(v)
     if m is None and v.data is not None:
         c = v.data.astype(np.float64)
         centre = np.asarray([c.mean()]) if c.size else np.zeros(1)
-        m = Moments(centre, np.asarray([c.std()]), np.asarray([c.min()]), np.asarray([c.max()]))
+        m = ChannelMoments(centre, np.asarray([c.std()]), np.asarray([c.min()]), np.asarray([c.max()]))
     return m
 
 
-def _product(node: Node, value: Value, found: Mapping[Value, Moments]) -> Moments:
+def _product(node: Node, value: Value, found: Mapping[Value, ChannelMoments]) -> ChannelMoments:
     """Of independent variables: mean = m1 m2, variance = m1^2 v2 + m2^2 v1 + v1 v2; limits: those of the corners."""
     pair = [_operand(node.input(i), found) for i in (0, 1)]
-    a, b = (_fit(m, _channels(value)) if m is not None else Moments.normal(np.zeros(1), np.ones(1)) for m in pair)
+    a, b = (
+        _fit(m, _channels(value)) if m is not None else ChannelMoments.normal(np.zeros(1), np.ones(1)) for m in pair
+    )
     var = np.square(a.mean * b.std) + np.square(b.mean * a.std) + np.square(a.std * b.std)
     with np.errstate(invalid="ignore"):  # zero times no limit
         corners = np.stack([np.nan_to_num(p * q, nan=0.0, posinf=np.inf, neginf=-np.inf)
                             for p in (a.lo, a.hi) for q in (b.lo, b.hi)])  # fmt: skip
-    return Moments(a.mean * b.mean, np.sqrt(var), corners.min(0), corners.max(0))
+    return ChannelMoments(a.mean * b.mean, np.sqrt(var), corners.min(0), corners.max(0))
 
 
-def _sum(node: Node, found: Mapping[Value, Moments]) -> Moments:
+def _sum(node: Node, found: Mapping[Value, ChannelMoments]) -> ChannelMoments:
     mean, var, lo, hi = (np.zeros(1) for _ in range(4))
     for i, v in enumerate(node.inputs):
         if v is None:
@@ -215,15 +221,16 @@ def _sum(node: Node, found: Mapping[Value, Moments]) -> Moments:
             mean, var = mean + sign * m.mean, var + m.std**2
             lo, hi = lo + (m.lo if sign > 0 else -m.hi), hi + (m.hi if sign > 0 else -m.lo)
     shape = np.broadcast_shapes(mean.shape, var.shape)
-    return Moments(*(np.broadcast_to(v, shape).copy() for v in (mean, np.sqrt(var), lo, hi)))
+    return ChannelMoments(*(np.broadcast_to(v, shape).copy() for v in (mean, np.sqrt(var), lo, hi)))
 
 
 def _is_unary(node: Node) -> bool:
+    op = op_of(node.op)
     shapes = node.input(0).shape == node.output.shape and len(node.outputs) == 1
-    return shapes and op_of(node.op).__class__.__module__.rpartition(".")[2] == "unary"
+    return shapes and isinstance(op, Unary) and op.everywhere
 
 
-def _unary(node: Node, x: Moments) -> Moments:
+def _unary(node: Node, x: ChannelMoments) -> ChannelMoments:
     """A function of a normal variable, by quadrature."""
     rest = [None if v is None else v.data for v in node.inputs[1:]]
     points = x.mean[None] + x.std[None] * _NODES[:, None]
@@ -234,19 +241,19 @@ def _unary(node: Node, x: Moments) -> Moments:
     far = x.mean[None] + ALPHA * x.std[None] * np.linspace(-1, 1, 241)[:, None]
     far = np.clip(far, x.lo, x.hi).astype(np.float32)
     ends = np.asarray(op_of(node.op).reference(node.attrs, far, *rest)[0], np.float64)
-    return Moments(mean, std, ends.min(0), ends.max(0))
+    return ChannelMoments(mean, std, ends.min(0), ends.max(0))
 
 
-def _moved(node: Node, value: Value, found: Mapping[Value, Moments]) -> Moments:
+def _moved(node: Node, value: Value, found: Mapping[Value, ChannelMoments]) -> ChannelMoments:
     """Any other operator: applied to tensors filled with each channel's moments, which is exact where it only moves."""
     parts = [_apply(node, value, found, which) for which in ("mean", "std", "lo", "hi")]
     if any(p is None for p in parts):
         known = [found[v] for v in node.inputs if v is not None and v in found]
         mean = np.asarray([float(np.mean([m.mean.mean() for m in known]))])
         std = np.asarray([max(float(np.abs(m.mean).max() + m.std.max()) for m in known)])
-        return Moments.normal(mean, std)
+        return ChannelMoments.normal(mean, std)
     mean, std, lo, hi = (p for p in parts if p is not None)
-    return Moments(mean, np.abs(std), *_ordered(mean, lo, hi))
+    return ChannelMoments(mean, np.abs(std), *_ordered(mean, lo, hi))
 
 
 def _ordered(mean: Floats, lo: Floats, hi: Floats) -> tuple[Floats, Floats]:
@@ -255,7 +262,7 @@ def _ordered(mean: Floats, lo: Floats, hi: Floats) -> tuple[Floats, Floats]:
     return np.where(low <= mean, low, -np.inf), np.where(high >= mean, high, np.inf)
 
 
-def _apply(node: Node, value: Value, found: Mapping[Value, Moments], which: str) -> Floats | None:
+def _apply(node: Node, value: Value, found: Mapping[Value, ChannelMoments], which: str) -> Floats | None:
     """One kind of moment through an operator's reference; None where it cannot be."""
     inputs: list[NDArray[np.float32] | None] = []
     for v in node.inputs:
@@ -283,8 +290,8 @@ def _channels(value: Value) -> int:
     return size if isinstance(size, int) else 1
 
 
-def _fit(m: Moments, channels: int) -> Moments:
-    return Moments(*(_fit_vector(v, channels) for v in (m.mean, m.std, m.lo, m.hi)))
+def _fit(m: ChannelMoments, channels: int) -> ChannelMoments:
+    return ChannelMoments(*(_fit_vector(v, channels) for v in (m.mean, m.std, m.lo, m.hi)))
 
 
 def _fit_vector(v: Floats, channels: int) -> Floats:

@@ -13,6 +13,7 @@ import numpy as np
 
 from qir.errors import DataError
 from qir.graph import Graph, Node, Value, ancestors
+from qir.running import session
 from qir.types import Array
 
 
@@ -47,17 +48,15 @@ class Stepper:
         need |= {name for name in wanted if name in self.waiting}
         made = {v.name for n in run for v in n.outputs}
         fetch = sorted((live | set(wanted)) & made)
-        session = None
+        running = None
         if fetch:
-            from qir.runtime import Session
-
-            session = Session(part(self.graph, sorted(need), fetch), backend="onnxruntime")
+            running = session(part(self.graph, sorted(need), fetch), backend="onnxruntime")
         for i in range(self.count):
             given = {name: self._read(name, i) for name in need}
             found = dict(given)
-            if session is not None:
-                feeds = {v.name: given[v.name] for v in session.graph.inputs}
-                found |= session.run(feeds)
+            if running is not None:
+                feeds = {v.name: given[v.name] for v in running.graph.inputs}
+                found |= running.run(feeds)
             for name in live & made:
                 self._write(name, i, found[name])
             yield {name: found[name] for name in wanted}

@@ -23,12 +23,6 @@ Rule = Callable[[Attrs, Arrays, Sequence[Array], Arrays, Sequence[bool]], "list[
 RULES: dict[str, Rule] = {}
 """Operator -> its rule."""
 
-CONSTANT = frozenset({
-    "And", "ArgMax", "ArgMin", "Cast", "Ceil", "ConstantOfShape", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less",
-    "LessOrEqual", "Not", "Or", "Range", "Round", "Shape", "Sign", "Size",
-})  # fmt: skip
-"""Operators whose results do not depend on their inputs differentiably: the gradient is zero."""
-
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a function as the rule of these operators."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from qir.ops import op_of
+from qir.ops import REGISTRY, op_of
 from qir.ops.resampling import linear_taps, nearest_index, outside, resized_axes
 from qir.ops.windows import PoolGeometry, pool_geometry, resolve_pads
 from qir.types import Array
@@ -186,10 +186,7 @@ def _resize(a: Attrs, xs: Arrays, ys: Sequence[Array], ds: Arrays, needed: Seque
 
 
 # -- movement -------------------------------------------------------------------------------------
-MOVES = (
-    "DepthToSpace", "Expand", "Gather", "Pad", "Slice", "SpaceToDepth", "Split", "Tile", "Transpose",
-)  # fmt: skip
-RESHAPES = ("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+RESHAPES = [name for name, op in REGISTRY.items() if op.keeps_order]
 
 
 def _move(name: str) -> Rule:
@@ -227,4 +224,4 @@ def _concat(a: Attrs, xs: Arrays, ys: Sequence[Array], ds: Arrays, needed: Seque
     return list(np.split(some(ds[0]), ends, axis=a["axis"]))
 
 
-RULES.update({name: _move(name) for name in MOVES})
+RULES.update({name: _move(name) for name, op in REGISTRY.items() if op.moves and not op.keeps_order})

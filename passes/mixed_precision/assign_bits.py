@@ -35,7 +35,7 @@ LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
-class Choice:
+class BitChoice:
     """A layer at `bits`: what it does to the network (Omega >= 0) and what it costs, by cost name."""
 
     bits: Bits
@@ -73,7 +73,7 @@ class Problem:
     Raises QuantizationError where a name is unknown, a figure is not finite, bits come twice, or a group has no choice.
     """
 
-    layers: Mapping[str, Sequence[Choice]]
+    layers: Mapping[str, Sequence[BitChoice]]
     groups: Sequence[Collection[str]] = ()
     pinned: Mapping[str, Bits] = field(default_factory=dict[str, Bits])
     forbidden: Mapping[str, Collection[Bits]] = field(default_factory=dict[str, Collection[Bits]])
@@ -126,7 +126,7 @@ class Problem:
     def cost_names(self) -> set[str]:
         return next((set(c.costs) for cs in self.layers.values() for c in cs), set())
 
-    def blocks(self) -> list[tuple[tuple[str, ...], list[Choice]]]:
+    def blocks(self) -> list[tuple[tuple[str, ...], list[BitChoice]]]:
         """(members, the choices they share, summed over the members) of each block, in the layers' order."""
         parent = {name: name for name in self.layers}
 
@@ -145,14 +145,14 @@ class Problem:
             members.setdefault(find(name), []).append(name)
         return [(tuple(names), self._shared(names)) for names in members.values()]
 
-    def _shared(self, names: Sequence[str]) -> list[Choice]:
+    def _shared(self, names: Sequence[str]) -> list[BitChoice]:
         by_name = {name: {c.bits: c for c in self.layers[name] if self._allowed(name, c.bits)} for name in names}
-        result: list[Choice] = []
+        result: list[BitChoice] = []
         for bits in by_name[names[0]]:
             if all(bits in by_name[name] for name in names):
                 found = [by_name[name][bits] for name in names]
                 costs = {k: math.fsum(c.costs[k] for c in found) for k in self.cost_names}
-                result.append(Choice(bits, math.fsum(c.perturbation for c in found), costs))
+                result.append(BitChoice(bits, math.fsum(c.perturbation for c in found), costs))
         if not result:
             raise QuantizationError(
                 f"no choice is left for {', '.join(names)}",
@@ -281,7 +281,7 @@ class _Model:
         make = getattr(self.model, "add_variable", None) or self.pulp.LpVariable
         return make(name, **options)
 
-    def _rises(self, figure: Callable[[Choice], float]) -> list[list[float]]:
+    def _rises(self, figure: Callable[[BitChoice], float]) -> list[list[float]]:
         """A figure of each choice, above the least of its block."""
         rows = [[figure(c) for c in choices] for _, choices in self.blocks]
         return [[value - min(row) for value in row] for row in rows]

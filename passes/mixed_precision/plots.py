@@ -10,7 +10,7 @@ from typing import Any
 from qir.errors import BackendError, QuantizationError
 
 from .assign_bits import Assignment
-from .search import Found
+from .search import SearchResult
 
 
 def _figure(width: float, height: float) -> Any:
@@ -31,7 +31,7 @@ def _save(figure: Any, path: str | Path) -> None:
         raise QuantizationError(f"no plot: {error}", where=str(path), hint="end the name in .png or .svg") from None
 
 
-def plot_layers(found: Found, path: str | Path, cost: str = "bops") -> None:
+def plot_layers(found: SearchResult, path: str | Path, cost: str = "bops") -> None:
     """Bits (bars), what 4 bits would disturb, and the share of the saving that 4 bits would bring  [HAWQ-V3 fig. 5]."""
     names = list(found.assignment.bits)
     figure = _figure(max(6.0, 0.3 * len(names)), 4)

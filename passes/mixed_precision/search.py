@@ -14,12 +14,13 @@ from pathlib import Path
 from qir.cost import macs
 from qir.errors import ParseError, QuantizationError
 from qir.graph import Graph, Node
+from qir.ops import op_of
 from qir.types import Array
 
 from ..quantization.insert_qdq import linear_nodes
-from ..quantization.placement import LINEAR, first_and_last
+from ..quantization.placement import first_and_last
 from ..quantization.ranges import Ranges
-from .assign_bits import Assignment, Choice, Problem, pareto, solve
+from .assign_bits import Assignment, BitChoice, Problem, pareto, solve
 from .cost_model import COSTS, Bits, LatencyTable, Work, format_bits, parse_bits
 from .sensitivity import Sensitivity, check_choices, measure_sensitivity
 
@@ -28,7 +29,7 @@ _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A search's result.  layers: what `InsertQdq` and recipes take.  uniform: all at 8/8, or their widest choices."""
 
     sensitivity: Sensitivity
@@ -67,7 +68,7 @@ def joined(graph: Graph) -> list[Collection[str]]:
     """Groups of linear layers whose results a sum joins (through activations and pools of a single use)."""
 
     def source(node: Node | None) -> str | None:
-        while node is not None and node.op not in LINEAR:
+        while node is not None and not op_of(node.op).linear:
             if node.op in ("Add", "Sub", "Concat", "Mul") or not node.inputs:
                 return None
             node = node.input(0).producer
@@ -76,7 +77,7 @@ def joined(graph: Graph) -> list[Collection[str]]:
     known = {n.name for n in linear_nodes(graph)}
     groups: list[Collection[str]] = []
     for node in graph.nodes:
-        if node.op in ("Add", "Sub", "Sum"):
+        if op_of(node.op).additive:
             ends = [source(v.producer) for v in node.inputs if v is not None]
             names = list(dict.fromkeys(e for e in ends if e is not None and e in known))
             if len(names) > 1:
@@ -101,7 +102,7 @@ def problem_of(
     have the same bits of it, and weights of any.
     Raises QuantizationError where the table or the sensitivities lack a layer.
     """
-    layers: dict[str, list[Choice]] = {}
+    layers: dict[str, list[BitChoice]] = {}
     for node in linear_nodes(graph):
         if not node.input(1).is_constant:
             continue
@@ -110,7 +111,7 @@ def problem_of(
                 "has no sensitivity", where=f"layer {node.name!r}", hint="measure this graph, prepared by this recipe"
             )
         work = Work(macs(node), int(node.input(1).array().size))
-        row: list[Choice] = []
+        row: list[BitChoice] = []
         for bits, omega in sensitivity.layers[node.name].items():
             costs = {name: cost(work, bits) for name, cost in COSTS.items()}
             if latency is not None:
@@ -120,7 +121,7 @@ def problem_of(
                     raise QuantizationError(
                         f"the latency table has no {format_bits(bits)}", where=f"layer {node.name!r}"
                     ) from None
-            row.append(Choice(bits, omega, costs))
+            row.append(BitChoice(bits, omega, costs))
         layers[node.name] = row
     fixed = dict(pinned or {})
     if pin_ends:
@@ -178,7 +179,7 @@ def search(
     pinned: Mapping[str, Bits] | None = None,
     forbidden: Mapping[str, Collection[Bits]] | None = None,
     loss: str = "cross_entropy",
-) -> Found:
+) -> SearchResult:
     """The bits of each layer of a float graph that meet the limits and disturb it least.
 
     limits: cost -> limit as `limit_of` reads it.  sensitivity: measured before; else it is measured here.
@@ -200,7 +201,7 @@ def search(
     )  # fmt: skip
     uniform = problem.uniform((8, 8))
     numbers = {cost: limit_of(text, cost, uniform) for cost, text in limits.items()}
-    return Found(sensitivity, problem, numbers, solve(problem, numbers), uniform)
+    return SearchResult(sensitivity, problem, numbers, solve(problem, numbers), uniform)
 
 
 def narrowed(sensitivity: Sensitivity, choices: Sequence[Bits]) -> Sensitivity:
@@ -214,6 +215,6 @@ def narrowed(sensitivity: Sensitivity, choices: Sequence[Bits]) -> Sensitivity:
     return Sensitivity(sensitivity.measure, layers, sensitivity.details)
 
 
-def curve(found: Found, cost: str, points: int = 17) -> list[Assignment]:
+def curve(found: SearchResult, cost: str, points: int = 17) -> list[Assignment]:
     """The Pareto curve of perturbation over one cost, the other limits of the search holding."""
     return pareto(found.problem, cost, points, {k: v for k, v in found.limits.items() if k != cost})

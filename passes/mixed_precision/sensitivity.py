@@ -19,6 +19,7 @@ import numpy as np
 
 from qir.errors import DataError, ParseError, QuantizationError
 from qir.graph import Graph, Node
+from qir.running import session
 from qir.types import Array, DType, QuantParams
 
 from ..gradients.hessian import fisher_traces, hessian_traces, softmax
@@ -140,13 +141,11 @@ def _activation_noise(
     graph: Graph, names: Sequence[str], feeds: Sequence[Mapping[str, Array]], ranges: Ranges, widths: Sequence[int]
 ) -> dict[tuple[str, int], float]:
     """|Q(x) - x|^2 of one sample, averaged over the samples."""
-    from qir.runtime import Session
-
-    session = Session(graph, backend="onnxruntime")
+    running = session(graph, backend="onnxruntime")
     total = {(name, bits): 0.0 for name in names for bits in widths}
     samples = 0
     for batch in feeds:
-        values = session.run(dict(batch), outputs=names)
+        values = running.run(dict(batch), outputs=names)
         samples += len(next(iter(batch.values())))
         for name, x in values.items():
             for bits in widths:
@@ -183,11 +182,9 @@ def run_all(graph: Graph, feeds: Sequence[Mapping[str, Array]]) -> list[Array]:
     With basic optimizations only: the others quantize weights between two quantized activations, and run layers in
     integers that were to be simulated.
     """
-    from qir.runtime import Session
-
-    session = Session(graph, backend="onnxruntime", optimize="basic")
+    running = session(graph, backend="onnxruntime", optimize="basic")
     names = [v.name for v in graph.outputs if v.dtype.is_float]
-    runs = [session.run(dict(batch), outputs=names) for batch in feeds]
+    runs = [running.run(dict(batch), outputs=names) for batch in feeds]
     return [np.concatenate([r[n].reshape(-1, r[n].shape[-1]) for r in runs]).astype(np.float64) for n in names]
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from qir.graph import Graph, Node, Stage
+from qir.running import session
 from qir.types import Array
 
 from ..calibration.data_free import BATCH_NORM_TABLE
@@ -115,13 +116,11 @@ def channel_minima(
 
     Run it on the graph that AbsorbBias is to change, that is after Equalize.
     """
-    from qir.runtime.session import Session  # execution is needed only here
-
     links = find_links(graph, PassReport("channel_minima"), rule="channel_minima")
     names = [link.first.node.output.name for link in links]
-    session, least = Session(graph, backend), dict[str, Floats]()
+    running, least = session(graph, backend), dict[str, Floats]()
     for feeds in batches:
-        for name, array in session.run(dict(feeds), outputs=names).items():
+        for name, array in running.run(dict(feeds), outputs=names).items():
             low = array.min(axis=tuple(i for i in range(array.ndim) if i != 1)).astype(np.float64)
             least[name] = np.minimum(least[name], low) if name in least else low
     return {name: low.tolist() for name, low in least.items()}

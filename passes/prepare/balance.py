@@ -9,7 +9,7 @@ import numpy as np
 
 from qir.graph import Graph
 
-from ..calibration.data_free import Moments, analytic_moments
+from ..calibration.data_free import ChannelMoments, analytic_moments
 from ..layers import Floats, Link, clip_limit, find_links
 from ..report import PassReport
 from .equalize import Equalize
@@ -57,7 +57,7 @@ class Balance(Equalize):
         return report
 
     @staticmethod
-    def _reach(link: Link, moments: Moments) -> Floats:
+    def _reach(link: Link, moments: ChannelMoments) -> Floats:
         """How far each channel of the activation reaches."""
         far = np.maximum(np.abs(moments.mean) + 3 * moments.std, 1e-12)
         for node in link.path:

@@ -10,6 +10,7 @@ import numpy as np
 
 from qir.errors import QuantizationError
 from qir.graph import Graph, Node, Stage, Value
+from qir.ops import op_of
 from qir.types import Array, DType, QuantParams
 
 from ..manager import Pass
@@ -17,10 +18,9 @@ from ..report import PassReport
 from .align_scales import Key, Solution
 from .grids import affine, symmetric, unit_interval, whole
 from .placement import (
-    LINEAR,
     NARROW,
     WIDE,
-    Placement,
+    QuantizerPlacement,
     Widths,
     activation_dtype,
     first_and_last,
@@ -117,7 +117,7 @@ class _Inserter:
     """State of one run: the grids decided and the pairs made."""
 
     def __init__(
-        self, graph: Graph, options: InsertQdq, plan: Placement, solution: Solution, report: PassReport
+        self, graph: Graph, options: InsertQdq, plan: QuantizerPlacement, solution: Solution, report: PassReport
     ) -> None:
         self.graph, self.options, self.plan, self.solution, self.report = graph, options, plan, solution, report
         self.grids: dict[Key, QuantParams] = {}
@@ -311,7 +311,7 @@ def row_axis(node: Node) -> int | None:
 
 def linear_nodes(graph: Graph) -> list[Node]:
     """Linear nodes whose weights are constants, or dequantized constants, in topological order."""
-    return [n for n in graph.nodes if n.op in LINEAR and not is_activation(weights_of(n))]
+    return [n for n in graph.nodes if op_of(n.op).linear and not is_activation(weights_of(n))]
 
 
 def weights_of(node: Node) -> Value | None:

@@ -52,7 +52,7 @@ class LowerToDyadic(Pass):
 
 
 def _is_quantizer(node: Node) -> bool:
-    return node.op in ("QuantizeLinear", "DequantizeLinear")
+    return op_of(node.op).border
 
 
 def _bring_input(low: Lowering, value: Value) -> None:

@@ -8,13 +8,11 @@ from typing import ClassVar
 import numpy as np
 
 from qir.graph import Graph, Stage, Value
+from qir.ops import op_of
 from qir.types import Array, DType
 
 from ..manager import Pass
 from ..report import PassReport
-
-WEIGHTS = {"qir.Conv": 1, "qir.MatMul": 1}
-"""Operators with weights, and which input those are."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class PackInt4(Pass):
         report = self.report()
         packed: dict[Value, Value] = {}
         for node in graph.nodes:
-            index = WEIGHTS.get(node.op)
+            index = op_of(node.op).weights
             if index is None:
                 continue
             w = node.input(index)

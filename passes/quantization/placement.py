@@ -18,28 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qir.graph import Graph, Node, Value
+from qir.ops import op_of
 from qir.types import DType
 
 from .align_scales import Key, Relations
-
-LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-SUMS = frozenset({"Add", "Sub", "Sum"})
-POOLS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"})
-FUSED = frozenset({"Relu", "Clip"})
-MOVES = frozenset({
-    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "DepthToSpace",
-    "SpaceToDepth", "Tile", "Identity", "Pad", "Dropout",
-})  # fmt: skip
-"""Pass-through at any width."""
-CHOOSES = frozenset({"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "TopK"})
-"""Pass-through at 8 bits or fewer."""
-ORDERS = frozenset({"ArgMax", "ArgMin"})
-"""Only the order of the values matters: any width."""
-AFFINE = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization"})
-"""With constants for the other operands: lowered by themselves, from any width."""
-
-LIMITS = frozenset({"Min", "Max"})
-"""With a constant: a clamp with a limit of its own in each channel, on the grid of its result."""
 
 WIDE, NARROW = 16, 8
 
@@ -66,7 +48,7 @@ class Need:
 
 
 @dataclass
-class Placement:
+class QuantizerPlacement:
     """width: bits of each activation's grid (roots and what passes through).  origin: activation -> its root or Concat.
     roots: values to quantize, in topological order.  needs: of each use of an activation.
     joined: grids that a concatenation shares; computed: grids that some other operator computes with, or an output."""
@@ -97,13 +79,13 @@ def passes_through(node: Node) -> bool:
     """Whether results stay on the grid of input 0."""
     if node.op == "Resize":
         return node.attrs.get("mode", "nearest") == "nearest"
-    return node.op in MOVES or node.op in CHOOSES
+    return op_of(node.op).moves or op_of(node.op).chooses
 
 
 def limited(node: Node) -> Value | None:
     """The activation that a Min or Max with constants clamps, where nothing else reads it."""
     inputs = [v for v in node.inputs if v is not None and is_activation(v)]
-    if node.op not in LIMITS or len(inputs) != 1 or len(inputs[0].uses()) != 1 or inputs[0].is_output:
+    if not op_of(node.op).limits or len(inputs) != 1 or len(inputs[0].uses()) != 1 or inputs[0].is_output:
         return None
     return inputs[0] if inputs[0].shape == node.output.shape else None
 
@@ -114,7 +96,7 @@ def is_fused(value: Value) -> bool:
     if value.producer is None or value.is_output or len(uses) != 1:
         return False
     node, index = uses[0]
-    return index == 0 and node.op in FUSED and all(v is None or v.is_constant for v in node.inputs[1:])
+    return index == 0 and op_of(node.op).clamps and all(v is None or v.is_constant for v in node.inputs[1:])
 
 
 def first_and_last(graph: Graph) -> set[Node]:
@@ -125,7 +107,7 @@ def first_and_last(graph: Graph) -> set[Node]:
         for node in graph.nodes if forward else reversed(graph.nodes):
             near = _producers(node) if forward else _consumers(node)
             past = any(n in behind for n in near)
-            if node.op in LINEAR:
+            if op_of(node.op).linear:
                 if not past:
                     ends.add(node)
                 behind.add(node)
@@ -151,7 +133,7 @@ def layer_bits(node: Node, ends: set[Node], widths: Widths, weight_bits: int) ->
     return weight_bits, widths.activation
 
 
-def place(graph: Graph, widths: Widths) -> Placement:
+def place(graph: Graph, widths: Widths) -> QuantizerPlacement:
     """Decide widths, roots and relations for a float graph."""
     ends = first_and_last(graph)
     wanted: dict[Value, int] = {}
@@ -160,7 +142,7 @@ def place(graph: Graph, widths: Widths) -> Placement:
         for value in node.outputs:
             if is_activation(value):
                 wanted[value] = _wanted(value, needs, widths)
-                if is_fused(value) and (node.op == "Concat" or (passes_through(node) and node.op not in CHOOSES)):
+                if is_fused(value) and (node.op == "Concat" or (passes_through(node) and not op_of(node.op).chooses)):
                     # moved before its activation: keep what the clamp will cut
                     wanted[value] = max(wanted[value], widths.residual)
         for index, value in enumerate(node.inputs):
@@ -182,18 +164,19 @@ def _wanted(value: Value, needs: Mapping[tuple[Node, int], Need], widths: Widths
 
 def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], widths: Widths) -> Need:
     """What one use of an activation accepts."""
-    if node.op in LINEAR:
+    op = op_of(node.op)
+    if op.linear:
         bits = (
             layer_bits(node, ends, widths, NARROW)[1]
             if node.op != "MatMul" or weights_side(node) is not None
             else NARROW
         )
         return Need(bits, bits)
-    if node.op in AFFINE and sum(is_activation(v) for v in node.inputs) == 1:
+    if op.affine and sum(is_activation(v) for v in node.inputs) == 1:
         return Need(NARROW, WIDE)
-    if node.op in SUMS:
+    if op.additive:
         return Need(widths.residual, WIDE)
-    if node.op in POOLS:
+    if op.pools:
         return Need(widths.pool, WIDE)
     result = max((wanted[v] for v in node.outputs if v in wanted), default=NARROW)
     if node.op == "Concat":
@@ -201,26 +184,26 @@ def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], 
     if passes_through(node):
         if index:
             return Need(NARROW, NARROW)
-        return Need(min(result, NARROW), NARROW) if node.op in CHOOSES else Need(result, WIDE)
-    if node.op in FUSED or node.op in ORDERS:
+        return Need(min(result, NARROW), NARROW) if op.chooses else Need(result, WIDE)
+    if op.clamps or op.orders:
         return Need(NARROW, WIDE)
     return Need(NARROW, NARROW)
 
 
 def weights_side(node: Node) -> int | None:
     """The input of a linear node that is its weights: 1; 0 where a matrix product has its constant on the left."""
-    if node.op not in LINEAR or len(node.inputs) < 2:
+    if not op_of(node.op).linear or len(node.inputs) < 2:
         return None
     if node.input(1).is_constant:
         return 1
     return 0 if node.op in ("MatMul", "Gemm") and node.input(0).is_constant else None
 
 
-def _spread(graph: Graph, wanted: dict[Value, int], needs: dict[tuple[Node, int], Need]) -> Placement:
+def _spread(graph: Graph, wanted: dict[Value, int], needs: dict[tuple[Node, int], Need]) -> QuantizerPlacement:
     """Forward: what passes through keeps its root's width; operands of a concatenation share its grid."""
     width, origin = dict(wanted), {v: v for v in wanted}
     roots = [v for v in graph.inputs if v in wanted]
-    plan = Placement(width, origin, roots, needs, Relations())
+    plan = QuantizerPlacement(width, origin, roots, needs, Relations())
     for node in graph.nodes:
         results = [v for v in node.outputs if v in wanted]
         for index, value in enumerate(node.inputs):
@@ -270,7 +253,7 @@ def observed(graph: Graph) -> list[str]:
     plan = place(graph, Widths())
     names = {v.name: None for v in plan.roots}
     for node in graph.nodes:
-        if node.op in LINEAR:
+        if op_of(node.op).linear:
             names.update({v.name: None for v in node.inputs if v is not None and is_activation(v)})
         if node.op == "Concat" and is_activation(node.output):
             names[node.output.name] = None

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from qir.graph import Graph, Node, Value
+from qir.ops import op_of
 from qir.types import Array
 
-from .rules import Compiled, Match
+from .rules import CompiledRule, Match
 from .terms import Apply, Variable
-
-COMMUTATIVE = frozenset({"Add", "Mul", "Min", "Max"})
 
 LITERAL_TOLERANCE = 2e-6
 """Relative; exporters write 1/6 or sqrt(2) in float32, or in as many digits as they like."""
@@ -29,7 +28,7 @@ class Miss:
 
 
 @dataclass(frozen=True)
-class Found:
+class Matched:
     """A match with the arguments that `rhs` takes."""
 
     match: Match
@@ -39,20 +38,20 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _State:
+class _MatchState:
     values: dict[str, Value | None]
     nodes: tuple[Node, ...]
 
 
-def find(compiled: Compiled, graph: Graph, root: Node) -> Found | Miss:
+def find(compiled: CompiledRule, graph: Graph, root: Node) -> Matched | Miss:
     """The rule at `root`: a match whose conditions hold, or the sentence of the spelling that came furthest."""
     best = Miss(f"no {compiled.patterns[0].op} node")
     for pattern in compiled.patterns:
         trace: list[tuple[int, str]] = []
-        for state in _apply(pattern, root, _State({}, ()), trace):
+        for state in _apply(pattern, root, _MatchState({}, ()), trace):
             match = Match(graph, state.values, state.nodes)
             got = _conditions(compiled, match)
-            if isinstance(got, Found):
+            if isinstance(got, Matched):
                 return got
             best = got
         if not best.near and trace:
@@ -60,7 +59,7 @@ def find(compiled: Compiled, graph: Graph, root: Node) -> Found | Miss:
     return best
 
 
-def _apply(pattern: Apply, node: Node, state: _State, trace: list[tuple[int, str]]) -> Iterator[_State]:
+def _apply(pattern: Apply, node: Node, state: _MatchState, trace: list[tuple[int, str]]) -> Iterator[_MatchState]:
     depth = len(state.nodes)
     if node.op != pattern.op:
         trace.append((depth, f"{node} is no {pattern.op}"))
@@ -76,17 +75,17 @@ def _apply(pattern: Apply, node: Node, state: _State, trace: list[tuple[int, str
         trace.append((depth, f"{node} has {len(inputs)} inputs, not {len(pattern.args)}"))
         return
     inputs += [None] * (len(pattern.args) - len(inputs))
-    state = _State(state.values, (*state.nodes, node))
+    state = _MatchState(state.values, (*state.nodes, node))
     orders = [inputs]
-    if pattern.op in COMMUTATIVE and len(inputs) == 2 and inputs[0] is not inputs[1]:
+    if op_of(pattern.op).commutative and len(inputs) == 2 and inputs[0] is not inputs[1]:
         orders.append(inputs[::-1])
     for order in orders:
         yield from _arguments(pattern.args, order, node, state, trace)
 
 
 def _arguments(
-    args: tuple[Any, ...], values: list[Value | None], node: Node, state: _State, trace: list[tuple[int, str]]
-) -> Iterator[_State]:
+    args: tuple[Any, ...], values: list[Value | None], node: Node, state: _MatchState, trace: list[tuple[int, str]]
+) -> Iterator[_MatchState]:
     if not args:
         yield state
         return
@@ -95,14 +94,14 @@ def _arguments(
 
 
 def _argument(
-    arg: Any, value: Value | None, node: Node, state: _State, trace: list[tuple[int, str]]
-) -> Iterator[_State]:
+    arg: Any, value: Value | None, node: Node, state: _MatchState, trace: list[tuple[int, str]]
+) -> Iterator[_MatchState]:
     depth = len(state.nodes)
     if isinstance(arg, Variable):
         if arg.name in state.values and state.values[arg.name] is not value:
             trace.append((depth, f"{node} takes another value for {arg.name}"))
             return
-        yield _State({**state.values, arg.name: value}, state.nodes)
+        yield _MatchState({**state.values, arg.name: value}, state.nodes)
     elif isinstance(arg, Apply):
         producer = value.producer if value is not None else None
         if value is None or producer is None or producer.outputs[0] is not value:
@@ -130,7 +129,7 @@ def equals_number(data: Array, number: float) -> bool:
     return bool((np.abs(data.astype(np.float64) - number) <= LITERAL_TOLERANCE * max(abs(number), 1e-30)).all())
 
 
-def _conditions(compiled: Compiled, match: Match) -> Found | Miss:
+def _conditions(compiled: CompiledRule, match: Match) -> Matched | Miss:
     rule = compiled.rule
     if any(v.use_count or v.is_output for v in match.root.outputs[1:]):
         return Miss(f"{match.root} has another output in use", near=True)
@@ -181,4 +180,4 @@ def _conditions(compiled: Compiled, match: Match) -> Found | Miss:
         if reason is not None:
             return Miss(reason, near=True)
     taken = set(compiled.rule.rhs.__code__.co_varnames)
-    return Found(match, {n: v for n, v in arguments.items() if n in taken}, sources)
+    return Matched(match, {n: v for n, v in arguments.items() if n in taken}, sources)

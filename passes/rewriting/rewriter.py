@@ -14,8 +14,8 @@ from qir.ops import op_of
 from qir.types import Array
 
 from ..report import PassReport
-from .matcher import Found, Miss, find
-from .rules import Compiled, Rule, compile_rule
+from .matcher import Matched, Miss, find
+from .rules import CompiledRule, Rule, compile_rule
 from .terms import Apply
 
 
@@ -26,7 +26,7 @@ def rewrite(graph: Graph, rules: Sequence[type[Rule]], report: PassReport, *, pa
     work is linear in the graph.  Raises GraphError, naming the last rule, after patience * nodes rewrites.
     """
     compiled = [compile_rule(r) for r in rules]
-    by_root: dict[str, list[Compiled]] = {}
+    by_root: dict[str, list[CompiledRule]] = {}
     for c in compiled:
         for op in dict.fromkeys(p.op for p in c.patterns):
             by_root.setdefault(op, []).append(c)
@@ -42,7 +42,7 @@ def rewrite(graph: Graph, rules: Sequence[type[Rule]], report: PassReport, *, pa
             if node not in graph:
                 break
             found = find(c, graph, node)
-            touched = apply(graph, c, found) if isinstance(found, Found) else found
+            touched = apply(graph, c, found) if isinstance(found, Matched) else found
             if isinstance(touched, Miss):
                 if touched.near and c.rule.near:
                     misses[(c.name, node)] = touched.reason
@@ -78,10 +78,10 @@ def neighbourhood(touched: Sequence[Value], reach: int) -> list[Node]:
     return list(seen)
 
 
-def apply(graph: Graph, compiled: Compiled, found: Found) -> list[Value] | Miss:
+def apply(graph: Graph, compiled: CompiledRule, found: Matched) -> list[Value] | Miss:
     """Put the right-hand side in place; returns the values around which new matches may be, or why it cannot."""
     match, old = found.match, found.match.root.output
-    built = Builder(graph, found)
+    built = ReplacementBuilder(graph, found)
     new = built.value(compiled.rule.rhs(**found.arguments), "value")
     if (new.dtype, new.shape) != (old.dtype, old.shape):
         if new.producer is not None:
@@ -130,10 +130,10 @@ def sweep(graph: Graph, nodes: Sequence[Node]) -> list[Value]:
     return list(lost)
 
 
-class Builder:
+class ReplacementBuilder:
     """Terms of a right-hand side into nodes and constants."""
 
-    def __init__(self, graph: Graph, found: Found) -> None:
+    def __init__(self, graph: Graph, found: Matched) -> None:
         self.graph, self.found = graph, found
         self.nodes: list[Node] = []
         self._twins: dict[Node, str] = {}

@@ -143,7 +143,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledRule:
     """A rule, traced: left-hand sides as terms, the parameters of rhs, those that guard takes."""
 
     rule: type[Rule]
@@ -158,7 +158,7 @@ KINDS = {"Value": "value", "Array": "array", "float": "number"}
 
 
 @cache
-def compile_rule(cls: type[Rule]) -> Compiled:
+def compile_rule(cls: type[Rule]) -> CompiledRule:
     """Trace a rule.  Raises TypeError where its functions and their annotations do not make sense."""
     parameters: dict[str, Parameter] = {}
     for p in inspect.signature(cls.rhs).parameters.values():
@@ -182,4 +182,4 @@ def compile_rule(cls: type[Rule]) -> Compiled:
     names = tuple(inspect.signature(guard).parameters) if guard is not None else ()
     for name in names:
         parameters.setdefault(name, Parameter(name, "attribute"))
-    return Compiled(cls, cls.__name__, tuple(patterns), parameters, guard, names)
+    return CompiledRule(cls, cls.__name__, tuple(patterns), parameters, guard, names)

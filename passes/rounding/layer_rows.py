@@ -1,6 +1,6 @@
 """Linear layers as y = W x on rows: their weights as (groups, rows, columns), their inputs as samples of columns.
 
-`Moments` keeps what rounding needs of the inputs, batch by batch, in memory that does not grow.
+`InputMoments` keeps what rounding needs of the inputs, batch by batch, in memory that does not grow.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def columns(node: Node, x: Array, w_shape: tuple[int, ...], pick: NDArray[np.int
 
 
 @dataclass
-class Moments:
+class InputMoments:
     """Sums over columns: of x_q x_q^T, x x_q^T, and of both inputs themselves.  (G, K, K) and (G, K), float64.
 
     All sums are of differences from `origin`, the first batch's mean: products of large means would swallow the rest.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from qir.errors import DataError, QuantizationError
 from qir.graph import Graph, Node, Stage, Value
+from qir.ops import op_of
 from qir.ops.requantize import params_of
 from qir.types import Array, QuantParams
 
@@ -28,7 +29,7 @@ from ..manager import Pass
 from ..report import PassReport
 from .adaround import AdaRoundOptions, Samples, activation_after, adaround, identity
 from .error_feedback import Floats, Grid, Metric, Rounded, damped, round_rows, shifted_target
-from .layer_rows import Moments, as_rows, columns, from_rows, positions, why_not
+from .layer_rows import InputMoments, as_rows, columns, from_rows, positions, why_not
 
 METHODS = ("gptq", "adaround")
 LEAST_IMPORTANCE = 0.02
@@ -84,7 +85,7 @@ class RoundWeights(Pass):
         floats = {n.name: n for n in self.reference.nodes}
         layers: list[_Layer] = []
         for node in graph.nodes:
-            if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            if not op_of(node.op).linear:
                 continue
             reason = _unfit(node, floats.get(node.name))
             if reason:
@@ -143,7 +144,7 @@ class _Layer:
         self.quant = params_of(back)
         self.w = twin.input(1).array()
         self.rows = as_rows(twin, self.w.astype(np.float64))
-        self.moments: Moments | None = None
+        self.moments: InputMoments | None = None
         self.samples: Samples | None = None
 
     @property
@@ -159,7 +160,7 @@ class _Layer:
     def open(self, options: RoundWeights) -> None:
         """Start collecting."""
         g, _, k = self.rows.shape
-        self.moments = Moments(g, k)
+        self.moments = InputMoments(g, k)
         self.wanted = max(options.rows, 4 * k)
         if options.method == "adaround" and self.quant.dtype.bits <= options.max_bits:
             self.samples = Samples(options.learning.rows)

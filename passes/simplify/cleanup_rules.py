@@ -19,7 +19,7 @@ def random_tensor(rng: np.random.Generator, shape: Sequence[int]) -> Any:
     return rng.normal(size=tuple(shape)).astype(np.float32)
 
 
-class Movement(Rule):
+class CleanupRule(Rule):
     """Base: exact, and not worth a near miss."""
 
     near = False
@@ -27,7 +27,7 @@ class Movement(Rule):
 
 
 @rule
-class DropIdentity(Movement):
+class DropIdentity(CleanupRule):
     """identity(x) = x"""
 
     @staticmethod
@@ -44,7 +44,7 @@ class DropIdentity(Movement):
 
 
 @rule
-class DropDropout(Movement):
+class DropDropout(CleanupRule):
     """dropout(x) = x outside training"""
 
     @staticmethod
@@ -74,7 +74,7 @@ class DropDropout(Movement):
 
 
 @rule
-class DropReshape(Movement):
+class DropReshape(CleanupRule):
     """reshape(x, shape of x) = x"""
 
     @staticmethod
@@ -95,7 +95,7 @@ class DropReshape(Movement):
 
 
 @rule
-class DropFlatten(Movement):
+class DropFlatten(CleanupRule):
     """flatten(x) = x for a matrix x"""
 
     @staticmethod
@@ -116,7 +116,7 @@ class DropFlatten(Movement):
 
 
 @rule
-class DropCast(Movement):
+class DropCast(CleanupRule):
     """cast(x) = x to x's own dtype"""
 
     @staticmethod
@@ -137,7 +137,7 @@ class DropCast(Movement):
 
 
 @rule
-class ReshapeTwice(Movement):
+class ReshapeTwice(CleanupRule):
     """reshape(reshape(x, a), b) = reshape(flatten(x), b) = reshape(x, b), where b copies no size from its input"""
 
     @staticmethod
@@ -165,7 +165,7 @@ class ReshapeTwice(Movement):
 
 
 @rule
-class TransposeTwice(Movement):
+class TransposeTwice(CleanupRule):
     """transpose(transpose(x, p), q) = transpose(x, p[q])"""
 
     shared_nodes = True
@@ -188,7 +188,7 @@ class TransposeTwice(Movement):
 
 
 @rule
-class DropTranspose(Movement):
+class DropTranspose(CleanupRule):
     """transpose(x, identity) = x"""
 
     @staticmethod

@@ -17,6 +17,7 @@ ANY_LAYOUT = (
     "Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Swish", "Gelu", "Elu", "Softplus", "Erf",
     "Exp", "Sqrt", "Abs", "Neg", "Identity",
 )  # fmt: skip
+"""A choice among the operators that are `pointwise`: those that exporters leave between two layouts."""
 
 
 def perm_of(match: Match, rank: int) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qir.graph import Value
+from qir.ops import op_of
 from qir.ops.padding import pad_widths
 from qir.ops.windows import resolve_pads
 from qir.types import Array
@@ -169,12 +170,7 @@ class PadIntoMaxPool(Rule):
 def never_negative(x: Value) -> bool:
     """Whether x's producer gives no negative number."""
     node = x.producer
-    if node is None:
-        return False
-    if node.op == "Clip":
-        lo = node.optional(1)
-        return lo is not None and lo.data is not None and float(lo.data) >= 0
-    return node.op in ("Relu", "Sigmoid", "HardSigmoid", "Softplus", "Exp", "Abs")
+    return node is not None and op_of(node.op).never_negative(node)
 
 
 PAD_RULES: tuple[type[Rule], ...] = (PadIntoConv, PadIntoAveragePool, PadIntoMaxPool)

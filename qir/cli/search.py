@@ -13,7 +13,7 @@ from qir.io import save
 from qir.passes.calibration.collect import calibrate
 from qir.passes.calibration.data import batches
 from qir.passes.mixed_precision.cost_model import Bits, LatencyTable, parse_bits
-from qir.passes.mixed_precision.search import Found, curve, load_latency, search
+from qir.passes.mixed_precision.search import SearchResult, curve, load_latency, search
 from qir.passes.mixed_precision.sensitivity import Sensitivity
 from qir.passes.pipeline import run_recipe
 from qir.passes.quantization.insert_qdq import linear_nodes
@@ -89,7 +89,7 @@ def _latency(args: argparse.Namespace, prepared: Graph, recipe: Recipe, ranges: 
     return table
 
 
-def _keep(args: argparse.Namespace, found: Found, cost: str) -> None:
+def _keep(args: argparse.Namespace, found: SearchResult, cost: str) -> None:
     """The files asked for beside the model."""
     if args.save_sensitivity:
         found.sensitivity.save(args.save_sensitivity)
@@ -102,7 +102,7 @@ def _keep(args: argparse.Namespace, found: Found, cost: str) -> None:
             plot_pareto(curve(found, cost), cost, args.pareto)
 
 
-def as_toml(recipe: Recipe, found: Found) -> str:
+def as_toml(recipe: Recipe, found: SearchResult) -> str:
     """A recipe file with the bits of each layer, and what else the recipe does not have from its base."""
     base = RECIPES.get(recipe.name, RECIPES["w8a8"])
     lines = [f"base = {quoted(base.name)}"]

@@ -15,9 +15,9 @@ from ..errors import UnsupportedError
 from ..graph import Graph, Node, Value
 from ..ops import Op, op_of
 from ..types import TensorType
-from . import metadata, widen
+from . import metadata
 from .functions import DOMAIN, ONNX_TYPE, carries_wide, function_stem, wire_dtype
-from .local_functions import formal_names, function_of
+from .local_functions import formal_names, function_of, needs_body
 from .protos import attribute_proto, export_attrs, tensor_proto
 
 DEFAULT_OPSET = 21
@@ -110,7 +110,7 @@ class _Exporter:
 
     def node(self, node: Node, opset: int) -> gs.Node:
         op = op_of(node.op)
-        local = op.needs_function(node, opset) or widen.needs_body(node, self.functions.wide)
+        local = op.needs_function(node, opset) or needs_body(node, self.functions.wide)
         attrs = export_attrs(node.attrs, standard=not op.is_integer_op)
         op_type = self.functions.name_of(op, node) if local else node.op
         self.attributes.append([attribute_proto(k, v) for k, v in attrs.items()])

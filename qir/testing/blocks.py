@@ -17,7 +17,7 @@ MOST = 9
 
 
 @dataclass(frozen=True)
-class Tensor:
+class BlockTensor:
     """A float value and the power of ten of what it holds."""
 
     value: Value
@@ -35,7 +35,7 @@ class BlockBuilder:
     def __init__(self, choices: Any, rng: np.random.Generator) -> None:
         self.choices, self.rng = choices, rng
         self.graph = Graph("random")
-        self.live: list[Tensor] = []
+        self.live: list[BlockTensor] = []
 
     def integer(self, lo: int, hi: int) -> int:
         return self.choices.integer(lo, hi)
@@ -47,13 +47,13 @@ class BlockBuilder:
     def pick(self, items: Sequence[T]) -> T:
         return items[self.integer(0, len(items) - 1)]
 
-    def new_input(self) -> Tensor:
+    def new_input(self) -> BlockTensor:
         c, odd = self.integer(1, 12), [7, 8, 5, 9, 12, 1, 3]
         shape = self.pick([(c, self.pick(odd), self.pick(odd)), (c, self.pick(odd)), (self.integer(1, 24),)])
         if self.coin(3):
             shape = (c, 8, 8)
         name = f"x{len(self.graph.inputs)}"
-        tensor = Tensor(
+        tensor = BlockTensor(
             self.graph.add_input(name, TensorType(DType.FLOAT32, ("N", *shape))), self.pick([0, 0, 0, -3, 3])
         )
         self.live.append(tensor)
@@ -91,7 +91,7 @@ class BlockBuilder:
         k = size + self.pick([0, 0, 0, 0, -3, 2])
         return (self.rng.normal(size=channels) * 0.5 * 10.0**k).astype(np.float32)
 
-    def tail(self, y: Value, size: int) -> Tensor:
+    def tail(self, y: Value, size: int) -> BlockTensor:
         """Perhaps batch normalization, perhaps an activation."""
         channels = int(y.shape[1]) if y.type.rank > 2 else 0
         if channels and self.coin(3):
@@ -101,14 +101,14 @@ class BlockBuilder:
                 self.rng.normal(size=channels) * 10.0**size, np.minimum(variance, 1e30),
             ]  # fmt: skip
             y, size = self.op("BatchNormalization", y, *map(self.const, stats), epsilon=1e-5), 0
-        return activation(self, Tensor(y, size)) if self.coin(2) else Tensor(y, size)
+        return activation(self, BlockTensor(y, size)) if self.coin(2) else BlockTensor(y, size)
 
 
-Block = Callable[[BlockBuilder, Tensor], Tensor]
+Block = Callable[[BlockBuilder, BlockTensor], BlockTensor]
 
 
 # -- layers -----------------------------------------------------------------------------------
-def conv(b: BlockBuilder, x: Tensor, channels: int | None = None, *, same: bool = False) -> Tensor:
+def conv(b: BlockBuilder, x: BlockTensor, channels: int | None = None, *, same: bool = False) -> BlockTensor:
     """A convolution, 1-D or 2-D: dense, grouped or depthwise; any kernel, stride, dilation, padding."""
     c, spatial = x.shape[0], x.shape[1:]
     group = b.pick([1, 1, c, *(g for g in (2, 3, 4) if c % g == 0)])
@@ -133,7 +133,7 @@ def conv(b: BlockBuilder, x: Tensor, channels: int | None = None, *, same: bool 
     return b.tail(b.op("Conv", x.value, b.const(w), *([bias] if bias else []), **attrs), x.size + k)
 
 
-def conv_transpose(b: BlockBuilder, x: Tensor) -> Tensor:
+def conv_transpose(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """A transposed convolution: groups, strides, dilation, output padding."""
     c, spatial = x.shape[0], x.shape[1:]
     if max(spatial) > 16:
@@ -155,7 +155,7 @@ def conv_transpose(b: BlockBuilder, x: Tensor) -> Tensor:
     return b.tail(y, x.size + k)
 
 
-def linear(b: BlockBuilder, x: Tensor) -> Tensor:
+def linear(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """Gemm (either orientation, alpha and beta) or MatMul, with and without a bias."""
     features, out = x.shape[-1], b.integer(1, 16)
     k = b.growth(x.size)
@@ -169,7 +169,7 @@ def linear(b: BlockBuilder, x: Tensor) -> Tensor:
     return b.tail(b.op("Add", y, b.const(b.bias(out, x.size + k))) if b.coin() else y, x.size + k)
 
 
-def activation(b: BlockBuilder, x: Tensor) -> Tensor:
+def activation(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """Any activation function."""
     name = b.pick([
         "Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Gelu", "Elu", "Softplus",
@@ -179,32 +179,32 @@ def activation(b: BlockBuilder, x: Tensor) -> Tensor:
     if name == "Clip":
         lo, hi = b.pick([(0.0, 6.0), (-1.0, 1.0), (0.25, 2.0)])
         ends = [b.const(np.float32(end * 10.0**x.size)) for end in (lo, hi)]
-        return Tensor(b.op("Clip", v, *ends), x.size)
+        return BlockTensor(b.op("Clip", v, *ends), x.size)
     if name == "PRelu":
         slope = b.rng.normal(size=(x.shape[0], *[1] * (len(x.shape) - 1))) * 0.3
-        return Tensor(b.op("PRelu", v, b.const(slope)), x.size)
+        return BlockTensor(b.op("PRelu", v, b.const(slope)), x.size)
     if name == "Silu":
-        return Tensor(b.op("Mul", v, b.op("Sigmoid", v)), x.size)
+        return BlockTensor(b.op("Mul", v, b.op("Sigmoid", v)), x.size)
     if name == "Exp":
-        return Tensor(b.op("Exp", b.op("Clip", v, b.const(np.float32(-9)), b.const(np.float32(5)))), 0)
+        return BlockTensor(b.op("Exp", b.op("Clip", v, b.const(np.float32(-9)), b.const(np.float32(5)))), 0)
     if name == "Sqrt":
-        return Tensor(b.op("Sqrt", b.op("Relu", v)), x.size // 2)
+        return BlockTensor(b.op("Sqrt", b.op("Relu", v)), x.size // 2)
     bounded = name in ("Sigmoid", "Tanh", "HardSigmoid", "Erf")
-    return Tensor(b.op(name, v), 0 if bounded or (name == "Softplus" and x.size < 0) else x.size)
+    return BlockTensor(b.op(name, v), 0 if bounded or (name == "Softplus" and x.size < 0) else x.size)
 
 
-def constant_affine(b: BlockBuilder, x: Tensor) -> Tensor:
+def constant_affine(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """Plus, minus, times or over a number, or one for each channel."""
     shape = (x.shape[0], *[1] * (len(x.shape) - 1)) if b.coin() else ()
     c = b.rng.uniform(0.5, 2, shape) * b.rng.choice([-1, 1], shape)
     name = b.pick(["Add", "Mul", "Sub", "Div"])
     c = c * 10.0**x.size if name in ("Add", "Sub") else c
     pair = (x.value, b.const(c)) if name == "Div" or not b.coin(3) else (b.const(c), x.value)
-    return Tensor(b.op(name, *pair), x.size)
+    return BlockTensor(b.op(name, *pair), x.size)
 
 
 # -- branches ---------------------------------------------------------------------------------
-def residual(b: BlockBuilder, x: Tensor) -> Tensor:
+def residual(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """x with a layer of itself: sum, difference, maximum, minimum, product."""
     y = conv(b, x, x.shape[0], same=True) if len(x.shape) > 1 else activation(b, x)
     names = ["Add", "Add", "Sub", "Max", "Min", "Sum"] + (["Mul"] if abs(x.size + y.size) <= MOST else [])
@@ -214,7 +214,7 @@ def residual(b: BlockBuilder, x: Tensor) -> Tensor:
     return b.tail(b.op(name, *pair), size)
 
 
-def concat(b: BlockBuilder, x: Tensor) -> Tensor:
+def concat(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """Two or three branches joined, x itself perhaps among them."""
     parts = [x] if b.coin() else []
     while len(parts) < b.pick([2, 3]):
@@ -222,17 +222,17 @@ def concat(b: BlockBuilder, x: Tensor) -> Tensor:
     return b.tail(b.op("Concat", *(p.value for p in parts), axis=1), max(p.size for p in parts))
 
 
-def gate(b: BlockBuilder, x: Tensor) -> Tensor:
+def gate(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """Squeeze and excite."""
     c, mid = x.shape[0], b.integer(1, 4)
     one = [1] * (len(x.shape) - 1)
     y = b.op("GlobalAveragePool", x.value)
     y = b.op("Relu", b.op("Conv", y, b.const(b.weights((mid, c, *one), -x.size, mid)), b.const(b.bias(mid, 0))))
     y = b.op("Conv", y, b.const(b.weights((c, mid, *one), 0, c)), b.const(b.bias(c, 0)))
-    return Tensor(b.op("Mul", x.value, b.op(b.pick(["Sigmoid", "HardSigmoid"]), y)), x.size)
+    return BlockTensor(b.op("Mul", x.value, b.op(b.pick(["Sigmoid", "HardSigmoid"]), y)), x.size)
 
 
-def halves(b: BlockBuilder, x: Tensor) -> Tensor:
+def halves(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """Split along the channels, a function of one part, joined the other way round."""
     c = x.shape[0]
     if c < 2:
@@ -240,30 +240,30 @@ def halves(b: BlockBuilder, x: Tensor) -> Tensor:
     first = b.integer(1, c - 1)
     node = b.graph.add_node("Split", [x.value, b.ints(first, c - first)], {"axis": 1}, outputs=2)
     low, high = node.outputs
-    changed = activation(b, Tensor(low, x.size))
-    return Tensor(b.op("Concat", high, changed.value, axis=1), max(x.size, changed.size))
+    changed = activation(b, BlockTensor(low, x.size))
+    return BlockTensor(b.op("Concat", high, changed.value, axis=1), max(x.size, changed.size))
 
 
-def attention(b: BlockBuilder, x: Tensor) -> Tensor:
+def attention(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """Softmax(q k^T) v over the channels of a sequence."""
     d = x.shape[-1]
     if d > 16 or abs(x.size) > 3:
         return activation(b, x)
     q, k, v = (b.op("MatMul", x.value, b.const(b.weights((d, d), -x.size, d, 1))) for _ in range(3))
     scores = b.op("Softmax", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 2, 1])), axis=-1)
-    return Tensor(b.op("MatMul", scores, v), 0)
+    return BlockTensor(b.op("MatMul", scores, v), 0)
 
 
 # -- movements, pools and heads ---------------------------------------------------------------
-def pool(b: BlockBuilder, x: Tensor) -> Tensor:
+def pool(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """Maximum and average pools, with and without the padding counted; global ones."""
     n = len(x.shape) - 1
     name = b.pick(["MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax"])
     if name.startswith("Global"):
-        return Tensor(b.op(name, x.value), x.size)
+        return BlockTensor(b.op(name, x.value), x.size)
     if name.startswith("Reduce"):
         axis = b.integer(1, n + 1)
-        return Tensor(b.op(name, x.value, b.ints(axis), keepdims=1), x.size)
+        return BlockTensor(b.op(name, x.value, b.ints(axis), keepdims=1), x.size)
     kernel = [min(b.integer(1, 3), d) for d in x.shape[1:]]
     pads = [b.integer(0, k // 2) for k in kernel] * 2
     strides = [b.integer(1, 2) for _ in kernel]
@@ -274,10 +274,10 @@ def pool(b: BlockBuilder, x: Tensor) -> Tensor:
         attrs["ceil_mode"] = b.integer(0, 1)
     if name == "AveragePool":
         attrs["count_include_pad"] = b.integer(0, 1)
-    return Tensor(b.op(name, x.value, kernel_shape=kernel, pads=pads, **attrs), x.size)
+    return BlockTensor(b.op(name, x.value, kernel_shape=kernel, pads=pads, **attrs), x.size)
 
 
-def resize(b: BlockBuilder, x: Tensor) -> Tensor:
+def resize(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """Nearest and bilinear, up and down."""
     if max(x.shape[1:]) > 16:
         return pool(b, x)
@@ -286,44 +286,46 @@ def resize(b: BlockBuilder, x: Tensor) -> Tensor:
     how = b.pick(["half_pixel", "asymmetric"] + (["align_corners"] if mode == "linear" else []))
     attrs = {"nearest_mode": b.pick(["floor", "round_prefer_floor"])} if mode == "nearest" else {}
     scale = b.const(np.asarray(scales, dtype=np.float32))
-    return Tensor(b.op("Resize", x.value, None, scale, mode=mode, coordinate_transformation_mode=how, **attrs), x.size)
+    return BlockTensor(
+        b.op("Resize", x.value, None, scale, mode=mode, coordinate_transformation_mode=how, **attrs), x.size
+    )
 
 
-def shuffle(b: BlockBuilder, x: Tensor) -> Tensor:
+def shuffle(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """Channels shuffled by Reshape, Transpose, Reshape."""
     c, rest = x.shape[0], x.shape[1:]
     group = next((g for g in (2, 3, 5, 7) if c % g == 0), 1)
     y = b.op("Reshape", x.value, b.ints(0, group, c // group, *rest))
     y = b.op("Transpose", y, perm=[0, 2, 1, *range(3, 3 + len(rest))])
-    return Tensor(b.op("Reshape", y, b.ints(0, c, *rest)), x.size)
+    return BlockTensor(b.op("Reshape", y, b.ints(0, c, *rest)), x.size)
 
 
-def move(b: BlockBuilder, x: Tensor) -> Tensor:
+def move(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """Slices, paddings, transpositions and gathers."""
     n, last = len(x.shape), x.shape[-1]
     name = b.pick(["Slice", "Pad", "Transpose", "Gather", "Depth"])
     if name == "Slice" and last > 1:
-        return Tensor(b.op("Slice", x.value, b.ints(1), b.ints(last), b.ints(n), b.ints(b.integer(1, 2))), x.size)
+        return BlockTensor(b.op("Slice", x.value, b.ints(1), b.ints(last), b.ints(n), b.ints(b.integer(1, 2))), x.size)
     if name == "Transpose" and n > 1:
         perm = [0, *(1 + i for i in b.rng.permutation(n))]
-        return Tensor(b.op("Transpose", x.value, perm=[int(p) for p in perm]), x.size)
+        return BlockTensor(b.op("Transpose", x.value, perm=[int(p) for p in perm]), x.size)
     if name == "Gather":
-        return Tensor(b.op("Gather", x.value, b.const(b.rng.integers(0, x.shape[0], x.shape[0])), axis=1), x.size)
+        return BlockTensor(b.op("Gather", x.value, b.const(b.rng.integers(0, x.shape[0], x.shape[0])), axis=1), x.size)
     if name == "Depth" and n == 3 and x.shape[0] % 4 == 0:
-        return Tensor(b.op("DepthToSpace", x.value, blocksize=2, mode=b.pick(["DCR", "CRD"])), x.size)
+        return BlockTensor(b.op("DepthToSpace", x.value, blocksize=2, mode=b.pick(["DCR", "CRD"])), x.size)
     amounts = [0, *(b.integer(0, 1) for _ in x.shape)]
-    return Tensor(b.op("Pad", x.value, b.ints(*amounts, *amounts)), x.size)
+    return BlockTensor(b.op("Pad", x.value, b.ints(*amounts, *amounts)), x.size)
 
 
-def flatten(b: BlockBuilder, x: Tensor) -> Tensor:
+def flatten(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
     """To vectors."""
     if int(np.prod(x.shape)) > 400:
-        x = Tensor(b.op("GlobalAveragePool", x.value), x.size)
-    return Tensor(b.op("Flatten", x.value, axis=1), x.size)
+        x = BlockTensor(b.op("GlobalAveragePool", x.value), x.size)
+    return BlockTensor(b.op("Flatten", x.value, axis=1), x.size)
 
 
-def softmax(b: BlockBuilder, x: Tensor) -> Tensor:
-    return Tensor(b.op("Softmax", x.value, axis=b.pick([-1, 1])), 0) if abs(x.size) <= 2 else activation(b, x)
+def softmax(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
+    return BlockTensor(b.op("Softmax", x.value, axis=b.pick([-1, 1])), 0) if abs(x.size) <= 2 else activation(b, x)
 
 
 IMAGES, SEQUENCES, VECTORS = 4, 3, 2

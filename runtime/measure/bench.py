@@ -18,7 +18,7 @@ from ..session import Session
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One contender: median and best seconds of a run, and how many times faster the first contender is."""
 
     name: str
@@ -58,11 +58,11 @@ def alternate(
     return samples
 
 
-def rank(samples: Mapping[str, Sequence[float]], batch: int) -> list[Row]:
+def rank(samples: Mapping[str, Sequence[float]], batch: int) -> list[BenchRow]:
     """Rows in the given order.  ratio: the median over rounds of contender / first."""
     first = next(iter(samples.values()))
     return [
-        Row(name, batch, median(s), min(s), median(b / a for a, b in zip(first, s, strict=True)))
+        BenchRow(name, batch, median(s), min(s), median(b / a for a, b in zip(first, s, strict=True)))
         for name, s in samples.items()
     ]  # fmt: skip
 
@@ -91,7 +91,7 @@ def bench(
     batch: int = 1,
     seconds: float = 3.0,
     threads: int = 0,
-) -> list[Row]:
+) -> list[BenchRow]:
     """The graph on `backend`, then on each backend of `against`, taking turns on the same random feeds.
 
     threads: for backends that take the option (0: their default).

@@ -22,7 +22,7 @@ RESCALED_GAIN_DB = 6.0
 
 
 @dataclass
-class Moments:
+class PairMoments:
     """Sums over one tensor, by channel (axis 1): single pass, constant memory."""
 
     count: float = 0.0
@@ -134,8 +134,8 @@ def compare_graphs(
     names = shared_tensors(reference, integer) if per_layer else []
     ours = [v.name for v in reference.outputs]
     theirs = [v.name for v in integer.outputs]
-    moments: dict[str, Moments] = {n: Moments() for n in names}
-    output_moments: dict[str, Moments] = {n: Moments() for n in ours}
+    moments: dict[str, PairMoments] = {n: PairMoments() for n in names}
+    output_moments: dict[str, PairMoments] = {n: PairMoments() for n in ours}
     equal: dict[str, list[float]] = {n: [] for n in ours}
     largest: dict[str, float] = dict.fromkeys(ours, 0.0)
     samples = 0
@@ -166,7 +166,7 @@ def compare_graphs(
     return Comparison(sorted(tensors, key=lambda t: t.score), outputs, samples)
 
 
-def _noise(integer: Graph, name: str, m: Moments) -> TensorNoise:
+def _noise(integer: Graph, name: str, m: PairMoments) -> TensorNoise:
     value = integer.value(name)
     producer: Any = value.producer
     return TensorNoise(name, producer.op, str(value.dtype), m.sqnr, m.fitted_sqnr)

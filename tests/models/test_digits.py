@@ -7,7 +7,7 @@ import pytest
 
 from qir.errors import DataError, UnsupportedError
 from qir.models import DIGITS, bundled, bundled_path, digits
-from qir.models.backprop import Tape
+from qir.models.backprop import TrainingTape
 from qir.models.layers import Net
 from qir.models.train_digits import cross_entropy_gradient, train
 from qir.runtime import Session
@@ -35,7 +35,7 @@ def test_splits_are_apart() -> None:
 def test_gradients(name: str) -> None:
     """Against central differences, in float64."""
     rng = np.random.default_rng(3)
-    tape = Tape(DIGITS[name](1))
+    tape = TrainingTape(DIGITS[name](1))
     tape.parameters = {k: v.astype(np.float64) for k, v in tape.parameters.items()}
     x, labels = rng.normal(size=(4, 1, 8, 8)), rng.integers(0, 10, 4)
     _, d = cross_entropy_gradient(tape.forward(x, training=True), labels)
@@ -73,7 +73,7 @@ def test_what_cannot_be_trained() -> None:
     net = Net("odd", 0, (1, 8, 8))
     graph = net.finish(net._op("Sigmoid", [net.input], "s"))
     with pytest.raises(UnsupportedError, match="no gradient rule"):
-        Tape(graph)
+        TrainingTape(graph)
 
 
 def test_unknown_bundled_network() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from qir.errors import BackendError, ParseError, QuantizationError
 from qir.passes.mixed_precision import assign_bits
-from qir.passes.mixed_precision.assign_bits import Choice, InfeasibleError, Problem, merge_groups, pareto, solve
+from qir.passes.mixed_precision.assign_bits import BitChoice, InfeasibleError, Problem, merge_groups, pareto, solve
 from qir.passes.mixed_precision.cost_model import COSTS, Bits, Work, format_bits, parse_bits
 
 FOUR: tuple[Bits, ...] = ((4, 4), (4, 8), (8, 4), (8, 8))
@@ -23,12 +23,12 @@ FOUR: tuple[Bits, ...] = ((4, 4), (4, 8), (8, 4), (8, 8))
 
 def random_problem(rng: np.random.Generator, layers: int, choices: Sequence[Bits] = FOUR, **decided: Any) -> Problem:
     """Layers of random size and sensitivity, with the costs of the model and a latency that is no function of bits."""
-    table: dict[str, list[Choice]] = {}
+    table: dict[str, list[BitChoice]] = {}
     for i in range(layers):
         work = Work(int(rng.integers(1_000, 10_000_000)), int(rng.integers(100, 1_000_000)))
         scale = float(rng.lognormal(0, 2))
         table[f"l{i}"] = [
-            Choice(
+            BitChoice(
                 bits,
                 scale * (4.0 ** -bits[0] + 0.5 * 4.0 ** -bits[1]) * float(rng.uniform(0.7, 1.3)),
                 {k: f(work, bits) for k, f in COSTS.items()} | {"latency": float(rng.uniform(1, 5)) * sum(bits)},
@@ -139,7 +139,7 @@ def test_a_limit_that_equal_layers_meet_exactly_is_met() -> None:
     """Twenty layers of one cost: thousands of assignments lie a rounding error above the limit, and all are equal."""
     cost = {4: 0.1, 8: 0.2}
     layers = {
-        f"l{i}": [Choice((b, b), (1 + 0.01 * i) * 2.0**-b, {"latency": cost[b]}) for b in cost] for i in range(20)
+        f"l{i}": [BitChoice((b, b), (1 + 0.01 * i) * 2.0**-b, {"latency": cost[b]}) for b in cost] for i in range(20)
     }
     problem = Problem(layers)
     for eights in (3, 6, 10, 17):
@@ -153,7 +153,7 @@ def test_a_limit_that_equal_layers_meet_exactly_is_met() -> None:
 def test_it_is_optimal_where_perturbations_span_fifteen_orders_of_magnitude(seed: int) -> None:
     rng = np.random.default_rng(seed)
     layers = {
-        f"l{i}": [Choice((b, b), scale * 4.0**-b, {"size": count * b}) for b in (4, 8)]
+        f"l{i}": [BitChoice((b, b), scale * 4.0**-b, {"size": count * b}) for b in (4, 8)]
         for i in range(10)
         for scale, count in [(float(10 ** rng.uniform(-12, 3)), float(rng.integers(100, 1_000_000)))]
     }
@@ -169,7 +169,7 @@ def test_costs_that_are_all_but_common_to_the_choices_are_limited_all_the_same()
     rng = np.random.default_rng(0)
     layers = {
         f"l{i}": [
-            Choice((b, b), float(rng.lognormal(0, 2)) * 4.0**-b, {"size": 1000 + 1e-6 * b * extra}) for b in (4, 8)
+            BitChoice((b, b), float(rng.lognormal(0, 2)) * 4.0**-b, {"size": 1000 + 1e-6 * b * extra}) for b in (4, 8)
         ]
         for i in range(9)
         for extra in [float(rng.uniform(0.1, 1))]
@@ -203,11 +203,11 @@ def test_bad_problems_are_refused() -> None:
     with pytest.raises(QuantizationError, match="no choice is left for l0, l1"):
         Problem(problem.layers, [("l0", "l1")], pinned={"l0": (8, 8)}, forbidden={"l1": [(8, 8)]})
     with pytest.raises(QuantizationError, match="not finite"):
-        Problem({"a": [Choice((8, 8), float("nan"), {})]})
+        Problem({"a": [BitChoice((8, 8), float("nan"), {})]})
     with pytest.raises(QuantizationError, match="same bits"):
-        Problem({"a": [Choice((8, 8), 1, {}), Choice((8, 8), 2, {})]})
+        Problem({"a": [BitChoice((8, 8), 1, {}), BitChoice((8, 8), 2, {})]})
     with pytest.raises(QuantizationError, match="other costs"):
-        Problem({"a": [Choice((8, 8), 1, {"size": 1})], "b": [Choice((8, 8), 1, {})]})
+        Problem({"a": [BitChoice((8, 8), 1, {"size": 1})], "b": [BitChoice((8, 8), 1, {})]})
     assert merge_groups([("a",), ("a", "b")]) == [("a", "b")]
 
 
@@ -226,11 +226,11 @@ def test_cost_models() -> None:
 
 def hawq_problem(network: Mapping[str, Any]) -> Problem:
     """HAWQ-V3's per-layer figures as a problem."""
-    layers: dict[str, list[Choice]] = {}
+    layers: dict[str, list[BitChoice]] = {}
     for i, trace in enumerate(network["trace"]):
         work = Work(network["macs"][i], network["parameters"][i])
         layers[str(i)] = [
-            Choice(
+            BitChoice(
                 (b, b), trace * network[f"delta_w{b}"][i],
                 {
                     "size": COSTS["size"](work, (b, b)), "bops": COSTS["bops"](work, (b, b)),

@@ -19,7 +19,7 @@ from qir.passes.rounding.error_feedback import (
     shifted_target,
     with_feedback,
 )
-from qir.passes.rounding.layer_rows import Moments, as_rows, columns, from_rows, positions
+from qir.passes.rounding.layer_rows import InputMoments, as_rows, columns, from_rows, positions
 from qir.types import Array, DType, TensorType
 
 
@@ -174,7 +174,7 @@ def test_rows_times_columns_are_the_layer(node: Node) -> None:
 def test_moments_do_not_depend_on_the_batches() -> None:
     rng = np.random.default_rng(2)
     x, x_q = rng.standard_normal((2, 2, 30, 4))
-    whole, parts = Moments(2, 4), Moments(2, 4)
+    whole, parts = InputMoments(2, 4), InputMoments(2, 4)
     whole.add(x, x_q)
     for i in range(0, 30, 10):
         parts.add(x[:, i : i + 10], x_q[:, i : i + 10])
@@ -188,7 +188,7 @@ def test_moments_weigh_positions() -> None:
     rng = np.random.default_rng(4)
     x, x_q = rng.standard_normal((2, 3, 40, 5))
     share = rng.random(40) + 0.02
-    moments = Moments(3, 5)
+    moments = InputMoments(3, 5)
     moments.add(x[:, :25], x_q[:, :25], share[:25])
     moments.add(x[:, 25:], x_q[:, 25:], share[25:])
     h, cross = moments.second(False)
@@ -200,7 +200,7 @@ def test_moments_weigh_positions() -> None:
 def test_large_means_do_not_swallow_the_variances() -> None:
     rng = np.random.default_rng(3)
     x = (1e4 + rng.standard_normal((1, 2000, 3))).astype(np.float32)
-    moments = Moments(1, 3)
+    moments = InputMoments(1, 3)
     for i in range(0, 2000, 500):
         moments.add(x[:, i : i + 500], x[:, i : i + 500])
     exact = np.cov(x[0].astype(np.float64).T, bias=True)

@@ -13,7 +13,7 @@ from qir.graph import Graph, Stage, Value
 from qir.passes.prepare.fold_batchnorm import FoldBatchNorm
 from qir.passes.report import PassReport
 from qir.passes.rewriting.rewriter import rewrite
-from qir.passes.rewriting.rules import RULES, Compiled, Example, compile_rule
+from qir.passes.rewriting.rules import RULES, CompiledRule, Example, compile_rule
 from qir.passes.rewriting.terms import Apply, Variable
 from qir.passes.simplify.tidy import RULES as SIMPLIFY_RULES
 from qir.runtime import Session
@@ -23,7 +23,7 @@ from qir.verify import verify
 INSTANCES = 12
 
 
-def instance(compiled: Compiled, pattern: Apply, example: Example) -> Graph:
+def instance(compiled: CompiledRule, pattern: Apply, example: Example) -> Graph:
     """A graph that is the left-hand side on the example's values."""
     graph = Graph("instance", Stage.FLOAT)
     made: dict[str, Value | None] = {}

@@ -20,7 +20,7 @@ from qir.passes.calibration.collect import calibrate
 from qir.passes.diagnose import Diagnosis, diagnose
 from qir.passes.mixed_precision.assign_bits import InfeasibleError, solve
 from qir.passes.mixed_precision.search import (
-    Found,
+    SearchResult,
     curve,
     joined,
     limit_of,
@@ -63,7 +63,7 @@ def ranges(digits: tuple[Graph, Feeds, Feeds]) -> Ranges:
 
 
 @pytest.fixture(scope="module")
-def found(digits: tuple[Graph, Feeds, Feeds], ranges: Ranges) -> Found:
+def found(digits: tuple[Graph, Feeds, Feeds], ranges: Ranges) -> SearchResult:
     return search(digits[0], digits[1][:1], ranges, {"size": "0.7x"})
 
 
@@ -76,7 +76,7 @@ def noise(graph: Graph, reference: Graph, feeds: Feeds) -> float:
     return float(((output(graph, feeds) - output(reference, feeds)) ** 2).mean())
 
 
-def test_the_choice_meets_the_limit_and_keeps_the_ends(digits: tuple[Graph, Feeds, Feeds], found: Found) -> None:
+def test_the_choice_meets_the_limit_and_keeps_the_ends(digits: tuple[Graph, Feeds, Feeds], found: SearchResult) -> None:
     assert found.assignment.costs["size"] <= 0.7 * found.uniform.costs["size"]
     bits = list(found.layers.values())
     assert bits[0] == bits[-1] == (8, 8)
@@ -87,7 +87,7 @@ def test_the_choice_meets_the_limit_and_keeps_the_ends(digits: tuple[Graph, Feed
     assert "size:" in found.text()
 
 
-def test_the_choice_applied_is_an_integer_network(digits: tuple[Graph, Feeds, Feeds], found: Found) -> None:
+def test_the_choice_applied_is_an_integer_network(digits: tuple[Graph, Feeds, Feeds], found: SearchResult) -> None:
     graph, calib, dev = digits
     done = run_recipe(replace(RECIPES["w4a8"], layers=found.layers), graph, calib)
     widths = {n.name: n.input(1).dtype.bits for n in done.graph.nodes if n.op in ("qir.Conv", "qir.MatMul")}
@@ -99,7 +99,7 @@ def test_the_choice_applied_is_an_integer_network(digits: tuple[Graph, Feeds, Fe
     np.testing.assert_array_equal(both[0], both[1])
 
 
-def test_perturbation_falls_as_each_limit_loosens(found: Found) -> None:
+def test_perturbation_falls_as_each_limit_loosens(found: SearchResult) -> None:
     for cost in ("size", "bops", "linear", "quadratic"):
         points = curve(found, cost, 7)
         assert len(points) >= 3
@@ -107,7 +107,7 @@ def test_perturbation_falls_as_each_limit_loosens(found: Found) -> None:
 
 
 def test_limits_between_all_at_4_and_all_at_8_are_met_with_falling_perturbation(
-    digits: tuple[Graph, Feeds, Feeds], found: Found
+    digits: tuple[Graph, Feeds, Feeds], found: SearchResult
 ) -> None:
     """The shape of HAWQ-V3's table II; latency as its section 3 has it, half the time at half the bits."""
     nodes = linear_nodes(digits[0])
@@ -126,7 +126,7 @@ def test_limits_between_all_at_4_and_all_at_8_are_met_with_falling_perturbation(
         assert len({a.perturbation for a in row}) >= 3, cost
 
 
-def test_limits_and_tables(digits: tuple[Graph, Feeds, Feeds], found: Found, tmp_path: Path) -> None:
+def test_limits_and_tables(digits: tuple[Graph, Feeds, Feeds], found: SearchResult, tmp_path: Path) -> None:
     uniform = found.uniform
     assert limit_of("0.5x", "size", uniform) == 0.5 * uniform.costs["size"]
     assert limit_of("1.5MB", "size", uniform) == 1.5e6
@@ -162,9 +162,9 @@ def test_limits_and_tables(digits: tuple[Graph, Feeds, Feeds], found: Found, tmp
 
 
 def test_layers_are_pinned_forbidden_grouped_and_choices_narrowed(
-    digits: tuple[Graph, Feeds, Feeds], found: Found
+    digits: tuple[Graph, Feeds, Feeds], found: SearchResult
 ) -> None:
-    def again(size: str, **options: Any) -> Found:
+    def again(size: str, **options: Any) -> SearchResult:
         return search(digits[0], [], Ranges.of({}), {"size": size}, sensitivity=found.sensitivity, **options)
 
     small = next(n for n, bits in found.layers.items() if bits[0] == 4)
@@ -295,7 +295,7 @@ def test_diagnosis_sees_what_the_recipe_does(digits: tuple[Graph, Feeds, Feeds])
     assert "or keep it wider: layers={'block1.b.conv': (4, 8)}, or search" in kept.advice
 
 
-def test_plots(found: Found, tmp_path: Path) -> None:
+def test_plots(found: SearchResult, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plots = import_module("qir.passes.mixed_precision.plots")
     plots.plot_layers(found, tmp_path / "layers.png")

@@ -9,14 +9,14 @@ import pytest
 
 from qir import DType, Graph, QuantParams, Stage, TensorType
 from qir.errors import DataError
-from qir.runtime.measure.compare import Moments, compare_graphs, shared_tensors
+from qir.runtime.measure.compare import PairMoments, compare_graphs, shared_tensors
 
 
 def test_moments_are_the_definition() -> None:
     rng = np.random.default_rng(0)
     parts = [rng.normal(size=(3, 4, 5)) for _ in range(3)]
     noisy = [p + 0.01 * rng.normal(size=p.shape) for p in parts]
-    m = Moments()
+    m = PairMoments()
     for f, q in zip(parts, noisy, strict=True):
         m.add(f, q)
     f, q = np.concatenate(parts), np.concatenate(noisy)
@@ -28,10 +28,10 @@ def test_fit_sees_through_channel_scales() -> None:
     rng = np.random.default_rng(1)
     f = rng.normal(size=(8, 4, 5))
     q = (f + 0.01 * rng.normal(size=f.shape)) * np.asarray([1, 5, 0.2, 3])[None, :, None] + 1.5
-    m = Moments()
+    m = PairMoments()
     m.add(f, q)
     assert m.sqnr < 5 < 38 < m.fitted_sqnr < 42
-    same = Moments()
+    same = PairMoments()
     same.add(f, f)
     assert same.sqnr == math.inf
 

@@ -32,7 +32,7 @@ from .record import (  # fmt: skip
 
 @njit(nogil=True)
 def softmax_chunk(step: Any, chunk: int, pointers: Any) -> None:
-    """qir.Softmax along the innermost axis  [ARITHMETIC 9]; M_SCALE, M_INDICES: refs to the int64 tables."""
+    """qir.Softmax along the innermost axis  [docs/arithmetic.md 9]; M_SCALE, M_INDICES: refs to the int64 tables."""
     rank = step[RANK]
     lines = lines_of(step, pointers)
     n = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)[rank - 1]

@@ -31,7 +31,7 @@ Number = int | Ref
 
 @dataclass
 class Step:
-    """One native step. fields: position -> number (positions are named in heads.py and movement.py).
+    """One native step. fields: position -> number (positions are named in runtime/cpu/kernels/record.py).
 
     nodes: names of the graph's nodes that it executes; macs, weight_bytes: for the profile.
     """
