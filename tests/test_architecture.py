@@ -115,7 +115,7 @@ def test_kernels_know_no_planner() -> None:
 
 # -- cycles -----------------------------------------------------------------------------------------------------------
 ROOMS = ("qir", "qir.passes", "qir.runtime", "qir.runtime.cpu", "qir.runtime.cuda")
-"""Folders with folders in them: their own modules lie below some of these and above others, so each counts by itself."""
+"""Folders with folders in them: their own modules lie below some and above others, each counts by itself."""
 
 
 def package_of(module: str) -> str:
@@ -231,7 +231,7 @@ def test_references_lead_somewhere() -> None:
     assert found <= set(KNOWN_REFERENCES)
 
 
-# -- tables of operators ------------------------------------------------------------------------------------------------
+# -- tables of operators ----------------------------------------------------------------------------------------------
 TRAITS = (
     "linear", "trained", "additive", "affine", "pools", "clamps", "limits", "moves", "keeps_order", "chooses", "orders",
     "commutative", "pointwise", "homogeneous", "nonnegative", "flat", "float_only", "border",
