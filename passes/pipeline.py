@@ -92,6 +92,8 @@ def run_recipe(
         raise DataError(
             f"recipe {recipe.name!r} needs calibration data", hint="give data or ranges, or use the recipe data_free"
         )
+    if feeds is not None and recipe.rounding != "nearest" and (getattr(feeds, "once", False) or iter(feeds) is feeds):
+        feeds = list(feeds)  # a generator, for a recipe that goes over its data more than once
     prepared, report = recipe.prepare.run(graph)
     _check_layers(recipe, prepared)
     calibration = PassReport("calibrate")

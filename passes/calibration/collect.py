@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 
 from qir.errors import DataError, QirError
 from qir.graph import Graph
@@ -173,6 +173,10 @@ def _ordered(executor: Executor, job: Job, batches: Iterable[Feeds]) -> Iterator
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except BrokenExecutor as error:
+        raise QirError(
+            f"a worker process died: {error}", where="calibration", hint="often of memory: fewer workers, or none"
+        ) from error
     finally:
         for future in waiting:
             future.cancel()

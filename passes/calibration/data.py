@@ -5,7 +5,9 @@
     batches("calib.npy", graph)                        memory-mapped
     batches("calib.npz", graph)                        one array per input, read a batch at a time
     batches(Images("photos/", mean=127.5, std=127.5), graph)     or just "photos/"
-    batches(iterable, graph)                           arrays or dicts, each a sample or a batch
+    batches(["a.jpg", "b.jpg"], graph)                 a list of image files
+    batches(iterable, graph)                           arrays, dicts or (image, label) tuples, each a sample or a batch;
+                                                       of NumPy, PyTorch or anything else that is an array
 
 Everything streams: memory holds one batch.
 """
@@ -13,7 +15,7 @@ Everything streams: memory holds one batch.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +49,13 @@ class Rows:
 class Batches(Iterable[dict[str, Array]]):
     """Mappings from input name to array; iterate as often as the source allows.
 
-    samples: how many there are, None where only iterating would tell.
+    samples: how many there are, None where only iterating would tell.  once: a generator, used up by one walk.
     """
 
-    def __init__(self, start: Callable[[], Iterator[dict[str, Array]]], samples: int | None) -> None:
-        self._start, self.samples = start, samples
+    def __init__(
+        self, start: Callable[[], Iterator[dict[str, Array]]], samples: int | None, once: bool = False
+    ) -> None:
+        self._start, self.samples, self.once = start, samples, once
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         return self._start()
@@ -81,7 +85,11 @@ def batches(
     size = max(int(n) for n in fixed) if fixed else batch_size or BATCH
     found = _rows(source, types)
     if found is None:
-        return Batches(lambda: _stream(iter(source), types, size, bool(fixed), samples), None)
+        walk: Any = source
+        if isinstance(source, Images):
+            name = _only(types, "a folder of images")
+            return Batches(lambda: _stream(source.each(types[name]), types, size, bool(fixed), samples), None)
+        return Batches(lambda: _stream(iter(walk), types, size, bool(fixed), samples), None, once=iter(walk) is walk)
     total = _common_count(found)
     count = total if samples is None else min(total, samples)
     if fixed:
@@ -96,7 +104,11 @@ def _rows(source: Any, types: Mapping[str, TensorType]) -> dict[str, Rows] | Non
     """Each input's rows; None for an iterable, which can only be streamed."""
     if isinstance(source, str | Path):
         return _file(Path(source), types)
+    if isinstance(source, list | tuple) and source and all(isinstance(p, str | Path) for p in source):
+        source = Images(tuple(source))
     if isinstance(source, Images):
+        if source.skip_broken:
+            return None
         name = _only(types, "a folder of images")
         read, count = source.reader(types[name])
         return {name: Rows(count, read)}
@@ -254,10 +266,13 @@ def _stream(
 def _item(item: Any, types: Mapping[str, TensorType]) -> dict[str, Array]:
     """One item of an iterable as arrays with a batch axis."""
     if isinstance(item, Mapping):
-        _check_names(item, types)
-        named = {name: np.asarray(item[name]) for name in types}
+        if not types.keys() <= item.keys():  # more than the inputs (labels, names of files) may be there
+            _check_names(item, types)
+        named = {name: as_array(item[name]) for name in types}
+    elif isinstance(item, tuple | list) and _starts_with_inputs(item, types):
+        named = {name: as_array(part) for name, part in zip(types, item, strict=False)}
     else:
-        named = {_only(types, "one array"): np.asarray(item)}
+        named = {_only(types, "one array"): as_array(item)}
     for name, array in named.items():
         if array.ndim == types[name].rank - 1:
             named[name] = array[None]
@@ -265,6 +280,25 @@ def _item(item: Any, types: Mapping[str, TensorType]) -> dict[str, Array]:
     if len(lengths) > 1:
         raise DataError(f"inputs of one batch have different numbers of samples: {sorted(lengths)}")
     return {name: check(array, types[name], name) for name, array in named.items()}
+
+
+def as_array(item: Any) -> Array:
+    """Anybody's array: of PyTorch with a gradient or on a GPU, too.  Raises DataError."""
+    try:
+        for step in ("detach", "cpu"):
+            item = getattr(item, step)() if hasattr(item, step) else item
+        return np.asarray(item)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"a {type(item).__name__} is no array: {error}") from None
+
+
+def _starts_with_inputs(item: Sequence[Any], types: Mapping[str, TensorType]) -> bool:
+    """Whether a tuple holds the inputs, and labels behind them, as data sets and loaders give them."""
+    shapes = [getattr(part, "shape", None) for part in item[: len(types)]]
+    return len(item) >= max(2, len(types)) and all(
+        shape is not None and len(shape) in (t.rank, t.rank - 1)
+        for shape, t in zip(shapes, types.values(), strict=True)
+    )
 
 
 def check(array: Array, type: TensorType, name: str) -> Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,27 +14,31 @@ import numpy as np
 from qir.errors import DataError
 from qir.types import Array, TensorType
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 @dataclass(frozen=True)
 class Images:
-    """All image files of `folder` (sub-folders too), in the order of their names.
+    """All image files of `folder` (sub-folders too), in the order of their names; or a list of files, in its order.
 
     Each is cut to its central square of `crop` times the shorter side, resized (bicubic) to `size` (height, width;
     default: what the graph's input says), and becomes (pixel - mean) / std with pixels in [0, 255].
     mean, std: a number, or one a channel, in the order of `order`.  layout: "NCHW", "NHWC" or "auto" (from the
-    input's shape).  order: "RGB" or "BGR".  An input of dtype uint8 takes the pixels themselves.
+    input's shape).  order: "RGB" or "BGR".  skip_broken: leave unreadable images out
+    (with a warning that names them) instead of raising DataError.  An input of dtype uint8 takes the pixels themselves.
     """
 
-    folder: str | Path
+    folder: str | Path | Sequence[str | Path]
     size: int | tuple[int, int] | None = None
     crop: float = 0.875
     mean: float | Sequence[float] = 0.0
     std: float | Sequence[float] = 1.0
     layout: str = "auto"
     order: str = "RGB"
+    skip_broken: bool = False
 
     def __post_init__(self) -> None:
         if self.layout not in ("auto", "NCHW", "NHWC"):
@@ -47,6 +52,11 @@ class Images:
 
     def files(self) -> list[Path]:
         """The image files.  Raises DataError where there are none."""
+        if not isinstance(self.folder, str | Path):
+            listed = [Path(p) for p in self.folder]
+            if not listed:
+                raise DataError("no images", hint="the list of files is empty")
+            return listed
         folder = Path(self.folder)
         if not folder.is_dir():
             raise DataError("no such folder", where=str(folder))
@@ -75,6 +85,21 @@ class Images:
 
         return read, len(files)
 
+    def each(self, type: TensorType) -> Iterator[Array]:
+        """One image after the other, broken ones left out and named in the log."""
+        read, count = self.reader(type)
+        files, broken = self.files(), 0
+        for i in range(count):
+            try:
+                yield read(i, i + 1)
+            except DataError as error:
+                if error.where != str(files[i]):
+                    raise
+                broken += 1
+                log.warning("left out: %s", error)
+        if broken == count:
+            raise DataError(f"none of {count} images can be read", where=str(self.folder))
+
     def _geometry(self, type: TensorType) -> tuple[bool, int, tuple[int, int]]:
         """(channels first, channels, (height, width))."""
         if type.rank != 4:
@@ -95,8 +120,12 @@ class Images:
         try:
             with image.open(path) as raw:
                 picture = raw.convert(MODES[channels])
-        except OSError as error:
-            raise DataError(f"is no readable image: {error}", where=str(path)) from None
+        except FileNotFoundError:
+            raise DataError("no such file", where=str(path)) from None
+        except Exception as error:  # each format of Pillow's raises what it likes
+            raise DataError(
+                f"is no readable image: {error}", where=str(path), hint="skip_broken=True (--skip-broken) leaves it out"
+            ) from None
         side = min(picture.size) * self.crop
         left, top = (picture.size[0] - side) / 2, (picture.size[1] - side) / 2
         box = (left, top, left + side, top + side)

@@ -18,7 +18,7 @@ def main(args: argparse.Namespace) -> int:
         raise StageError("is the integer model", where=str(args.float_model), hint="the float model comes first")
     if args.strip_softmax:
         reference = stripped(reference)
-    result = compare_graphs(reference, integer, data.feeds(args, reference, "comparing"), backend=args.backend)
+    result = compare_graphs(reference, integer, data.feeds(args, reference, "comparing", integer), backend=args.backend)
     show.say(text(result, args.worst))
     return 0
 

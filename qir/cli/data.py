@@ -16,13 +16,14 @@ from qir.graph import Graph, Stage, Value
 from qir.io import load
 from qir.passes.calibration.data import Batches, batches
 from qir.passes.calibration.data import _npy_header as npy_header
-from qir.passes.calibration.images import Images
 from qir.passes.prepare.fold_normalization import METADATA
 from qir.runtime import default_backend
 from qir.runtime.measure.compare import on_grid
 from qir.types import Array, DType, TensorType
 
 from . import show
+from .needs import need_backend
+from .preprocessing import images, is_images
 
 
 def load_model(path: Path, shapes: Sequence[tuple[str, Sequence[int | str]]] = ()) -> Graph:
@@ -30,21 +31,21 @@ def load_model(path: Path, shapes: Sequence[tuple[str, Sequence[int | str]]] = (
     return load(path, input_shapes=dict(shapes))
 
 
-def source(args: argparse.Namespace, *, normalized: bool = True) -> Any:
-    """What --data names: a path, or a folder of images with its options (without --mean and --std on request)."""
-    if not args.data.is_dir():
+def source(args: argparse.Namespace, graph: Graph, *others: Graph, normalized: bool = True) -> Any:
+    """What --data names: a path, or images with their options (without --mean and --std on request).
+
+    others: further models whose metadata may say how pixels become inputs.
+    """
+    if not is_images(args.data):
         return args.data
-    return Images(
-        args.data, size=args.size, crop=args.crop, layout=args.layout or "auto", order="BGR" if args.bgr else "RGB",
-        mean=args.mean if normalized else 0.0, std=args.std if normalized else 1.0,
-    )  # fmt: skip
+    return images(args, graph, *others, normalized=normalized)
 
 
-def feeds(args: argparse.Namespace, graph: Graph, text: str) -> show.Shown[dict[str, Array]]:
+def feeds(args: argparse.Namespace, graph: Graph, text: str, *others: Graph) -> show.Shown[dict[str, Array]]:
     """--data in batches that fit the graph's inputs, with a progress bar; floats are put on an integer input's grid."""
     given = dtypes(args.data)
     types = {v.name: as_given(graph, v, given) for v in graph.inputs}
-    found = batches(source(args), types, batch_size=args.batch, samples=args.samples)
+    found = batches(source(args, graph, *others), types, batch_size=args.batch, samples=args.samples)
     if any(types[v.name] != v.type for v in graph.inputs):
         found = Batches(lambda plain=found: (on_grid(graph, b) for b in plain), found.samples)
     return shown(found, args.batch, text)
@@ -78,8 +79,8 @@ def dtypes(path: Path) -> dict[str, np.dtype[Any]]:
 
 def pixel_batches(args: argparse.Namespace, graph: Graph) -> Batches:
     """--data as pixels for a graph whose normalization is folded: images, uint8 arrays, or normalized arrays undone."""
-    if args.data.is_dir():
-        return batches(source(args, normalized=False), graph, batch_size=args.batch, samples=args.samples)
+    if is_images(args.data):
+        return batches(source(args, graph, normalized=False), graph, batch_size=args.batch, samples=args.samples)
     with np.load(args.data, allow_pickle=False) if args.data.suffix == ".npz" else _single(args.data) as arrays:
         if len(arrays) != 1 or len(graph.inputs) != 1:
             raise DataError("--fold-normalization is for models with one input", where=str(args.data))
@@ -87,7 +88,7 @@ def pixel_batches(args: argparse.Namespace, graph: Graph) -> Batches:
     if array.dtype != np.uint8:
         axis = 1 if array.ndim == 4 and array.shape[1] in (1, 3, 4) else array.ndim - 1
         shape = [-1 if i == axis else 1 for i in range(array.ndim)]
-        mean, std = (np.asarray(v, np.float32).reshape(shape) for v in (args.mean, args.std))
+        mean, std = (np.asarray(v, np.float32).reshape(shape) for v in (args.mean or (0.0,), args.std or (1.0,)))
         array = np.rint(array * std + mean)
         lo, hi = (float(f(array, initial=0)) for f in (np.min, np.max))
         if array.size and not (lo >= -1 and 1 < hi <= 256):
@@ -142,5 +143,11 @@ def writable(path: Path, *inputs: Path) -> Path:
 def backend(args: argparse.Namespace, graph: Graph) -> str:
     """The backend asked for; else the fastest here that runs integer graphs, and onnxruntime for all others."""
     if args.backend:
+        need_backend(args.backend)
         return args.backend
     return default_backend(graph) if graph.stage is Stage.INTEGER else "onnxruntime"
+
+
+def like(args: argparse.Namespace) -> list[Graph]:
+    """The model of --like, whose metadata say how pixels become inputs."""
+    return [load_model(args.like)] if args.like else []

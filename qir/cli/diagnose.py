@@ -16,7 +16,9 @@ def main(args: argparse.Namespace) -> int:
     if args.strip_softmax:
         recipe = recipe.but(strip_softmax=True)
     graph = data.load_model(args.model, args.input_shape)
-    feeds = batches(data.source(args), graph, batch_size=args.batch, samples=min(args.samples or 32, 64))
+    feeds = batches(
+        data.source(args, graph, *data.like(args)), graph, batch_size=args.batch, samples=min(args.samples or 32, 64)
+    )
     found = diagnose(graph, data.shown(feeds, args.batch, "reading"), recipe, worst=args.worst, remedies=args.remedies)
     show.say(found.text(args.worst))
     return 0

@@ -153,7 +153,7 @@ def input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
 
 def _data_options(parser: argparse.ArgumentParser, what: str, required: bool = True, size: str = "--size") -> None:
     group = parser.add_argument_group("data")
-    kinds = ".npy (one input, samples first), .npz (an array for each input), or a folder of images"
+    kinds = ".npy (one input, samples first), .npz (an array for each input), images (a folder, or a .txt of files)"
     group.add_argument("--data", metavar="PATH", required=required, type=Path, help=f"{what}: {kinds}")
     group.add_argument("--samples", type=positive, metavar="N", help="use the first N samples (default: all)")
     group.add_argument(
@@ -166,17 +166,23 @@ def _data_options(parser: argparse.ArgumentParser, what: str, required: bool = T
     images.add_argument(
         "--crop",
         type=fraction,
-        default=0.875,
         metavar="F",
-        help="central part that is kept: resize to size/F, crop to size (default: %(default)s)",
+        help="central part that is kept: resize to size/F, crop to size (default: 0.875)",
     )
     images.add_argument(
-        "--mean", type=numbers, default=(0.0,), metavar="A[,B,C]", help="subtracted, per channel (default: 0)"
+        "--mean",
+        type=numbers,
+        metavar="A[,B,C]",
+        help="subtracted, per channel (default: what the model's metadata say)",
     )
     images.add_argument(
-        "--std", type=numbers, default=(1.0,), metavar="A[,B,C]", help="divided by, per channel (default: 1)"
+        "--std",
+        type=numbers,
+        metavar="A[,B,C]",
+        help="divided by, per channel (default: what the model's metadata say)",
     )
     images.add_argument("--layout", choices=("NCHW", "NHWC"), help="axis order (default: from the model's input)")
+    images.add_argument("--skip-broken", action="store_true", help="leave broken images out, and name them")
     images.add_argument("--bgr", action="store_true", help="channels in the order blue, green, red")
 
 
@@ -345,6 +351,9 @@ def _diagnose(commands: Any) -> None:
     parser.add_argument("--worst", type=positive, default=8, metavar="N", help="tensors explained (default: 8)")
     parser.add_argument("--remedies", action="store_true", help="try each change of the recipe that may help")
     parser.add_argument("--strip-softmax", action="store_true", help="look at the logits")
+    parser.add_argument(
+        "--like", type=Path, metavar="INTEGER.onnx", help="--mean, --std and --crop that this model was made with"
+    )
     _shape_option(parser)
     _data_options(parser, "calibration data")
 

@@ -21,6 +21,7 @@ from qir.passes.report import Report
 from qir.types import DType
 
 from . import data, show
+from .preprocessing import is_images, remember, remembered
 
 
 def main(args: argparse.Namespace) -> int:
@@ -71,7 +72,7 @@ def quantized(args: argparse.Namespace, recipe: Recipe, graph: Graph) -> tuple[G
     first = Report([])
     input_ranges: dict[str, tuple[float, float]] = {}
     if args.fold_normalization:
-        graph, first = FoldNormalization(args.mean, args.std).apply(graph)
+        graph, first = FoldNormalization(tuple(args.mean or (0.0,)), tuple(args.std or (1.0,))).apply(graph)
         input_ranges[graph.inputs[0].name] = PIXELS
     feeds = calibration(args, graph)
     with ExitStack() as stack:
@@ -83,6 +84,8 @@ def quantized(args: argparse.Namespace, recipe: Recipe, graph: Graph) -> tuple[G
     integer = done.graph
     if args.fold_normalization:
         integer = takes_pixels(integer)
+    if args.data is not None and is_images(args.data):
+        remember(integer, data.source(args, graph), args, remembered(graph))
     return integer, first + done.report, done.ranges
 
 
@@ -92,7 +95,7 @@ def calibration(args: argparse.Namespace, graph: Graph) -> Batches | None:
         return None
     if args.fold_normalization:
         return data.pixel_batches(args, graph)
-    return batches(data.source(args), graph, batch_size=args.batch, samples=args.samples)
+    return batches(data.source(args, graph), graph, batch_size=args.batch, samples=args.samples)
 
 
 def takes_pixels(graph: Graph) -> Graph:

@@ -12,6 +12,7 @@ from qir.graph import Graph
 from qir.io import save
 from qir.passes.calibration.collect import calibrate
 from qir.passes.calibration.data import batches
+from qir.passes.mixed_precision.assign_bits import import_pulp
 from qir.passes.mixed_precision.cost_model import Bits, LatencyTable, parse_bits
 from qir.passes.mixed_precision.search import SearchResult, curve, load_latency, search
 from qir.passes.mixed_precision.sensitivity import Sensitivity
@@ -23,6 +24,7 @@ from qir.runtime import BACKENDS
 from qir.runtime.measure.latency import latency_table, save_table
 
 from . import data, show
+from .needs import need, need_backend
 
 LIMITS = {
     "size": "size_limit",
@@ -37,6 +39,11 @@ def main(args: argparse.Namespace) -> int:
     for path in (args.output, args.plot, args.pareto, args.save_sensitivity, args.save_latency):
         if path:
             data.writable(path, args.model, args.data)
+    need("pulp", "search")
+    import_pulp()
+    if args.plot or args.pareto:
+        need("matplotlib", "--plot and --pareto")
+    need_backend(args.latency)
     limits = {cost: getattr(args, option) for cost, option in LIMITS.items() if getattr(args, option) is not None}
     if not limits:
         raise QuantizationError("no limit given", hint="e.g. --size 0.75x, --bops 20G, --latency-limit 3ms")
@@ -44,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     if args.strip_softmax:
         recipe = recipe.but(strip_softmax=True)
     graph = data.load_model(args.model, args.input_shape)
-    feeds = batches(data.source(args), graph, batch_size=args.batch, samples=args.samples)
+    feeds = batches(data.source(args, graph), graph, batch_size=args.batch, samples=args.samples)
     prepared, _ = recipe.prepare.run(graph)
     choices = tuple(parse_bits(text) for text in args.choices.split(",")) if args.choices else None
     pinned = {name: parse_bits(bits) for name, bits in args.pin}
@@ -56,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
         prepared, data.shown(feeds, args.batch, "calibrating"), method=recipe.method, bits=(4, 8),
         options=recipe.range_options,
     )  # fmt: skip
-    few = batches(data.source(args), graph, batch_size=args.batch, samples=min(args.samples or 64, 64))
+    few = batches(data.source(args, graph), graph, batch_size=args.batch, samples=min(args.samples or 64, 64))
     found = search(
         prepared, data.shown(few, args.batch, "measuring sensitivity"), ranges, limits, measure=args.measure,
         choices=choices, sensitivity=known, latency=_latency(args, prepared, recipe, ranges),

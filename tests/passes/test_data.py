@@ -140,3 +140,52 @@ def test_bad_images(tmp_path: Path) -> None:
     (tmp_path / "9.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match="no readable image"):
         list(batches(tmp_path, IMAGE))
+
+
+class Tensor:
+    """As torch's: NumPy must not have it before detach() and cpu()."""
+
+    def __init__(self, array: np.ndarray, ready: bool = False) -> None:
+        self.array, self.ready, self.shape = array, ready, array.shape
+
+    def detach(self) -> Tensor:
+        return Tensor(self.array)
+
+    def cpu(self) -> Tensor:
+        return Tensor(self.array, ready=True)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        if not self.ready:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        return self.array
+
+
+def test_loaders_of_others() -> None:
+    labels = np.arange(20)
+    pairs = [(Tensor(X[i : i + 5]), Tensor(labels[i : i + 5])) for i in range(0, 20, 5)]
+    assert (joined(batches(pairs, ONE, batch_size=8)) == X).all()
+    assert (joined(batches([list(p) for p in pairs], ONE)) == X).all()
+    assert (joined(batches(((Tensor(x), np.int64(3)) for x in X), ONE)) == X).all()
+    samples = [{"x": Tensor(X[i]), "m": Tensor(M[i]), "label": i, "file": "a.png"} for i in range(20)]
+    both = list(batches(samples, TWO, batch_size=7))
+    assert (joined(both) == X).all() and (joined(both, "m") == M).all()
+    assert batches(iter([X]), ONE).once and not batches([X], ONE).once
+
+
+def test_lists_of_files_and_broken_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pixels = write_images(tmp_path)
+    files = [tmp_path / f"{i}.png" for i in (3, 1)]
+    assert (joined(batches([str(f) for f in files], {"x": TensorType(DType.UINT8, ("N", 8, 8, 3))})).shape) == (
+        2,
+        8,
+        8,
+        3,
+    )
+    whole = joined(batches(Images(files, crop=1.0), IMAGE))
+    assert (whole == np.moveaxis(pixels[[3, 1]].astype(np.float32), -1, 1)).all()
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
+    with pytest.raises(DataError, match=r"1\.png: is no readable image.*--skip-broken"):
+        list(batches(tmp_path, IMAGE))
+    found = joined(batches(Images(tmp_path, crop=1.0, skip_broken=True), IMAGE, batch_size=3))
+    assert (found == np.moveaxis(pixels[[0, 2, 3, 4]].astype(np.float32), -1, 1)).all()
+    assert "left out" in caplog.text and "1.png" in caplog.text
