@@ -10,7 +10,7 @@ from qir.types import Array
 
 RANK = 6
 
-POINTER, S32, S64 = "u8", "i4", "i8"
+POINTER, S32, U32, S64 = "u8", "i4", "u4", "i8"
 
 
 def _struct(*fields: tuple[str, str, Any] | tuple[str, str]) -> np.dtype[np.void]:
@@ -47,6 +47,9 @@ EPILOGUE = _struct(
     ("second", POINTER),
     *_ints("second_stride second_offset", S64),
     *_ints("second_x_zero second_multiplier second_shift second_zero second_lo second_hi"),
+    ("second_constant", S64),
+    ("rounding", POINTER),
+    ("program", U32),
 )
 CONV = _struct(
     *_ints("x w", POINTER),

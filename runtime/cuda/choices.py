@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .kernels import ConvTile
+from .kernels import ConvTile, specialised
 
 TARGET_BLOCKS = 264
 """Blocks that fill a large GPU (two for each of 132 multiprocessors)."""
@@ -20,6 +20,12 @@ class Choice:
 
     tile: ConvTile
     splits: int
+    program: int = -1  # that of the launch's epilogue, if kernels are compiled for one
+
+    @property
+    def kernel(self) -> ConvTile:
+        """What is launched."""
+        return self.tile if self.program < 0 else specialised(self.tile, self.program)
 
     @property
     def name(self) -> str:

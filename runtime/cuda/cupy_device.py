@@ -62,6 +62,7 @@ class CupyDevice:
     Raises BackendError for no CuPy, no GPU, a GPU older than sm_75, or too little memory.
     """
 
+    specialises = True
     tunes = True
 
     def __init__(self, index: int = 0) -> None:

@@ -48,7 +48,7 @@ class ImageMap:
 
     sizes: channels, width, height, images; strides: bytes between pixels, rows, images.  lower, upper, steps: (x, y) of
     the box in which windows move, from its corner and from the image's last pixel, and how far at a time; pixels: how
-    many windows one copy takes, of 128 channels each.
+    many windows one copy takes, of `span` channels each (128 or 64, swizzled as far).
     """
 
     pointer: int
@@ -58,6 +58,7 @@ class ImageMap:
     upper: tuple[int, int]
     steps: tuple[int, int]
     pixels: int
+    span: int = 128
 
 
 class Memory(Protocol):
@@ -99,6 +100,7 @@ class Device(Protocol):
     name: str
     architecture: str
     tensor_maps: bool  # whether it makes them
+    specialises: bool  # whether kernels are compiled for the program of their epilogue
     tunes: bool  # whether sessions tune on it unless they are told otherwise
 
     def stream(self, given: object = None) -> Any:

@@ -112,6 +112,7 @@ class EmulatedDevice:
 
     name = "emulation"
     tensor_maps = True
+    specialises = False
     tunes = False
 
     def __init__(
@@ -165,8 +166,8 @@ class EmulatedDevice:
         stream.push(move)
 
     def tensor_map(self, image: ImageMap) -> Array:
-        fields = {k: v for k, v in vars(image).items() if k != "pointer"}
-        return record(TENSOR_MAP, data=image.pointer, channels=128, **fields)
+        fields = {k: v for k, v in vars(image).items() if k not in ("pointer", "span")}
+        return record(TENSOR_MAP, data=image.pointer, channels=image.span, **fields)
 
     def event(self) -> EmulatedEvent:
         return EmulatedEvent(self._waits)

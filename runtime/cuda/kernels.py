@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
+from typing import TypeVar
+
+from .program import PLAIN as PLAIN_PROGRAM
+from .program import SAMPLES, STREAM
 
 ARCHITECTURES = ("75", "80", "86", "89", "90a")
 """Compute capabilities that the kernels are compiled for in CI."""
@@ -23,11 +27,21 @@ class Kernel:
     expression: str
     threads: int = 256
     architectures: tuple[str, ...] = ARCHITECTURES  # those that it is made for
+    program: int = -1  # that of its epilogue, if it is compiled for one
 
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of one block."""
         return 0
+
+
+K = TypeVar("K", bound=Kernel)
+
+
+def specialised(kernel: K, program: int) -> K:
+    """The instance compiled for one epilogue's program (program.cuh), of a kernel that has one for all."""
+    given = kernel.expression.removesuffix(">")
+    return replace(kernel, expression=f"{given}{'' if given.endswith('<') else ', '}{program}u>", program=program)
 
 
 @dataclass(frozen=True)
@@ -67,9 +81,9 @@ def conv_tile(
     return ConvTile(
         "conv_igemm.cu",
         f"qir::conv_igemm<{flags[0]}, {cell}, {flags[1]}, {rows}, {columns}, {warps_m}, {stages}"
-        + (", true>" if four else ">"),
-        architectures=FOUR_BITS if four else ARCHITECTURES, rows=rows, columns=columns, stages=stages, cell=cell,
-        packed=packed, four=four,
+        + f", {str(four).lower()}>",
+        architectures=FOUR_BITS if four or packed else ARCHITECTURES, rows=rows, columns=columns, stages=stages,
+        cell=cell, packed=packed, four=four,
     )  # fmt: skip
 
 
@@ -77,12 +91,14 @@ MAPPED_ROWS = 128
 """Rows of the tiles that read their image through a tensor map."""
 
 
-def wgmma_tile(signed: bool, columns: int, stages: int, tensor_map: bool) -> ConvTile:
-    """The instance of conv_wgmma or conv_wgmma_tma with that tile."""
-    name = f"qir::conv_wgmma{'_tma' if tensor_map else ''}<{str(signed).lower()}, {columns}, {stages}>"
+def wgmma_tile(signed: bool, columns: int, stages: int, span: int = 0) -> ConvTile:
+    """The instance of conv_wgmma with that tile, or of conv_wgmma_tma whose copies take `span` channels."""
+    tensor_map = span > 0
+    last = f", {span}>" if tensor_map else ">"
+    name = f"qir::conv_wgmma{'_tma' if tensor_map else ''}<{str(signed).lower()}, {columns}, {stages}{last}"
     return ConvTile(
         "conv_wgmma.cu", name, threads=288 if tensor_map else 320, architectures=("90a",), rows=MAPPED_ROWS,
-        columns=columns, stages=stages, cell=128 if tensor_map else 16, warpgroup=True, tensor_map=tensor_map,
+        columns=columns, stages=stages, cell=span or 16, warpgroup=True, tensor_map=tensor_map,
     )  # fmt: skip
 
 
@@ -92,7 +108,7 @@ CONV_TILES = {
     (signed, cell, packed): (
         *(conv_tile(signed, cell, packed, *t) for t in TILES[: 2 if cell == 4 else 3 if packed else 4]),
         *(conv_tile(signed, cell, packed, *t, four=True) for t in TILES[:3] if packed),
-        *(wgmma_tile(signed, *t, m) for m in (False, True) for t in WGMMA_TILES if cell == 16 and not packed),
+        *(wgmma_tile(signed, *t, s) for s in (0, 128, 64) for t in WGMMA_TILES if cell == 16 and not packed),
     )
     for signed in (False, True)
     for cell, packed in ((16, False), (16, True), (4, False))
@@ -125,7 +141,7 @@ _PLAIN = {
         "fill_elements",
     ),
     "reduce.cu": ("pool<false>", "pool<true>", "reduce<0>", "reduce<1>", "reduce<2>", "reduce<3>", "softmax", "top_k"),
-    "conv_igemm.cu": ("finish_splits",),
+    "conv_igemm.cu": ("finish_splits<>",),
     "conv_depthwise.cu": tuple(f"conv_depthwise<{s}, {k}>" for s in ("false", "true") for k in (0, 3, 5)),
     "conv_direct.cu": ("conv_direct", "matmul_activations"),
 }  # fmt: skip
@@ -137,6 +153,20 @@ INSTANCES: tuple[Kernel, ...] = (*PLAIN.values(), *(t for tiles in CONV_TILES.va
 def instances(architecture: str) -> tuple[Kernel, ...]:
     """What a launcher can ask for on one architecture."""
     return tuple(k for k in INSTANCES if architecture in k.architectures)
+
+
+def compiled(architecture: str) -> tuple[Kernel, ...]:
+    """What CI compiles: kernels with an epilogue for programs that stand for those of networks, the rest as it is."""
+    found: list[Kernel] = []
+    for k in instances(architecture):
+        if isinstance(k, ConvTile) or k is PLAIN["finish_splits<>"]:
+            programs = (STREAM, PLAIN_PROGRAM) if k.architectures[-1] == architecture else (STREAM,)
+            found += [specialised(k, int(p)) for p in programs]
+        else:
+            found.append(k)
+        if isinstance(k, ConvTile) and k.warpgroup and k.columns == 128 and not k.tensor_map:
+            found += [specialised(k, int(p)) for p in SAMPLES]
+    return tuple(found)
 
 
 def kernel(name: str) -> Kernel:

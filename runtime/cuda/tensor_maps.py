@@ -16,11 +16,12 @@ from qir.types import Array
 from .device import ImageMap
 
 BYTES, ALIGNMENT = 128, 64
-CHANNELS = 128
-"""Bytes of one pixel that a copy takes: the span of the swizzle."""
+SPANS = (128, 64)
+"""Bytes of one pixel that a copy can take: the spans of swizzles."""
 
-UINT8, NO_INTERLEAVE, SWIZZLE_128B, L2_128B, ZEROS = 0, 0, 3, 2, 0
-"""Values of the driver's enums CUtensorMapDataType, -Interleave, -Swizzle, -L2promotion, -FloatOOBfill."""
+UINT8, NO_INTERLEAVE, L2_128B, ZEROS = 0, 0, 2, 0
+SWIZZLES = {128: 3, 64: 2}
+"""Values of the driver's enums CUtensorMapDataType, -Interleave, -L2promotion, -FloatOOBfill; -Swizzle by its span."""
 
 SWITCH = "QIR_CUDA_TENSOR_MAPS"
 """Environment variable: 0 keeps GPUs from using tensor maps."""
@@ -55,21 +56,22 @@ def encode(image: ImageMap, library: Any) -> Array:
         (ctypes.c_ulonglong * 3)(*image.strides),
         (ctypes.c_int * 2)(*image.lower),
         (ctypes.c_int * 2)(*image.upper),
-        ctypes.c_uint(CHANNELS),
+        ctypes.c_uint(image.span),
         ctypes.c_uint(image.pixels),
         (ctypes.c_uint * 4)(*steps),
-        *(ctypes.c_int(v) for v in (NO_INTERLEAVE, SWIZZLE_128B, L2_128B, ZEROS)),
+        *(ctypes.c_int(v) for v in (NO_INTERLEAVE, SWIZZLES[image.span], L2_128B, ZEROS)),
     )
     if status:
         raise BackendError(f"the driver makes no tensor map of {image}: error {status}")
     return room[start : start + BYTES]
 
 
-def fits(geometry: dict[str, int], channels: int) -> bool:
+def fits(geometry: dict[str, int], channels: int, span: int = 128) -> bool:
     """Whether the copy engine's im2col can stand in for the gathering of a layer whose image has `channels` (of 16).
 
     Padding has to be zero; corners, offsets and steps have few bits; the corners have to be the same in x and y, about
-    whose order the driver's documentation is silent; and rounding channels up to 128 may add a quarter to K at most.
+    whose order the driver's documentation is silent; and rounding channels up to the span may add a
+    quarter to K at most.  64 is for channels that are no multiple of 128.
     """
     g, view = geometry, image_map(0, geometry, channels, channels, 1)
     reach = [v + (g[f"kernel_{a}"] - 1) * g[f"dilation_{a}"] for v, a in zip(view.upper, "wh", strict=True)]
@@ -79,11 +81,14 @@ def fits(geometry: dict[str, int], channels: int) -> bool:
     same = view.lower[0] == view.lower[1] and view.upper[0] == view.upper[1]
     offsets = [(g[f"kernel_{a}"] - 1) * g[f"dilation_{a}"] for a in "wh"]
     taps = g["kernel_h"] * g["kernel_w"]
-    rounded, plain = taps * -(-channels // CHANNELS), -(-taps * channels // CHANNELS)
-    return narrow and same and max(offsets) <= 255 and rounded * 4 <= plain * 5
+    rounded, plain = taps * -(-channels // span), -(-taps * channels // span)
+    whole = rounded * 4 <= plain * 5 and (span == SPANS[0] or channels % SPANS[0] > 0)
+    return narrow and same and max(offsets) <= 255 and whole
 
 
-def image_map(pointer: int, geometry: dict[str, int], channels: int, pixel_stride: int, pixels: int) -> ImageMap:
+def image_map(
+    pointer: int, geometry: dict[str, int], channels: int, pixel_stride: int, pixels: int, span: int = 128
+) -> ImageMap:  # fmt: skip
     """The im2col view of a layer's input: windows begin from the padding on, as many steps apart as outputs need."""
     g = geometry
     row = g["width"] * pixel_stride
@@ -99,4 +104,5 @@ def image_map(pointer: int, geometry: dict[str, int], channels: int, pixel_strid
         (last["w"], last["h"]),
         (g["stride_w"], g["stride_h"]),
         pixels,
+        span,
     )

@@ -125,7 +125,7 @@ def tune(compile_: Callable[[Chooser], Plan], table: Table) -> int:
         if not fresh:
             break
         if turn == 0:
-            plan.device.prepare(candidate.tile for _, candidates, _ in fresh.values() for candidate in candidates)
+            plan.device.prepare(candidate.kernel for _, candidates, _ in fresh.values() for candidate in candidates)
         most = max(most, *(len(candidates) for _, candidates, _ in fresh.values()))
         try:
             timed = _seconds(plan, fresh)

@@ -9,7 +9,7 @@ import pytest
 from qir.errors import BackendError
 from qir.runtime.cuda import nvrtc
 from qir.runtime.cuda.compile_report import compile_all, complaints, table
-from qir.runtime.cuda.kernels import ARCHITECTURES, Kernel, instances
+from qir.runtime.cuda.kernels import ARCHITECTURES, Kernel, compiled
 from qir.runtime.cuda.nvrtc import Nvrtc, Usage
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "kernels.md"
@@ -34,7 +34,7 @@ def found(compiler: Nvrtc) -> dict[tuple[str, str], Usage]:
 def test_instances_compile(found: dict[tuple[str, str], Usage], architecture: str) -> None:
     bad = {
         k.expression: why
-        for k in instances(architecture)
+        for k in compiled(architecture)
         if (why := complaints(architecture, k, found[architecture, k.expression]))
     }
     assert not bad
@@ -54,7 +54,7 @@ def test_committed_table_is_what_the_compiler_says(found: dict[tuple[str, str], 
 
 def test_committed_table_names_every_instance() -> None:
     rows = [line for line in COMMITTED.read_text().splitlines() if line.startswith("| `")]
-    made = {k.expression.replace("qir::", "") for a in ARCHITECTURES for k in instances(a)}
+    made = {k.expression.replace("qir::", "") for a in ARCHITECTURES for k in compiled(a)}
     assert {r.split("`")[1] for r in rows} == made, "run python benchmarks/kernels.py"
 
 

@@ -145,7 +145,8 @@ class StandIn(ModuleType):
             f: int, gx: int, gy: int, gz: int, bx: int, by: int, bz: int, shared: int, stream: int, params: int,
             extra: int,
         ) -> None:  # fmt: skip
-            kernel = next(k for k in INSTANCES if k.expression == modules[f])
+            general = re.sub(r"(, )?\d+u>$", ">", modules[f])  # the emulation has one instance for all programs
+            kernel = next(k for k in INSTANCES if k.expression == general)
             assert (bx, by, bz, shared, extra) == (kernel.threads, 1, 1, kernel.shared_bytes, 0)
             pointers = (ctypes.c_void_p * 32).from_address(params)
             sizes = world.emulation.parameter_sizes(kernel)

@@ -63,10 +63,10 @@ def convolutions(case: IntegerCase, signed: bool, cell: int, packed: bool, four:
     case.requantize(z, channels=33)
 
 
-def mapped_convolutions(case: IntegerCase, signed: bool) -> None:
-    """What tensor maps take: zeros for padding, channels near a multiple of 128; over several images, with strides."""
+def mapped_convolutions(case: IntegerCase, signed: bool, span: int) -> None:
+    """What tensor maps take: zeros for padding, channels near a multiple of the span; several images, strides."""
     kind = DType.INT8 if signed else DType.UINT8
-    x = case.input(kind, 120, 7, 9)
+    x = case.input(kind, span - 8, 7, 9)
     y = case.conv(x, 140, (3, 3), pads=[1, 1, 1, 1], pad_value=[0])
     short = case.requantize(case.conv(case.input(kind, 21, 7, 9), 140, (1, 1), pad_value=[9]), DType.INT16)
     case.add(case.requantize(y, kind, channels=140), short, DType.INT8)
@@ -85,7 +85,7 @@ def test_tile(
     for order in (1, 6, 7) if tile.warpgroup else (1, 6):  # 6: what is asynchronous at once; 1, 7: late
         case = IntegerCase(seed=order, batch=3 if tile.tensor_map else 1)
         if tile.tensor_map:
-            mapped_convolutions(case, key[0])
+            mapped_convolutions(case, key[0], tile.cell)
         else:
             convolutions(case, *key, tile.four)
         compare(case, order, tile.architectures[-1])

@@ -10,6 +10,7 @@ namespace qir {
 inline u32 shared_address(const void* p) { return u32(static_cast<const char*>(p) - emu::window()); }
 
 inline void forget(u32&) {}
+inline void forget(s64&) {}
 inline void prefetch(const void*) {}
 
 // Remembers that the calling thread wrote to shared memory by the generic proxy.
@@ -105,6 +106,21 @@ inline s32 dot4(u32 a, u32 b, s32 c) {
         c += (a_signed ? s32(s8(x)) : s32(x)) * s32(s8(u8(b >> (8 * i))));
     }
     return c;
+}
+
+inline s32 multiply_high_add(s32 a, s32 b, s32 c) { return s32((s64(a) * b >> 32) + c); }
+
+inline s64 multiply_wide_add(s32 a, s32 b, s64 c) { return s64(a) * b + c; }
+
+inline s32 saturated(s32 v, s32 lo, s32 hi) { return v < lo ? lo : v > hi ? hi : v; }
+template <bool to_signed>
+inline u32 pack_saturated(const s32 (&v)[4]) {
+    u32 all = 0;
+    for (int i = 0; i < 4; ++i) all |= u32(u8(to_signed ? saturated(v[i], -128, 127) : saturated(v[i], 0, 255))) << (8 * i);
+    return all;
+}
+inline u32 pack_saturated_16(s32 a, s32 b) {
+    return u32(u16(saturated(a, -32768, 32767))) | u32(u16(saturated(b, -32768, 32767))) << 16;
 }
 
 }  // namespace qir

@@ -92,19 +92,24 @@ struct TensorMap {
 };
 static_assert(sizeof(TensorMap) == 128, "a tensor map");
 
+// What the swizzle of a span turns an address by: bits 4-6 by bits 7-9 (128 bytes), bits 4-5 by bits 7-8 (64 bytes).
+inline u32 swizzle(int span, u32 linear) { return (linear >> 7 & (span == 128 ? 7 : 3)) << 4; }
+
 // im2col mode [PTX ISA, tensors]: the window moves from (x, y) of image n on by `steps` in the box between the corners
 // (lower; the image's last pixel + upper), row after row, image after image.
+template <int SPAN>
 inline void im2col_copy(void* shared, const TensorMap& map, int c, int x, int y, int n, int dx, int dy, u64* barrier) {
     if (shared_address(shared) % 1024) emu::fail("a swizzled tile that does not begin at a multiple of 1024");
-    if (map.channels != 128) emu::fail("only rows of 128 bytes are emulated");
+    static_assert(SPAN == 128 || SPAN == 64, "spans that are emulated");
+    if (map.channels != SPAN) emu::fail("a tensor map of another span");
     if (dx < 0 || dx > 255 || dy < 0 || dy > 255) emu::fail("an im2col offset out of range");
     const auto copy = [=] {
         int at[3] = {x, y, n};
         for (int i = 0; i < map.pixels; ++i) {
             const int w = at[0] + dx, h = at[1] + dy;
             const bool inside = w >= 0 && w < map.sizes[1] && h >= 0 && h < map.sizes[2] && at[2] < map.sizes[3];
-            for (int k = 0; k < 128; ++k) {
-                const u32 linear = shared_address(shared) + i * 128 + k, to = linear ^ ((linear >> 7 & 7) << 4);
+            for (int k = 0; k < SPAN; ++k) {
+                const u32 linear = shared_address(shared) + i * SPAN + k, to = linear ^ swizzle(SPAN, linear);
                 emu::window()[to] = inside && c + k < map.sizes[0]
                     ? map.data[at[2] * map.strides[2] + h * map.strides[1] + w * map.strides[0] + c + k] : 0;
             }
@@ -116,19 +121,20 @@ inline void im2col_copy(void* shared, const TensorMap& map, int c, int x, int y,
             }
         }
     };
-    start({copy, std::size_t(map.pixels) * 128, barrier});
+    start({copy, std::size_t(map.pixels) * SPAN, barrier});
 }
 
 // -- warpgroup products ---------------------------------------------------------------------------------------------------
 inline void wgmma_fence() { emu::self().fenced = true; }
 
-// 16 bytes of a K-major matrix in shared memory: row `row`, k bytes 16 * half ..  The 128-byte swizzle turns bits 4-6 of
-// an address by its bits 7-9; the swizzle's pattern begins at a multiple of 1024 (base offset 0).
+// 16 bytes of a K-major matrix in shared memory: row `row`, k bytes 16 * half ..  The swizzle's pattern begins at a multiple of 1024 (base offset 0).
 inline const char* matrix_chunk(u64 descriptor, int row, int half) {
-    if (descriptor >> 62 != 1 || (descriptor >> 49 & 7)) emu::fail("only the 128-byte swizzle, base offset 0, is emulated");
+    const int span = descriptor >> 62 == 1 ? 128 : 64;
+    if ((descriptor >> 62 != 1 && descriptor >> 62 != 2) || (descriptor >> 49 & 7))
+        emu::fail("only the swizzles of 128 and 64 bytes, base offset 0, are emulated");
     const u32 start = u32(descriptor & 0x3fff) << 4, stride = u32(descriptor >> 32 & 0x3fff) << 4;
-    const u32 linear = start + row / 8 * stride + row % 8 * 128 + half * 16;
-    const u32 at = linear ^ ((linear >> 7 & 7) << 4);
+    const u32 linear = start + row / 8 * stride + row % 8 * span + half * 16;
+    const u32 at = linear ^ swizzle(span, linear);
     if (at / 16 >= emu::block.owner.size()) emu::fail("a matrix past the end of shared memory");
     if (emu::block.owner[at / 16]) emu::fail("a product reads what was written without a proxy fence");
     return emu::window() + at;

@@ -73,8 +73,29 @@ __device__ __forceinline__ void multiply_nibbles(s32 (&acc)[TM][TN][4], const u8
     }
 }
 
+// What is staged of a tile: 16 rows of each of WARPS_M warps, WM rows apart in the output, W channels to a thread.
+template <u32 P, int BN, int W, int WARPS_M, int WM>
+__device__ __forceinline__ void finish_tile(const Conv& p, const Epilogue& e, const s32* stage, s64 first, s64 pixels,
+                                            u8* output) {
+    constexpr int LANES = BN / W, STEP = THREADS / LANES, TASKS = WARPS_M * 16;
+    const int column = threadIdx.x % LANES * W, c = blockIdx.y * BN + column;  // the same for all rows of a thread
+    if (c >= p.out_channels) return;
+    const LineConstants<P, W> constants(e, c);
+#pragma unroll 1
+    for (int row = threadIdx.x / LANES; row < TASKS; row += STEP) {
+        const s64 m = first + (row >> 4) * WM + (row & 15);
+        if (m >= pixels) return;
+        Words<W> r;
+        load_line<P, W>(e, r, m * e.residual_stride + e.residual_offset + c);
+        s32 v[W];
+        read_staged<BN, W>(v, stage, row, column);
+        finish_line<P, W>(e, constants, r, v, output, m * e.output_stride + e.output_offset + c,
+                          m * e.second_stride + e.second_offset + c);
+    }
+}
+
 // BM, BN: tile.  WARPS_M x WARPS_N warps share it (8 in all); each owns BM/WARPS_M x BN/WARPS_N.
-template <bool x_signed, int CELL, bool PACKED, int BM, int BN, int WARPS_M, int STAGES, bool FOUR = false>
+template <bool x_signed, int CELL, bool PACKED, int BM, int BN, int WARPS_M, int STAGES, bool FOUR, u32 P = GENERAL>
 __global__ void __launch_bounds__(THREADS, 1) conv_igemm(Conv p, Epilogue e) {
     constexpr int WARPS_N = 8 / WARPS_M;
     constexpr int WM = BM / WARPS_M, WN = BN / WARPS_N;
@@ -94,7 +115,16 @@ __global__ void __launch_bounds__(THREADS, 1) conv_igemm(Conv p, Epilogue e) {
     const int begin = blockIdx.z * p.split_slices;
     const int left = p.k_padded / BK - begin, slices = left < p.split_slices ? left : p.split_slices;
 
-    s32 acc[TM][TN][4] = {};
+    s32 acc[TM][TN][4];  // begins as the bias of its channels
+#pragma unroll
+    for (int j = 0; j < TN; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int c = first_channel + warp_n + j * 8 + (lane & 3) * 2 + i;
+            const s32 bias = e.bias && c < p.out_channels ? e.bias[c] : 0;
+#pragma unroll
+            for (int row = 0; row < TM; ++row) acc[row][j][i] = acc[row][j][i + 2] = bias;
+        }
 
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) {
@@ -152,46 +182,63 @@ __global__ void __launch_bounds__(THREADS, 1) conv_igemm(Conv p, Epilogue e) {
 
     const s64 pixels = s64(p.batch) * p.out_height * p.out_width;
     s32* stage = reinterpret_cast<s32*>(shared);
-    if (gridDim.z > 1) e.output = static_cast<s32*>(e.output) + blockIdx.z * p.split_step;
+    u8* output = static_cast<u8*>(e.output);
+    if (gridDim.z > 1) output += blockIdx.z * p.split_step * 4;
 #pragma unroll
     for (int i = 0; i < TM; ++i) {  // 16 rows of every warp at a time
         __syncthreads();
 #pragma unroll
         for (int j = 0; j < TN; ++j)
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = (warp % WARPS_M) * 16 + (lane >> 2) + half * 8;
-                s32* to = stage + staged<BN>(row, warp_n + j * 8 + (lane & 3) * 2);
-                to[0] = acc[i][j][half * 2], to[1] = acc[i][j][half * 2 + 1];
-            }
+            for (int half = 0; half < 2; ++half)
+                stage_pair<BN>(stage, (warp % WARPS_M) * 16 + (lane >> 2) + half * 8, warp_n + j * 8 + (lane & 3) * 2,
+                               acc[i][j][half * 2], acc[i][j][half * 2 + 1]);
         __syncthreads();
-        for (int task = thread; task < WARPS_M * 16 * (BN / 16); task += THREADS) {
-            const int row = task / (BN / 16), column = task % (BN / 16) * 16;
-            const s64 m = first_row + (row >> 4) * WM + i * 16 + (row & 15);
-            const int c = first_channel + column;
-            if (m >= pixels || c >= p.out_channels) continue;
-            s32 v[16];
-            read_staged<BN>(v, stage, row, column);
-            finish_chunk(e, v, m, c, p.out_channels);
+        const s64 first = first_row + i * 16;
+        if (!has<P>(e, WORDS)) {
+            for (int task = thread; task < WARPS_M * 16 * (BN / 16); task += THREADS) {
+                const int row = task / (BN / 16), column = task % (BN / 16) * 16, c = first_channel + column;
+                const s64 m = first + (row >> 4) * WM + (row & 15);
+                if (m < pixels && c < p.out_channels)
+                    finish_staged_singly<BN>(e, stage, row, column, m, c, p.out_channels);
+            }
+        } else if (has<P>(e, NARROW)) {
+            finish_tile<P, BN, 16, WARPS_M, WM>(p, e, stage, first, pixels, output);
+        } else {
+            finish_tile<P, BN, 8, WARPS_M, WM>(p, e, stage, first, pixels, output);
         }
     }
 }
 
 // The sums of all splits, (splits, rows, padded columns), through the epilogue.
-__global__ void finish_splits(const s32* sums, s32 splits, s64 rows, s32 channels, s32 pitch, Epilogue e) {
-    const int chunks = (channels + 15) / 16;
+template <u32 P, int W>
+__device__ __forceinline__ void finish_sums(const s32* sums, s32 splits, s64 rows, s32 channels, s32 pitch, const Epilogue& e) {
+    const int chunks = (channels + W - 1) / W;
     QIR_FOR_EACH(i, rows * chunks) {
         const s64 m = i / chunks;
-        const int c = int(i - m * chunks) * 16;
-        s32 v[16] = {};
+        const int c = int(i - m * chunks) * W;
+        s32 v[W] = {};
+        if (e.bias && has<P>(e, WORDS)) read_constants<W>(v, e.bias + c);
         for (int s = 0; s < splits; ++s) {
-            s32 more[16];
-            read_constants<16>(more, sums + (s * rows + m) * pitch + c);
+            s32 more[W];
+            read_constants<W>(more, sums + (s * rows + m) * pitch + c);
 #pragma unroll
-            for (int j = 0; j < 16; ++j) v[j] += more[j];
+            for (int j = 0; j < W; ++j) v[j] += more[j];
         }
-        finish_chunk(e, v, m, c, channels);
+        if (has<P>(e, WORDS)) {
+            finish_pixel<P, W>(e, LineConstants<P, W>(e, c), v, m, c);
+        } else {
+#pragma unroll
+            for (int j = 0; j < W; ++j)
+                if (c + j < channels) store(e, finish(e, v[j], m, c + j), m, c + j);
+        }
     }
+}
+
+template <u32 P = GENERAL>
+__global__ void finish_splits(const s32* sums, s32 splits, s64 rows, s32 channels, s32 pitch, Epilogue e) {
+    if (has<P>(e, NARROW)) finish_sums<P, 16>(sums, splits, rows, channels, pitch, e);
+    else finish_sums<P, 8>(sums, splits, rows, channels, pitch, e);
 }
 
 }  // namespace qir

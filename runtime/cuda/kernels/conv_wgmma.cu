@@ -28,10 +28,18 @@ constexpr int WGMMA_SLICE = 128;
 constexpr int PRODUCERS = 64;
 constexpr int CONSUMERS = 256;
 
-// A K-major tile of 128-byte rows, 128-byte swizzle: 1024 bytes between groups of eight rows (the leading offset is not
-// used then, and written as 1).  Adding 2 to a descriptor moves it on by 32 bytes of K.
+// A K-major tile of rows of SPAN bytes (128 or 64) with the swizzle of that span: 8 * SPAN bytes between groups of eight
+// rows (the leading offset is not used then, and written as 1).  Adding 2 to a descriptor moves it on by 32 bytes of K.
+template <int SPAN>
 __device__ __forceinline__ u64 matrix_descriptor(const void* tile) {
-    return u64((shared_address(tile) & 0x3ffffu) >> 4) | (u64(1) << 16) | (u64(1024 >> 4) << 32) | (u64(1) << 62);
+    return u64((shared_address(tile) & 0x3ffffu) >> 4) | (u64(1) << 16) | (u64(SPAN * 8 >> 4) << 32) |
+        (u64(SPAN == 128 ? 1 : 2) << 62);
+}
+
+// What moves a descriptor of A on to the k'th 32 bytes of a slice: rows of 64 bytes lie in two tiles of WGMMA_ROWS rows.
+template <int SPAN>
+__device__ __forceinline__ constexpr u64 a_step(int k) {
+    return SPAN == 128 ? 2 * k : (k / 2) * (WGMMA_ROWS * 64 >> 4) + 2 * (k % 2);
 }
 
 // What the epilogue is going to add, on its way while the products are made; one of `count` threads' share.
@@ -79,9 +87,40 @@ struct Ring {
     }
 };
 
-// What the two multiplying warpgroups do.
-template <bool x_signed, int BN, int STAGES>
-__device__ __forceinline__ void multiply_and_finish(const Conv& p, Epilogue& e, const Ring<BN, STAGES>& ring) {
+// The 16 rows of a warp out of the staging tile: W channels to a lane, neighbouring lanes neighbouring words, always the
+// same channels. Residuals of GROUP rows are on their way before the first is wanted.
+template <u32 P, int BN, int W>
+__device__ __forceinline__ void finish_rows(const Conv& p, const Epilogue& e, const s32* rows, s64 first, int live, u8* output) {
+    constexpr int LANES = BN / W, STEP = 32 / LANES, ROUNDS = 16 / STEP, GROUP = ROUNDS < 4 ? ROUNDS : 4;
+    const int lane = threadIdx.x & 31, column = lane % LANES * W, c = blockIdx.y * BN + column;
+    if (c >= p.out_channels) return;
+    const LineConstants<P, W> constants(e, c);
+#pragma unroll 1
+    for (int round = 0; round < ROUNDS; round += GROUP) {
+        const int begin = round * STEP + lane / LANES;
+        Words<W> r[GROUP];
+        if (has<P>(e, WITH_RESIDUAL)) {
+#pragma unroll
+            for (int g = 0; g < GROUP; ++g)
+                if (begin + g * STEP < live)
+                    load_line<P, W>(e, r[g], (first + begin + g * STEP) * e.residual_stride + e.residual_offset + c);
+        }
+#pragma unroll
+        for (int g = 0; g < GROUP; ++g) {
+            const int row = begin + g * STEP;
+            if (row >= live) return;
+            s32 v[W];
+            read_staged<BN, W>(v, rows, row, column);
+            const s64 m = first + row;
+            finish_line<P, W>(e, constants, r[g], v, output, m * e.output_stride + e.output_offset + c,
+                              m * e.second_stride + e.second_offset + c);
+        }
+    }
+}
+
+// What the two multiplying warpgroups do.  A_SPAN: bytes of a swizzled row of A, 128 or 64 (two such tiles then).
+template <bool x_signed, u32 P, int A_SPAN, int BN, int STAGES>
+__device__ __forceinline__ void multiply_and_finish(const Conv& p, const Epilogue& e, const Ring<BN, STAGES>& ring) {
     const s64 first_row = ring.first_row;
     const int slices = ring.slices;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -93,16 +132,15 @@ __device__ __forceinline__ void multiply_and_finish(const Conv& p, Epilogue& e, 
         for (int i = 0; i < 2; ++i)
             acc[j * 4 + i] = acc[j * 4 + 2 + i] = e.bias && c + i < p.out_channels ? e.bias[c + i] : 0;
     }
-    e.bias = nullptr;
     int stage = 0, before = 0;
     u32 parity = 0;
     for (int slice = 0; slice < slices; ++slice) {
         barrier_wait(ring.full + stage, parity);
-        const u64 a = matrix_descriptor(ring.a + stage * Ring<BN, STAGES>::A_BYTES + (warp >> 2) * (Ring<BN, STAGES>::A_BYTES / 2));
-        const u64 b = matrix_descriptor(ring.b + stage * Ring<BN, STAGES>::B_BYTES);
+        const u64 a = matrix_descriptor<A_SPAN>(ring.a + stage * Ring<BN, STAGES>::A_BYTES + (warp >> 2) * 64 * A_SPAN);
+        const u64 b = matrix_descriptor<128>(ring.b + stage * Ring<BN, STAGES>::B_BYTES);
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < WGMMA_SLICE / 32; ++k) wgmma<x_signed, BN>(acc, a + 2 * k, b + 2 * k);
+        for (int k = 0; k < WGMMA_SLICE / 32; ++k) wgmma<x_signed, BN>(acc, a + a_step<A_SPAN>(k), b + 2 * k);
         wgmma_commit();
         wgmma_wait<1>();  // the slice before is done: its buffer can be filled again
         if (slice > 0 && lane == 0) barrier_arrive(ring.empty + before);
@@ -116,46 +154,32 @@ __device__ __forceinline__ void multiply_and_finish(const Conv& p, Epilogue& e, 
 #pragma unroll
     for (int j = 0; j < BN / 8; ++j)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            s32* to = rows + staged<BN>((lane >> 2) + half * 8, j * 8 + (lane & 3) * 2);
-            to[0] = acc[j * 4 + half * 2], to[1] = acc[j * 4 + half * 2 + 1];
-        }
+        for (int half = 0; half < 2; ++half)
+            stage_pair<BN>(rows, (lane >> 2) + half * 8, j * 8 + (lane & 3) * 2, acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]);
     __syncwarp();
 
-    const s64 pixels = s64(p.batch) * p.out_height * p.out_width;
-    if (gridDim.z > 1) e.output = static_cast<s32*>(e.output) + blockIdx.z * p.split_step;
-    const int column = lane % (BN / 16) * 16, c = blockIdx.y * BN + column;  // the same for all rows of a thread
-    if (c >= p.out_channels) return;
-    s32 v[16];
-    if (!in_words(e)) {
-#pragma unroll 1
-        for (int row = lane / (BN / 16); row < 16; row += 32 / (BN / 16)) {
-            const s64 m = first_row + warp * 16 + row;
-            if (m >= pixels) return;
-            read_staged<BN>(v, rows, row, column);
-            finish_singly(e, v, m, c, p.out_channels);
-        }
+    const s64 first = first_row + warp * 16, left = s64(p.batch) * p.out_height * p.out_width - first;
+    const int live = left < 16 ? int(left) : 16;
+    u8* output = static_cast<u8*>(e.output);
+    if (gridDim.z > 1) output += blockIdx.z * p.split_step * 4;
+    if (!has<P>(e, WORDS)) {
+        const int column = lane % (BN / 16) * 16, c = blockIdx.y * BN + column;
+        if (c >= p.out_channels) return;
+        for (int row = lane / (BN / 16); row < live; row += 32 / (BN / 16))
+            finish_staged_singly<BN>(e, rows, row, column, first + row, c, p.out_channels);
         return;
     }
-    ChannelConstants constants(e, c);
-#pragma unroll 1
-    for (int row = lane / (BN / 16); row < 16; row += 32 / (BN / 16)) {
-        const s64 m = first_row + warp * 16 + row;
-        if (m >= pixels) return;
-#pragma unroll
-        for (int q = 0; q < 4; ++q) forget(constants.shifts[q]);
-        read_staged<BN>(v, rows, row, column);
-        finish_words<false>(e, constants, v, m, c);
-    }
+    if (has<P>(e, NARROW)) finish_rows<P, BN, 16>(p, e, rows, first, live, output);
+    else finish_rows<P, BN, 8>(p, e, rows, first, live, output);
 }
 
 // A gathered by cp.async: any padding value, any number of channels.
-template <bool x_signed, int BN, int STAGES>
+template <bool x_signed, int BN, int STAGES, u32 P = GENERAL>
 __global__ void __launch_bounds__(PRODUCERS + CONSUMERS, BN <= 128 ? 2 : 1) conv_wgmma(Conv p, Epilogue e) {
     QIR_DYNAMIC_SHARED(u8, shared);
     const Ring<BN, STAGES> ring(p, shared, PRODUCERS + 1);
     if (threadIdx.x < CONSUMERS) {
-        multiply_and_finish<x_signed>(p, e, ring);
+        multiply_and_finish<x_signed, P, 128>(p, e, ring);
         return;
     }
     const int producer = threadIdx.x - CONSUMERS;
@@ -187,14 +211,16 @@ __global__ void __launch_bounds__(PRODUCERS + CONSUMERS, BN <= 128 ? 2 : 1) conv
 }
 
 // A by the tensor memory accelerator, which does the im2col itself: one thread asks for both tiles of a slice. Padding is
-// zero; p.channels is a multiple of 128, past the image's own the accelerator fills in zeros.
-template <bool x_signed, int BN, int STAGES>
+// zero; past the image's own channels the accelerator fills in zeros.
+//
+// SPAN: channels that a copy takes, 128 or 64 (p.channels is a multiple): a slice of 64 is two copies, each of its own tap.
+template <bool x_signed, int BN, int STAGES, int SPAN, u32 P = GENERAL>
 __global__ void __launch_bounds__(CONSUMERS + 32, BN <= 128 ? 2 : 1)
     conv_wgmma_tma(Conv p, Epilogue e, const __grid_constant__ TensorMap image) {
     QIR_DYNAMIC_SHARED(u8, shared);
     const Ring<BN, STAGES> ring(p, shared, 1);
     if (threadIdx.x < CONSUMERS) {
-        multiply_and_finish<x_signed>(p, e, ring);
+        multiply_and_finish<x_signed, P, SPAN>(p, e, ring);
         return;
     }
     if (e.residual) prefetch_residual<BN>(p, e, ring.first_row, threadIdx.x - CONSUMERS, 32);
@@ -203,17 +229,22 @@ __global__ void __launch_bounds__(CONSUMERS + 32, BN <= 128 ? 2 : 1)
     const s64 rest = ring.first_row / p.out_width;
     const int x = int(ring.first_row - rest * p.out_width) * p.stride_w - p.pad_left;
     const int y = int(rest % p.out_height) * p.stride_h - p.pad_top, n = int(rest / p.out_height);
-    const int per_tap = p.channels / WGMMA_SLICE;
-    int stage = 0, tap = ring.begin / per_tap, block = ring.begin - tap * per_tap;
+    constexpr int PARTS = WGMMA_SLICE / SPAN;
+    const int per_tap = p.channels / SPAN, last = p.kernel_h * p.kernel_w - 1;
+    int stage = 0, tap = ring.begin * PARTS / per_tap, block = ring.begin * PARTS - tap * per_tap;
     u32 parity = 1;
     for (int slice = 0; slice < ring.slices; ++slice) {
         barrier_wait(ring.empty + stage, parity);
         barrier_arrive_expect(ring.full + stage, ring.A_BYTES + ring.B_BYTES);
         bulk_copy(ring.b + stage * ring.B_BYTES, ring.w + s64(slice) * ring.B_BYTES, ring.B_BYTES, ring.full + stage);
-        const int ky = tap / p.kernel_w, kx = tap - ky * p.kernel_w;
-        im2col_copy(ring.a + stage * ring.A_BYTES, image, block * WGMMA_SLICE, x, y, n, kx * p.dilation_w,
-                    ky * p.dilation_h, ring.full + stage);
-        if (++block == per_tap) block = 0, ++tap;
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+            const int real = tap < last ? tap : last;  // past the last tap weights are zero: anything will do
+            const int ky = real / p.kernel_w, kx = real - ky * p.kernel_w;
+            im2col_copy<SPAN>(ring.a + stage * ring.A_BYTES + part * (WGMMA_ROWS * SPAN), image, block * SPAN, x, y, n,
+                              kx * p.dilation_w, ky * p.dilation_h, ring.full + stage);
+            if (++block == per_tap) block = 0, ++tap;
+        }
         if (++stage == STAGES) stage = 0, parity ^= 1;
     }
 }

@@ -37,6 +37,10 @@ struct Epilogue {
     void* second;           // or null
     s64 second_stride, second_offset;
     s32 second_x_zero, second_multiplier, second_shift, second_zero, second_lo, second_hi;
+    // for the programs of program.cuh
+    s64 second_constant;    // 2^(shift-1) - x_zero * multiplier + (zero << shift)
+    const void* rounding;   // (channels): rounding constants, s32 (of the high word) or s64
+    u32 program;
 };
 
 __device__ __forceinline__ s32 load_residual(const Epilogue& e, s64 at) {
@@ -52,9 +56,10 @@ __device__ __forceinline__ s32 look_up(const Epilogue& e, s32 v) {
     return e.store == STORE_I16 ? s32(static_cast<const s16*>(e.table)[i]) : s32(static_cast<const s8*>(e.table)[i]);
 }
 
-// The value of output channel `c` of pixel `m` from its accumulator (without bias).
+// The value of output channel `c` of pixel `m` from its accumulator (without bias, if BIAS).
+template <bool BIAS = true>
 __device__ __forceinline__ s32 finish(const Epilogue& e, s32 acc, s64 m, int c) {
-    if (e.bias) acc += e.bias[c];
+    if (BIAS && e.bias) acc += e.bias[c];
     if (!e.multiplier) return acc;
     const int k = e.per_channel ? c : 0;
     s32 v = requantize(acc, e.multiplier[k], e.shift[k], e.zero_point, e.lo, e.hi);
@@ -236,10 +241,11 @@ __device__ __forceinline__ void finish_words(const Epilogue& e, const ChannelCon
 }
 
 // The same one by one; `channels`: how many there are in all.
+template <bool BIAS = true>
 __device__ __forceinline__ void finish_singly(const Epilogue& e, const s32 (&v)[16], s64 m, int c, int channels) {
 #pragma unroll
     for (int i = 0; i < 16; ++i)
-        if (c + i < channels) store(e, finish(e, v[i], m, c + i), m, c + i);
+        if (c + i < channels) store(e, finish<BIAS>(e, v[i], m, c + i), m, c + i);
 }
 
 __device__ __forceinline__ void finish_chunk(const Epilogue& e, s32 (&v)[16], s64 m, int c, int channels) {

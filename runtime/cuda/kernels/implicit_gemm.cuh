@@ -1,7 +1,6 @@
 // What the tensor-core convolutions share: the geometry of an implicit GEMM, and filling a tile of its A operand.
 #pragma once
-#include "epilogue.cuh"
-#include <ptx.cuh>  // by path, so that the emulation can put its own in front
+#include "program.cuh"
 
 namespace qir {
 
@@ -94,16 +93,33 @@ __device__ __forceinline__ int staged(int row, int column) {
     return row * (BN + 8) + chunk * 16 + quad * 4 + (column & 3);
 }
 
-// 16 columns of a row of the staging tile, from `column` (a multiple of 16) on.
+// Two columns (the first one even) of a row of the staging tile, as one word of 8 bytes: no two lanes in a bank.
 template <int BN>
-__device__ __forceinline__ void read_staged(s32 (&v)[16], const s32* stage, int row, int column) {
+__device__ __forceinline__ void stage_pair(s32* stage, int row, int column, s32 a, s32 b) {
+    uint2 v;
+    v.x = u32(a), v.y = u32(b);
+    *reinterpret_cast<uint2*>(stage + staged<BN>(row, column)) = v;
+}
+
+// W columns of a row of the staging tile, from `column` (a multiple of W) on.
+template <int BN, int W>
+__device__ __forceinline__ void read_staged(s32 (&v)[W], const s32* stage, int row, int column) {
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
+    for (int q = 0; q < W / 4; ++q) {
         Word w;
         w.bits = *reinterpret_cast<const uint4*>(stage + staged<BN>(row, column + q * 4));
 #pragma unroll
         for (int r = 0; r < 4; ++r) v[q * 4 + r] = w.as_s32[r];
     }
+}
+
+// One by one: what has no words.
+template <int BN>
+__device__ __forceinline__ void finish_staged_singly(const Epilogue& e, const s32* stage, int row, int column, s64 m, int c,
+                                                     int channels) {
+    s32 v[16];
+    read_staged<BN, 16>(v, stage, row, column);
+    finish_singly<false>(e, v, m, c, channels);
 }
 
 }  // namespace qir

@@ -16,6 +16,11 @@ __device__ __forceinline__ u32 shared_address(const void* p) {
 // A value the compiler takes for a new one: what follows from it is worked out again, not kept in registers over a loop.
 __device__ __forceinline__ void forget(u32& v) { asm volatile("" : "+r"(v)); }
 
+// The same of two words, also for the assembler, which would keep them where kernel arguments are; `lane >> 5` is zero.
+__device__ __forceinline__ void forget(s64& v) {
+    asm volatile("{.reg .u32 l; .reg .u64 w; mov.u32 l, %%laneid; shr.u32 l, l, 5; cvt.u64.u32 w, l; xor.b64 %0, %0, w;}" : "+l"(v));
+}
+
 // Brings the line of global memory that holds `p` into the L2 cache.
 __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
@@ -138,6 +143,41 @@ __device__ __forceinline__ s32 dot4(u32 a, u32 b, s32 c) {
     else
         asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
     return d;
+}
+
+// high word of a * b, plus c: one instruction.
+__device__ __forceinline__ s32 multiply_high_add(s32 a, s32 b, s32 c) {
+    s32 d;
+    asm("mad.hi.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+// a * b + c in 64 bits: one instruction, where C++ makes several of operands that are the same for all threads.
+__device__ __forceinline__ s64 multiply_wide_add(s32 a, s32 b, s64 c) {
+    s64 d;
+    asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(d) : "r"(a), "r"(b), "l"(c));
+    return d;
+}
+
+// Four values as bytes, each at the nearest value that s8 (or u8) has.
+template <bool to_signed>
+__device__ __forceinline__ u32 pack_saturated(const s32 (&v)[4]) {
+    u32 upper, all;
+    if (to_signed) {
+        asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(upper) : "r"(v[3]), "r"(v[2]), "r"(0));
+        asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(all) : "r"(v[1]), "r"(v[0]), "r"(upper));
+    } else {
+        asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %3;" : "=r"(upper) : "r"(v[3]), "r"(v[2]), "r"(0));
+        asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %3;" : "=r"(all) : "r"(v[1]), "r"(v[0]), "r"(upper));
+    }
+    return all;
+}
+
+// Two values as s16, `a` the lower.
+__device__ __forceinline__ u32 pack_saturated_16(s32 a, s32 b) {
+    u32 both;
+    asm("cvt.pack.sat.s16.s32 %0, %1, %2;" : "=r"(both) : "r"(b), "r"(a));
+    return both;
 }
 
 }  // namespace qir

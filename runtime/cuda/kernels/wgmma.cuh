@@ -57,8 +57,9 @@ struct alignas(64) TensorMap {
     u64 opaque[16];
 };
 
-// The map's pixels-per-column pixels, from the window at (x, y) of image n on, at (dx, dy) in each window, 128 channels from
-// c on; rows of 128 bytes with the 128-byte swizzle, zeros for what lies outside. Completes its bytes at `barrier`.
+// The map's pixels-per-column pixels, from the window at (x, y) of image n on, at (dx, dy) in each window, SPAN channels from
+// c on; rows of SPAN bytes (128 or 64) with the swizzle of that span, zeros for what lies outside. Completes its bytes at `barrier`.
+template <int SPAN>
 __device__ __forceinline__ void im2col_copy(void* shared, const TensorMap& map, int c, int x, int y, int n, int dx, int dy,
                                             u64* barrier) {
     asm volatile(

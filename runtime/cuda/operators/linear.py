@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from qir.errors import BackendError
-from qir.types import Array
+from qir.types import Array, DType
 
 from ..arguments import CONV, DEPTHWISE_CONV, DIRECT_CONV, EPILOGUE, record, scalar
 from ..choices import candidates, slices_of
 from ..fusion import Group
-from ..kernels import MAPPED_ROWS, ConvTile, conv_tiles, kernel
+from ..kernels import FOUR_BITS, MAPPED_ROWS, ConvTile, conv_tiles, kernel, specialised
 from ..placement import CHUNK, SMALL, Placement, pixel_of_image
 from ..plan import Plan
-from ..tensor_maps import fits, image_map
+from ..program import PARTIAL_SUMS, Program
+from ..tensor_maps import SPANS, fits, image_map
 from .epilogue import epilogue
 from .moving import copy
 
@@ -119,13 +121,18 @@ def _tensor_cores(
             f"an input of {cells * cell:,} bytes; a convolution addresses {LARGEST * cell:,}", where=str(group.head),
             hint="use a smaller batch",
         )  # fmt: skip
-    packed_cell = weight.dtype.bits == 4 and cell == CHUNK
+    # where there are no products of four bits, unpacking weights in the kernel costs more than it saves
+    packed_cell = weight.dtype.bits == 4 and cell == CHUNK and plan.device.architecture in FOUR_BITS
     four = value.dtype.bits == 4
     tiles = conv_tiles(value.dtype.is_signed, cell, packed_cell, four, plan.device.architecture)
     wide, count = -(-c // cell) * cell, taps.shape[1]
-    mapped = plan.device.tensor_maps and fits(geometry, wide) and _makes_map(plan, geometry, wide, pixel_stride)
-    tiles = [t for t in tiles if mapped or not t.tensor_map]
+    spans = [s for s in SPANS if plan.device.tensor_maps and fits(geometry, wide, s)]
+    spans = [s for s in spans if _makes_map(plan, geometry, wide, pixel_stride, s)]
+    tiles = [t for t in tiles if not t.tensor_map or t.cell in spans]
+    finish = epilogue(plan, group, image, _sums(taps, value.dtype))
     ways = candidates(tiles, pixels, m, count * wide, count)
+    if plan.device.specialises:
+        ways = [replace(w, program=int(finish.program if w.splits == 1 else PARTIAL_SUMS)) for w in ways]
     choice = plan.choose(group, _key(group, geometry, m, c, pixel_stride), ways)
     tile, splits = choice.tile, choice.splits
     order = (id(origin), tile.cell, tile.packed, tile.warpgroup, tile.columns)
@@ -136,17 +143,16 @@ def _tensor_cores(
         **geometry, "out_channels": m, "channels": -(-c // tile.cell) * tile.cell, "k_padded": slices * tile.depth,
         "pixel_stride": pixel_stride, "split_slices": -(-slices // splits),
     }  # fmt: skip
-    finish = epilogue(plan, group, image)
 
     def launch(blocks: tuple[int, ...], end: Callable[[], Array]) -> None:
         def build() -> list[Array]:
             arguments = [record(CONV, x=x.pointer, w=packed.pointer, **fields), end()]
             if tile.tensor_map:
-                view = image_map(x.pointer, geometry, wide, pixel_stride, tile.rows)
+                view = image_map(x.pointer, geometry, wide, pixel_stride, tile.rows, tile.cell)
                 arguments.append(plan.device.tensor_map(view))
             return arguments
 
-        plan.launch(tile, blocks, build)
+        plan.launch(choice.kernel, blocks, build)
 
     if splits == 1:
         launch(grid, finish)
@@ -156,12 +162,13 @@ def _tensor_cores(
     fields.update(split_step=pixels * pitch, out_channels=pitch)
 
     def partial() -> Array:
-        return record(EPILOGUE, output=sums.pointer, output_stride=pitch, vectors=1)
+        return record(EPILOGUE, output=sums.pointer, output_stride=pitch, vectors=1, program=int(PARTIAL_SUMS))
 
     launch((*grid, splits), partial)
-    count = pixels * -(-m // CHUNK)
+    count = pixels * -(-m // (CHUNK if finish.program & Program.NARROW else CHUNK // 2))
+    last = kernel("finish_splits<>")
     plan.launch(
-        kernel("finish_splits"), (min(-(-count // 256), 65535),),
+        specialised(last, int(finish.program)) if plan.device.specialises else last, (min(-(-count // 256), 65535),),
         lambda: [
             scalar("u8", sums.pointer), scalar("i4", splits), scalar("i8", pixels), scalar("i4", m),
             scalar("i4", pitch), finish(),
@@ -169,11 +176,19 @@ def _tensor_cores(
     )  # fmt: skip
 
 
-def _makes_map(plan: Plan, geometry: dict[str, int], wide: int, pixel_stride: int) -> bool:
+def _sums(taps: Array, x: DType) -> tuple[Array, Array]:
+    """Least and largest sum of products that (M, taps, C) weights make of activations of a dtype."""
+    flat = taps.reshape(len(taps), -1)
+    positive = np.maximum(flat, 0).sum(1, dtype=np.int64)
+    negative = np.minimum(flat, 0).sum(1, dtype=np.int64)
+    return positive * x.lo + negative * x.hi, positive * x.hi + negative * x.lo
+
+
+def _makes_map(plan: Plan, geometry: dict[str, int], wide: int, pixel_stride: int, span: int) -> bool:
     """Whether the device makes the tensor map of a layer's image: drivers have the last word on what can be one."""
     anywhere = plan.packed.constant(np.zeros(256, np.uint8), ("anywhere",))
     try:
-        plan.device.tensor_map(image_map(anywhere.pointer, geometry, wide, pixel_stride, MAPPED_ROWS))
+        plan.device.tensor_map(image_map(anywhere.pointer, geometry, wide, pixel_stride, MAPPED_ROWS, span))
     except BackendError as error:
         _LOG.info("a layer goes without the copy engine: %s", error)
         return False
