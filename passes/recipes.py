@@ -10,6 +10,7 @@ load from TOML files, where `base` names one of these and the other keys change 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -169,8 +170,13 @@ class Recipe:
         else:
             import tomli as tomllib  # pyright: ignore[reportMissingImports]
         try:
-            raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            text = Path(path).read_text(encoding="utf-8")
+            raw = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            line = re.search(r"at line (\d+)", str(error))
+            where = f"{path}:{line.group(1)}" if line else str(path)
+            raise ParseError(f"is no TOML: {error}", where=where) from None
+        except (OSError, ValueError, RecursionError) as error:
             raise ParseError(f"cannot be read: {error}", where=str(path)) from None
         base = raw.pop("base", "w8a8")
         raw.setdefault("name", Path(path).stem)
@@ -178,7 +184,19 @@ class Recipe:
             raw["layers"] = {str(k): layer_bits(v, str(path)) for k, v in raw["layers"].items()}
         if not isinstance(base, str) or base not in RECIPES:
             raise ParseError(f"no recipe {base!r} to start from", where=str(path), hint=f"one of {', '.join(RECIPES)}")
+        for key, value in raw.items():  # one by one first, so that an error has its line
+            try:
+                RECIPES[base].but(**{key: value})
+            except (ParseError, QuantizationError) as error:
+                line = next((i for i, row in enumerate(text.splitlines(), 1) if _assigns(row, key)), None)
+                place = f"{path}:{line}" if line else str(path)
+                raise type(error)(str(error), where=place) from None
         return RECIPES[base].but(**raw)
+
+
+def _assigns(row: str, key: str) -> bool:
+    """Whether a line of TOML sets this key, or opens its table."""
+    return re.match(rf"""\s*\[?\s*["']?{re.escape(key)}["']?\s*[\].=]""", row) is not None
 
 
 RECIPES: dict[str, Recipe] = {

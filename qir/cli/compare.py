@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from qir.errors import StageError
 from qir.graph import Graph, Stage
@@ -19,6 +20,17 @@ def main(args: argparse.Namespace) -> int:
     if args.strip_softmax:
         reference = stripped(reference)
     result = compare_graphs(reference, integer, data.feeds(args, reference, "comparing", integer), backend=args.backend)
+    if args.json:
+        show.say_json(
+            {
+                "samples": result.samples,
+                "outputs": [asdict(o) for o in result.outputs],
+                "tensors": [
+                    {**asdict(t), "rescaled": t.rescaled, "score": t.score} for t in result.tensors[: args.worst]
+                ],
+            }
+        )
+        return 0
     show.say(text(result, args.worst))
     return 0
 

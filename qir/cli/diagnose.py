@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from qir.passes.calibration.data import batches
 from qir.passes.diagnose import diagnose
@@ -20,5 +21,8 @@ def main(args: argparse.Namespace) -> int:
         data.source(args, graph, *data.like(args)), graph, batch_size=args.batch, samples=min(args.samples or 32, 64)
     )
     found = diagnose(graph, data.shown(feeds, args.batch, "reading"), recipe, worst=args.worst, remedies=args.remedies)
+    if args.json:
+        show.say_json(asdict(found))
+        return 0
     show.say(found.text(args.worst))
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from typing import Any
 
 from qir import cost
 from qir.errors import escaped
@@ -16,6 +18,9 @@ from .data import load_model
 
 def main(args: argparse.Namespace) -> int:
     graph = load_model(args.model, args.input_shape)
+    if args.json:
+        show.say_json(as_json(graph, args.model.stat().st_size))
+        return 0
     show.say(f"{args.model}: {show.size(args.model.stat().st_size)} on disk, stage {graph.stage.name}")
     for word, values in (("input", graph.inputs), ("output", graph.outputs)):
         for value in values:
@@ -33,6 +38,26 @@ def main(args: argparse.Namespace) -> int:
         show.say()
         show.say(scales(graph))
     return 0
+
+
+def as_json(graph: Graph, size: int) -> dict[str, Any]:
+    """All that the tables say, layers and scales included."""
+    from qir.verify import is_integer_only
+
+    def value(v: Value) -> dict[str, Any]:
+        grid = None if v.quant is None else asdict(v.quant) | {"dtype": str(v.quant.dtype)}
+        return {"name": v.name, "dtype": str(v.dtype), "shape": list(v.shape), "quant": grid}
+
+    offences = is_integer_only(graph) if graph.stage is Stage.INTEGER else None
+    return {
+        "bytes": size, "stage": graph.stage.name, "integer_only": None if offences is None else not offences,
+        "offences": offences, "inputs": [value(v) for v in graph.inputs], "outputs": [value(v) for v in graph.outputs],
+        "operators": count_operators(graph),
+        "constants": {str(k): {"elements": n, "bytes": b} for k, (n, b) in cost.constants_by_dtype(graph).items()},
+        "layers": [asdict(c) | {"macs": c.macs, "bops": c.bops} for c in cost.layer_costs(graph)],
+        "tensors": [value(v) for node in graph.nodes for v in node.outputs if v.quant is not None],
+        "metadata": graph.metadata,
+    }  # fmt: skip
 
 
 def describe(value: Value) -> str:

@@ -24,6 +24,7 @@ commands, in the order in which you will want them:
   inspect   what is in a model: operators, dtypes, scales, sizes, MACs, BOPS
   bench     how fast a model runs, against other backends, layer by layer
   diagnose  why a quantized network is worse than the float one, and what to do
+  recipe    print a recipe as TOML
   search    4 or 8 bits for each layer, under limits on size, operations or time
 
 `qir COMMAND --help` shows examples.  Exit codes: 0 done, 1 an error said in one line,
@@ -102,6 +103,14 @@ examples:
   qir diagnose net.onnx --data calib.npy --recipe w8a8_per_tensor --remedies
 
 Float check, weights or activations, each quantizer by itself, remedies; 32 samples are enough.
+"""
+
+RECIPE = """\
+examples:
+  qir recipe w4a8
+  qir recipe w8a8 > mine.toml
+
+All options with their values; what is left out of a file has the value of its base.
 """
 
 DEMO = """\
@@ -197,6 +206,10 @@ def _shape_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
 def _lazy(module: str) -> Callable[[argparse.Namespace], int]:
     """The `main` of a command's module, imported when it is called."""
     return lambda args: import_module(f"qir.cli.{module}").main(args)
@@ -239,7 +252,10 @@ def build_parser() -> argparse.ArgumentParser:
     inspect = _command(commands, "inspect", "inspect", "show what is in a model", INSPECT)
     inspect.add_argument("model", type=Path, metavar="MODEL.onnx")
     inspect.add_argument("--layers", action="store_true", help="every layer and every scale, not only the totals")
+    _json_option(inspect)
     _shape_option(inspect)
+    recipe = _command(commands, "recipe", "recipe", "print a recipe as TOML, to edit and give to quantize", RECIPE)
+    recipe.add_argument("recipe", metavar="NAME|FILE.toml", help=", ".join(RECIPES))
     _bench(commands)
     _diagnose(commands)
     _search(commands)
@@ -340,6 +356,7 @@ def _compare(commands: Any) -> None:
     )
     parser.add_argument("--worst", type=positive, metavar="N", help="show the N worst tensors only")
     parser.add_argument("--strip-softmax", action="store_true", help="the integer model was made with --strip-softmax")
+    _json_option(parser)
     _shape_option(parser)
     _data_options(parser, "inputs")
 
@@ -351,6 +368,7 @@ def _diagnose(commands: Any) -> None:
     parser.add_argument("--worst", type=positive, default=8, metavar="N", help="tensors explained (default: 8)")
     parser.add_argument("--remedies", action="store_true", help="try each change of the recipe that may help")
     parser.add_argument("--strip-softmax", action="store_true", help="look at the logits")
+    _json_option(parser)
     parser.add_argument(
         "--like", type=Path, metavar="INTEGER.onnx", help="--mean, --std and --crop that this model was made with"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     show.say(found.text())
     _keep(args, found, next(iter(limits)))
     if args.output and args.output.suffix == ".toml":
-        args.output.write_text(as_toml(recipe, found), encoding="utf-8")
+        args.output.write_text(as_toml(recipe, found.layers), encoding="utf-8")
         show.say(f"wrote {args.output}: qir quantize {args.model} --recipe {args.output}")
     elif args.output:
         done = run_recipe(replace(recipe, layers=found.layers), graph, feeds)
@@ -109,16 +110,17 @@ def _keep(args: argparse.Namespace, found: SearchResult, cost: str) -> None:
             plot_pareto(curve(found, cost), cost, args.pareto)
 
 
-def as_toml(recipe: Recipe, found: SearchResult) -> str:
-    """A recipe file with the bits of each layer, and what else the recipe does not have from its base."""
+def as_toml(recipe: Recipe, layers: Mapping[str, Bits] | None = None, *, whole: bool = False) -> str:
+    """A recipe file with the bits of each layer, and what the recipe does not have from its base (whole: all)."""
     base = RECIPES.get(recipe.name, RECIPES["w8a8"])
     lines = [f"base = {quoted(base.name)}"]
     for field in fields(recipe):
         value = getattr(recipe, field.name)
-        if field.name not in ("name", "layers") and value != getattr(base, field.name):
+        if field.name not in ("name", "layers", "extra") and (whole or value != getattr(base, field.name)):
             text = quoted(value) if isinstance(value, str) else str(value).lower()
             lines.append(f"{field.name} = {text}")
-    lines += ["", "[layers]", *(f"{quoted(name)} = [{w}, {a}]" for name, (w, a) in found.layers.items())]
+    bits = recipe.layers if layers is None else layers
+    lines += ["", "[layers]", *(f"{quoted(name)} = [{w}, {a}]" for name, (w, a) in bits.items())] if bits else []
     return "\n".join(lines) + "\n"
 
 

@@ -96,6 +96,18 @@ def axes_attribute(scope: Scope, raw: Raw) -> list[Raw]:
     return [raw]
 
 
+@adapts("Squeeze")
+def squeeze_keeps_a_free_batch(scope: Scope, raw: Raw) -> list[Raw]:
+    """Without axes: those that are 1 whatever the batch is, or a batch of one sample would lose its axis."""
+    shape = scope.type(raw.inputs[0] or "").shape
+    if raw.input(1) is None and any(isinstance(d, str) for d in shape):
+        axes = [i for i, d in enumerate(shape) if d == 1]
+        if not axes:
+            return [replace(raw, op="Identity", inputs=raw.inputs[:1])]
+        _move(scope, raw, "axes", 1, _ints(axes))
+    return [raw]
+
+
 @adapts("Clip", before=11)
 def clip_6(scope: Scope, raw: Raw) -> list[Raw]:
     kind = scope.type(raw.inputs[0] or "").dtype.numpy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,10 @@ from ..session import Session
 
 RESCALED_GAIN_DB = 6.0
 """A tensor counts as rescaled by a rewrite when a per-channel affine fit explains this much of the noise."""
+
+
+AT_ONCE = 256 << 20
+"""Bytes of inner tensors that are looked at together: a batch is run in parts that keep below."""
 
 
 @dataclass
@@ -139,7 +143,9 @@ def compare_graphs(
     equal: dict[str, list[float]] = {n: [] for n in ours}
     largest: dict[str, float] = dict.fromkeys(ours, 0.0)
     samples = 0
-    for feeds in batches:
+    step = max(1, AT_ONCE // max(_sample_bytes(reference, names) + _sample_bytes(integer, names), 1))
+    free = all(not v.shape or v.shape[0] == "N" for g in (reference, integer) for v in g.inputs)
+    for feeds in (part for whole in batches for part in (_parts(whole, step) if free else [whole])):
         f = one.run(feeds, outputs=list(dict.fromkeys([*names, *ours])))
         twin_feeds = dict(zip((v.name for v in integer.inputs), (feeds[v.name] for v in reference.inputs), strict=True))
         q = two.run(on_grid(integer, twin_feeds), outputs=list(dict.fromkeys([*names, *theirs])))
@@ -164,6 +170,21 @@ def compare_graphs(
         for n in ours
     ]
     return Comparison(sorted(tensors, key=lambda t: t.score), outputs, samples)
+
+
+def _sample_bytes(graph: Graph, names: Iterable[str]) -> int:
+    """Bytes of these tensors for one sample, and of their copies in double precision."""
+    return sum(
+        (8 + value.dtype.numpy.itemsize) * math.prod(d for d in value.shape if isinstance(d, int))
+        for value in map(graph.value, names)
+    )
+
+
+def _parts(feeds: Mapping[str, Array], step: int) -> Iterator[dict[str, Array]]:
+    """The batch, a few samples at a time."""
+    count = len(next(iter(feeds.values())))
+    for start in range(0, count, step):
+        yield {name: x[start : start + step] for name, x in feeds.items()}
 
 
 def _noise(integer: Graph, name: str, m: PairMoments) -> TensorNoise:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 import qir
 from qir.__main__ import main
@@ -19,6 +21,8 @@ from qir.errors import QirError
 from qir.models import bundled_path, digits
 from qir.models.bundle import MEAN, STD
 from qir.passes.calibration.collect import collect
+from qir.passes.recipes import RECIPES, recipe_of
+from qir.runtime.measure import compare
 
 MODEL = str(bundled_path("digits_residual"))
 DATA = digits()
@@ -117,3 +121,54 @@ def test_a_generator_serves_a_recipe_that_reads_twice() -> None:
     one, _ = qir.quantize(MODEL, pairs, "w4a8")
     two, _ = qir.quantize(MODEL, DATA.calibration[:32], "w4a8")
     assert str(one) == str(two)
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quantize", MODEL, "-o", "a.onnx", "--data", "calib.npy"]) == 0
+    capsys.readouterr()
+
+    def said(*argv: str) -> Any:
+        assert main([*argv, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert said("inspect", "a.onnx")["integer_only"] is True and said("inspect", MODEL)["stage"] == "FLOAT"
+    compared = said("compare", MODEL, "a.onnx", "--data", "calib.npy")
+    assert compared["samples"] == 32 and compared["outputs"][0]["sqnr"] > 30 and len(compared["tensors"]) > 8
+    assert said("diagnose", MODEL, "--data", "calib.npy", "--samples", "4")["culprits"]
+
+
+def test_recipes_as_toml_and_errors_with_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in RECIPES:
+        assert main(["recipe", name]) == 0
+        Path(f"{name}.toml").write_text(capsys.readouterr().out)
+        assert recipe_of(f"{name}.toml") == recipe_of(name)
+    for text, message in (
+        ("base = 'w8a8'\n\nmethod = \n", "bad.toml:3: "),
+        ("base = 'w8a8'\nmetod = 'mse'\n", "bad.toml:2: .*did you mean 'method'"),
+        ("percentile = 99.9\nmethod = 'best'\n", "bad.toml:2: .*no range method"),
+        ("per_channel = 1\n", "bad.toml:1: .*is no bool"),
+    ):
+        Path("bad.toml").write_text(text)
+        with pytest.raises(QirError, match=message):
+            recipe_of("bad.toml")
+
+
+def test_compare_runs_a_batch_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    integer, _ = qir.quantize(MODEL, DATA.calibration[:32])
+    feeds = [{"image": DATA.test[:20]}]
+    whole = compare.compare_graphs(qir.load(MODEL), integer, feeds)
+    monkeypatch.setattr(compare, "AT_ONCE", 1)
+    one = compare.compare_graphs(qir.load(MODEL), integer, feeds)
+    assert one.samples == whole.samples == 20
+    assert [t.name for t in one.tensors] == [t.name for t in whole.tensors]
+    np.testing.assert_allclose([t.sqnr for t in one.tensors], [t.sqnr for t in whole.tensors], atol=0.01)
+
+
+def test_squeeze_without_axes_keeps_a_batch_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = helper.make_tensor_value_info("x", 1, ["N", 4, 1, 1]), helper.make_tensor_value_info("y", 1, ["N", 4])
+    node = helper.make_node("Squeeze", ["x"], ["y"])
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [x], [y])), "squeeze.onnx")
+    np.save("x.npy", np.random.default_rng(0).normal(size=(17, 4, 1, 1)).astype(np.float32))
+    assert main(["run", "squeeze.onnx", "--data", "x.npy", "--batch", "16", "-o", "y.npz"]) == 0, capsys.readouterr()
+    with np.load("y.npz") as found:
+        np.testing.assert_array_equal(found["y"], np.load("x.npy")[..., 0, 0])
