@@ -175,7 +175,7 @@ class Recipe:
         except tomllib.TOMLDecodeError as error:
             line = re.search(r"at line (\d+)", str(error))
             where = f"{path}:{line.group(1)}" if line else str(path)
-            raise ParseError(f"is no TOML: {error}", where=where) from None
+            raise ParseError(f"cannot be read: {error}", where=where) from None
         except (OSError, ValueError, RecursionError) as error:
             raise ParseError(f"cannot be read: {error}", where=str(path)) from None
         base = raw.pop("base", "w8a8")
