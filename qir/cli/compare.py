@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from qir.errors import StageError
 from qir.graph import Graph, Stage
+from qir.passes.simplify.strip_softmax import StripSoftmax
 from qir.runtime.measure.compare import Comparison, compare_graphs
 
 from . import data, show
@@ -37,9 +38,7 @@ def main(args: argparse.Namespace) -> int:
 
 def stripped(graph: Graph) -> Graph:
     """Without its final Softmax."""
-    from qir import passes
-
-    return passes.StripSoftmax().apply(graph)[0]
+    return StripSoftmax().apply(graph)[0]
 
 
 def text(result: Comparison, worst: int | None = None) -> str:

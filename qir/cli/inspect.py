@@ -11,6 +11,7 @@ from qir.errors import escaped
 from qir.graph import Graph, Stage, Value
 from qir.passes.report import count_operators
 from qir.types import QuantParams
+from qir.verify import is_integer_only
 
 from . import show
 from .data import load_model
@@ -26,8 +27,6 @@ def main(args: argparse.Namespace) -> int:
         for value in values:
             show.say(f"{word:<7} {describe(value)}")
     if graph.stage is Stage.INTEGER:
-        from qir.verify import is_integer_only
-
         offences = is_integer_only(graph)
         show.say("integer-only: " + ("yes" if not offences else f"no, {offences[0]}"))
     show.say()

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from qir import __version__
+
 RECIPES = ("w8a8", "w8a8_per_tensor", "w4a8", "w4a4", "data_free")
 METHODS = ("minmax", "ema", "percentile", "mse", "kl", "cross_entropy", "bn", "std")
 BACKENDS = ("reference", "onnxruntime", "cpu", "cuda")
@@ -237,8 +239,6 @@ def _command(commands: Any, name: str, module: str, summary: str, epilog: str) -
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; the parsed namespace has `main`, the command to call."""
-    from qir import __version__
-
     parser = argparse.ArgumentParser(
         "qir", description=TOP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
