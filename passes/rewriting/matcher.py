@@ -146,6 +146,8 @@ def _conditions(compiled: CompiledRule, match: Match) -> Matched | Miss:
                 return Miss(f"no matched node has the attribute {name}")
             arguments[name] = owner.attrs[name]
             continue
+        if parameter.kind == "found":
+            continue
         value = match.values.get(name)
         if value is None:
             if not parameter.optional:
@@ -177,7 +179,8 @@ def _conditions(compiled: CompiledRule, match: Match) -> Matched | Miss:
                 return Miss(f"{node} has {node.output.use_count} uses", near=True)
     if compiled.guard is not None:
         reason = compiled.guard(**{n: arguments[n] for n in compiled.guard_names})
-        if reason is not None:
+        if isinstance(reason, str):
             return Miss(reason, near=True)
+        arguments.update(reason or {})
     taken = set(compiled.rule.rhs.__code__.co_varnames)
     return Matched(match, {n: v for n, v in arguments.items() if n in taken}, sources)

@@ -12,7 +12,8 @@
 The annotations of `rhs` say what a name must be: `Value` anything, `Array` a constant (float64 data), `float` a
 constant of one repeated element, `... | None` an optional input that may be absent.  Keyword-only parameters are
 attributes of the matched nodes (the first that has one of that name, root first); `match` is the Match itself.
-`guard` takes any of the same parameters and returns the sentence that says why the rule must not apply, or None.
+`guard` takes any of the same parameters and returns the sentence that says why the rule must not apply, or None, or a
+mapping of what it found on the way: `rhs` takes that by name, annotated `Annotated[..., FromGuard]`.
 Further functions called `lhs_...` are other spellings of the same left-hand side.
 """
 
@@ -135,7 +136,7 @@ def rule(cls: type[Rule]) -> type[Rule]:
 
 @dataclass(frozen=True)
 class Parameter:
-    """What `rhs` or `guard` wants under one name: "value", "array", "number" or "attribute"."""
+    """What `rhs` or `guard` wants under one name: "value", "array", "number", "attribute" or (rhs) "found"."""
 
     name: str
     kind: str
@@ -150,9 +151,15 @@ class CompiledRule:
     name: str
     patterns: tuple[Apply, ...]
     parameters: dict[str, Parameter]
-    guard: Callable[..., str | None] | None
+    guard: Callable[..., str | Findings | None] | None
     guard_names: tuple[str, ...]
 
+
+Findings = Mapping[str, Any]
+"""What a guard hands on to `rhs`, by name."""
+
+FromGuard = "from guard"
+"""Marks a parameter of `rhs` that the rule's guard hands on."""
 
 KINDS = {"Value": "value", "Array": "array", "float": "number"}
 
@@ -166,6 +173,9 @@ def compile_rule(cls: type[Rule]) -> CompiledRule:
         if p.kind is p.KEYWORD_ONLY:
             parameters[p.name] = Parameter(p.name, "attribute")
             continue
+        if text.startswith("Annotated["):
+            parameters[p.name] = Parameter(p.name, "found")
+            continue
         base, _, rest = text.partition("|")
         if base not in KINDS or rest not in ("", "None"):
             raise TypeError(f"rule {cls.__name__}: {p.name} is annotated {p.annotation!r}, not Value, Array or float")
@@ -178,7 +188,7 @@ def compile_rule(cls: type[Rule]) -> CompiledRule:
         if not isinstance(pattern, Apply) or not set(names) <= set(parameters):
             raise TypeError(f"rule {cls.__name__}: {key} must be an operator over names that rhs has too")
         patterns.append(pattern)
-    guard: Callable[..., str | None] | None = getattr(cls, "guard", None)
+    guard: Callable[..., str | Findings | None] | None = getattr(cls, "guard", None)
     names = tuple(inspect.signature(guard).parameters) if guard is not None else ()
     for name in names:
         parameters.setdefault(name, Parameter(name, "attribute"))

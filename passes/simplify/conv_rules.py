@@ -6,7 +6,7 @@ y + c -> b + c                         f(x + c) -> b + sum w c, where nothing is
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from qir.graph import Value
 from qir.types import Array
 
 from ..channel_math import along, plus, push_in, scale_in, scale_out, transposed_scale_out, unpadded
-from ..rewriting.rules import Affine, Example, Match, Rule, Within, rule
+from ..rewriting.rules import Affine, Example, Findings, FromGuard, Match, Rule, Within, rule
 from ..rewriting.terms import Add, Conv, ConvTranspose, Mul
 
 
@@ -52,13 +52,12 @@ class MulAfterConv(Affine):
         return Mul(Conv(x, w, b), c)
 
     @staticmethod
-    def guard(w: Array, c: Array) -> str | None:
-        return None if along(c, w.ndim, 1, w.shape[0]) is not None else "the factor varies within a channel"
+    def guard(w: Array, c: Array) -> str | Findings:
+        s = along(c, w.ndim, 1, w.shape[0])
+        return {"s": s} if s is not None else "the factor varies within a channel"
 
     @staticmethod
-    def rhs(x: Value, w: Array, b: Array | None, c: Array) -> Any:
-        s = along(c, w.ndim, 1, w.shape[0])
-        assert s is not None
+    def rhs(x: Value, w: Array, b: Array | None, c: Array, s: Annotated[Array, FromGuard]) -> Any:
         return Conv(x, scale_out(w, s), None if b is None else b * s)
 
     @staticmethod
@@ -77,13 +76,12 @@ class AddAfterConv(Affine):
         return Add(Conv(x, w, b), c)
 
     @staticmethod
-    def guard(w: Array, c: Array) -> str | None:
-        return None if along(c, w.ndim, 1, w.shape[0]) is not None else "the offset varies within a channel"
+    def guard(w: Array, c: Array) -> str | Findings:
+        offset = along(c, w.ndim, 1, w.shape[0])
+        return {"offset": offset} if offset is not None else "the offset varies within a channel"
 
     @staticmethod
-    def rhs(x: Value, w: Array, b: Array | None, c: Array) -> Any:
-        offset = along(c, w.ndim, 1, w.shape[0])
-        assert offset is not None
+    def rhs(x: Value, w: Array, b: Array | None, c: Array, offset: Annotated[Array, FromGuard]) -> Any:
         return Conv(x, w, plus(b, offset))
 
     @staticmethod
@@ -102,13 +100,12 @@ class MulBeforeConv(Affine):
         return Conv(Mul(x, c), w, b)
 
     @staticmethod
-    def guard(x: Value, w: Array, c: Array, group: int) -> str | None:
-        return None if along(c, w.ndim, 1, w.shape[1] * group) is not None else "the factor varies within a channel"
+    def guard(x: Value, w: Array, c: Array, group: int) -> str | Findings:
+        s = along(c, w.ndim, 1, w.shape[1] * group)
+        return {"s": s} if s is not None else "the factor varies within a channel"
 
     @staticmethod
-    def rhs(x: Value, w: Array, b: Array | None, c: Array, *, group: int) -> Any:
-        s = along(c, w.ndim, 1, w.shape[1] * group)
-        assert s is not None
+    def rhs(x: Value, w: Array, b: Array | None, c: Array, s: Annotated[Array, FromGuard], *, group: int) -> Any:
         return Conv(x, scale_in(w, s, group), b)
 
     @staticmethod
@@ -127,15 +124,14 @@ class AddBeforeConv(Affine):
         return Conv(Add(x, c), w, b)
 
     @staticmethod
-    def guard(w: Array, c: Array, group: int, match: Match) -> str | None:
-        if along(c, w.ndim, 1, w.shape[1] * group) is None:
+    def guard(w: Array, c: Array, group: int, match: Match) -> str | Findings:
+        offset = along(c, w.ndim, 1, w.shape[1] * group)
+        if offset is None:
             return "the offset varies within a channel"
-        return padding_reason(match)
+        return padding_reason(match) or {"offset": offset}
 
     @staticmethod
-    def rhs(x: Value, w: Array, b: Array | None, c: Array, *, group: int) -> Any:
-        offset = along(c, w.ndim, 1, w.shape[1] * group)
-        assert offset is not None
+    def rhs(x: Value, w: Array, b: Array | None, c: Array, offset: Annotated[Array, FromGuard], *, group: int) -> Any:
         return Conv(x, w, plus(b, push_in(w, offset, group)))
 
     @staticmethod
@@ -167,13 +163,12 @@ class MulAfterConvTranspose(Affine):
         return Mul(ConvTranspose(x, w, b), c)
 
     @staticmethod
-    def guard(w: Array, c: Array, group: int) -> str | None:
-        return None if along(c, w.ndim, 1, w.shape[1] * group) is not None else "the factor varies within a channel"
+    def guard(w: Array, c: Array, group: int) -> str | Findings:
+        s = along(c, w.ndim, 1, w.shape[1] * group)
+        return {"s": s} if s is not None else "the factor varies within a channel"
 
     @staticmethod
-    def rhs(x: Value, w: Array, b: Array | None, c: Array, *, group: int) -> Any:
-        s = along(c, w.ndim, 1, w.shape[1] * group)
-        assert s is not None
+    def rhs(x: Value, w: Array, b: Array | None, c: Array, s: Annotated[Array, FromGuard], *, group: int) -> Any:
         return ConvTranspose(x, transposed_scale_out(w, s, group), None if b is None else b * s)
 
     @staticmethod
@@ -192,13 +187,12 @@ class AddAfterConvTranspose(Affine):
         return Add(ConvTranspose(x, w, b), c)
 
     @staticmethod
-    def guard(w: Array, c: Array, group: int) -> str | None:
-        return None if along(c, w.ndim, 1, w.shape[1] * group) is not None else "the offset varies within a channel"
+    def guard(w: Array, c: Array, group: int) -> str | Findings:
+        offset = along(c, w.ndim, 1, w.shape[1] * group)
+        return {"offset": offset} if offset is not None else "the offset varies within a channel"
 
     @staticmethod
-    def rhs(x: Value, w: Array, b: Array | None, c: Array, *, group: int) -> Any:
-        offset = along(c, w.ndim, 1, w.shape[1] * group)
-        assert offset is not None
+    def rhs(x: Value, w: Array, b: Array | None, c: Array, offset: Annotated[Array, FromGuard], *, group: int) -> Any:
         return ConvTranspose(x, w, plus(b, offset))
 
     @staticmethod
@@ -217,13 +211,12 @@ class MulBeforeConvTranspose(Affine):
         return ConvTranspose(Mul(x, c), w, b)
 
     @staticmethod
-    def guard(w: Array, c: Array) -> str | None:
-        return None if along(c, w.ndim, 1, w.shape[0]) is not None else "the factor varies within a channel"
+    def guard(w: Array, c: Array) -> str | Findings:
+        s = along(c, w.ndim, 1, w.shape[0])
+        return {"s": s} if s is not None else "the factor varies within a channel"
 
     @staticmethod
-    def rhs(x: Value, w: Array, b: Array | None, c: Array) -> Any:
-        s = along(c, w.ndim, 1, w.shape[0])
-        assert s is not None
+    def rhs(x: Value, w: Array, b: Array | None, c: Array, s: Annotated[Array, FromGuard]) -> Any:
         return ConvTranspose(x, scale_out(w, s), b)
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from qir.graph import Stage, Value
 from qir.types import Array
 
 from ..channel_math import along, gemm_axes, gemm_scaled, plus
-from ..rewriting.rules import Affine, Example, Match, Rule, Within, rule
+from ..rewriting.rules import Affine, Example, Findings, FromGuard, Match, Rule, Within, rule
 from ..rewriting.terms import Add, Gemm, MatMul, Mul
 
 
@@ -67,15 +67,14 @@ class MulAfterGemm(Affine):
         return Mul(Gemm(x, w, b), c)
 
     @staticmethod
-    def guard(w: Array, c: Array, transB: int) -> str | None:
+    def guard(w: Array, c: Array, transB: int) -> str | Findings:
         n = w.shape[gemm_axes(transB)[1]]
-        return None if along(c, 2, 1, n) is not None else "the factor varies along the batch"
+        s = along(c, 2, 1, n)
+        return {"s": s} if s is not None else "the factor varies along the batch"
 
     @staticmethod
-    def rhs(x: Value, w: Array, b: Array | None, c: Array, *, transB: int) -> Any:
+    def rhs(x: Value, w: Array, b: Array | None, c: Array, s: Annotated[Array, FromGuard], *, transB: int) -> Any:
         axis = gemm_axes(transB)[1]
-        s = along(c, 2, 1, w.shape[axis])
-        assert s is not None
         return Gemm(x, gemm_scaled(w, s, axis), None if b is None else b * s)
 
     @staticmethod
@@ -94,14 +93,13 @@ class AddAfterGemm(Affine):
         return Add(Gemm(x, w, b, beta=1.0), c)
 
     @staticmethod
-    def guard(w: Array, c: Array, transB: int) -> str | None:
+    def guard(w: Array, c: Array, transB: int) -> str | Findings:
         n = w.shape[gemm_axes(transB)[1]]
-        return None if along(c, 2, 1, n) is not None else "the offset varies along the batch"
+        offset = along(c, 2, 1, n)
+        return {"offset": offset} if offset is not None else "the offset varies along the batch"
 
     @staticmethod
-    def rhs(x: Value, w: Array, b: Array | None, c: Array, *, transB: int) -> Any:
-        offset = along(c, 2, 1, w.shape[gemm_axes(transB)[1]])
-        assert offset is not None
+    def rhs(x: Value, w: Array, b: Array | None, c: Array, offset: Annotated[Array, FromGuard], *, transB: int) -> Any:
         return Gemm(x, w, plus(b, offset))
 
     @staticmethod
@@ -155,15 +153,14 @@ class MulBeforeGemm(Affine):
         return Gemm(Mul(x, c), w, b, transA=0)
 
     @staticmethod
-    def guard(w: Array, c: Array, transB: int) -> str | None:
+    def guard(w: Array, c: Array, transB: int) -> str | Findings:
         k = w.shape[gemm_axes(transB)[0]]
-        return None if along(c, 2, 1, k) is not None else "the factor varies along the batch"
+        s = along(c, 2, 1, k)
+        return {"s": s} if s is not None else "the factor varies along the batch"
 
     @staticmethod
-    def rhs(x: Value, w: Array, b: Value | None, c: Array, *, transB: int) -> Any:
+    def rhs(x: Value, w: Array, b: Value | None, c: Array, s: Annotated[Array, FromGuard], *, transB: int) -> Any:
         axis = gemm_axes(transB)[0]
-        s = along(c, 2, 1, w.shape[axis])
-        assert s is not None
         return Gemm(x, gemm_scaled(w, s, axis), b)
 
     @staticmethod
@@ -182,15 +179,15 @@ class AddBeforeGemm(Affine):
         return Gemm(Add(x, c), w, b, transA=0, beta=1.0)
 
     @staticmethod
-    def guard(w: Array, c: Array, transB: int) -> str | None:
-        k = w.shape[gemm_axes(transB)[0]]
-        return None if along(c, 2, 1, k) is not None else "the offset varies along the batch"
-
-    @staticmethod
-    def rhs(x: Value, w: Array, b: Array | None, c: Array, *, transB: int, alpha: float) -> Any:
+    def guard(w: Array, c: Array, transB: int) -> str | Findings:
         k = w.shape[gemm_axes(transB)[0]]
         offset = along(c, 2, 1, k)
-        assert offset is not None
+        return {"offset": offset} if offset is not None else "the offset varies along the batch"
+
+    @staticmethod
+    def rhs(
+        x: Value, w: Array, b: Array | None, c: Array, offset: Annotated[Array, FromGuard], *, transB: int, alpha: float
+    ) -> Any:
         return Gemm(x, w, plus(b, alpha * (offset @ (w.T if transB else w))))
 
     @staticmethod
@@ -209,16 +206,14 @@ class MulAfterMatMul(Affine):
         return Mul(MatMul(x, w), c)
 
     @staticmethod
-    def guard(x: Value, w: Array, c: Array) -> str | None:
+    def guard(x: Value, w: Array, c: Array) -> str | Findings:
         if w.ndim != 2:
             return "the weights are no matrix"
-        fits = along(c, x.type.rank, -1, w.shape[1]) is not None
-        return None if fits else "the factor varies along another axis than the outputs"
+        s = along(c, x.type.rank, -1, w.shape[1])
+        return {"s": s} if s is not None else "the factor varies along another axis than the outputs"
 
     @staticmethod
-    def rhs(x: Value, w: Array, c: Array) -> Any:
-        s = along(c, x.type.rank, -1, w.shape[1])
-        assert s is not None
+    def rhs(x: Value, w: Array, c: Array, s: Annotated[Array, FromGuard]) -> Any:
         return MatMul(x, w * s)
 
     @staticmethod
@@ -240,16 +235,14 @@ class MulBeforeMatMul(Affine):
         return MatMul(Mul(x, c), w)
 
     @staticmethod
-    def guard(x: Value, w: Array, c: Array) -> str | None:
+    def guard(x: Value, w: Array, c: Array) -> str | Findings:
         if w.ndim != 2:
             return "the weights are no matrix"
-        fits = along(c, x.type.rank, -1, w.shape[0]) is not None
-        return None if fits else "the factor varies along another axis than the inputs"
+        s = along(c, x.type.rank, -1, w.shape[0])
+        return {"s": s} if s is not None else "the factor varies along another axis than the inputs"
 
     @staticmethod
-    def rhs(x: Value, w: Array, c: Array) -> Any:
-        s = along(c, x.type.rank, -1, w.shape[0])
-        assert s is not None
+    def rhs(x: Value, w: Array, c: Array, s: Annotated[Array, FromGuard]) -> Any:
         return MatMul(x, w * s[:, None])
 
     @staticmethod

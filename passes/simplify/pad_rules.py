@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from qir.ops.padding import pad_widths
 from qir.ops.windows import resolve_pads
 from qir.types import Array
 
-from ..rewriting.rules import Example, Match, Rule, Within, rule
+from ..rewriting.rules import Example, Findings, FromGuard, Match, Rule, Within, rule
 from ..rewriting.terms import AveragePool, Conv, MaxPool, Pad
 from .cleanup_rules import random_tensor
 
@@ -27,11 +27,12 @@ def spatial_pads(pads: Array, axes: Array | None, rank: int) -> list[int] | None
     return [a for a, _ in widths[2:]] + [b for _, b in widths[2:]]
 
 
-def pad_reason(x: Value, pads: Array, axes: Array | None, mode: str) -> str | None:
-    """Why a Pad cannot go into a window operator, or None."""
+def pads_or_reason(x: Value, pads: Array, axes: Array | None, mode: str) -> list[int] | str:
+    """What a Pad adds around the spatial axes, or why it cannot go into a window operator."""
     if mode != "constant":
         return f"the padding is {mode}"
-    return None if spatial_pads(pads, axes, x.type.rank) is not None else "it pads batch or channels, or crops"
+    extra = spatial_pads(pads, axes, x.type.rank)
+    return "it pads batch or channels, or crops" if extra is None else extra
 
 
 def merged(match: Match, op: str, kernel: Sequence[int], extra: Sequence[int]) -> list[int]:
@@ -65,19 +66,28 @@ class PadIntoConv(Rule):
         return Conv(Pad(x, pads, value, axes), w, b)
 
     @staticmethod
-    def guard(x: Value, pads: Array, value: Array | None, axes: Array | None, mode: str, match: Match) -> str | None:
+    def guard(
+        x: Value, pads: Array, value: Array | None, axes: Array | None, mode: str, match: Match
+    ) -> str | Findings:
         if value is not None and value.any():
             return f"the padding is {float(value):g}, not zero"
         if any(isinstance(d, str) for d in match.node("Conv").input(0).shape[2:]):
             return "a spatial size is symbolic"
-        return pad_reason(x, pads, axes, mode)
+        extra = pads_or_reason(x, pads, axes, mode)
+        return extra if isinstance(extra, str) else {"extra": extra}
 
     @staticmethod
     def rhs(
-        x: Value, pads: Array, value: Array | None, axes: Array | None, w: Value, b: Value | None, *, match: Match
+        x: Value,
+        pads: Array,
+        value: Array | None,
+        axes: Array | None,
+        w: Value,
+        b: Value | None,
+        extra: Annotated[list[int], FromGuard],
+        *,
+        match: Match,
     ) -> Any:
-        extra = spatial_pads(pads, axes, x.type.rank)
-        assert extra is not None
         kernel = [int(d) for d in w.shape[2:]]
         return Conv(x, w, b, auto_pad="NOTSET", pads=merged(match, "Conv", kernel, extra))
 
@@ -99,7 +109,9 @@ class PadIntoAveragePool(Rule):
         return AveragePool(Pad(x, pads, value, axes))
 
     @staticmethod
-    def guard(x: Value, pads: Array, value: Array | None, axes: Array | None, mode: str, match: Match) -> str | None:
+    def guard(
+        x: Value, pads: Array, value: Array | None, axes: Array | None, mode: str, match: Match
+    ) -> str | Findings:
         pool = match.node("AveragePool").attrs
         if value is not None and value.any():
             return f"the padding is {float(value):g}, not zero"
@@ -108,17 +120,24 @@ class PadIntoAveragePool(Rule):
             return "the pool pads too, and does not count its border"
         if pool["ceil_mode"]:
             return "the pool rounds its size up"
-        reason = pad_reason(x, pads, axes, mode)
-        if reason is None and not fits_kernel(spatial_pads(pads, axes, x.type.rank) or [], pool["kernel_shape"]):
+        extra = pads_or_reason(x, pads, axes, mode)
+        if isinstance(extra, str):
+            return extra
+        if not fits_kernel(extra, pool["kernel_shape"]):
             return "the padding is as wide as the window"
-        return reason
+        return {"extra": extra}
 
     @staticmethod
     def rhs(
-        x: Value, pads: Array, value: Array | None, axes: Array | None, *, match: Match, kernel_shape: list[int]
+        x: Value,
+        pads: Array,
+        value: Array | None,
+        axes: Array | None,
+        extra: Annotated[list[int], FromGuard],
+        *,
+        match: Match,
+        kernel_shape: list[int],
     ) -> Any:
-        extra = spatial_pads(pads, axes, x.type.rank)
-        assert extra is not None
         both = merged(match, "AveragePool", kernel_shape, extra)
         return AveragePool(x, auto_pad="NOTSET", pads=both, count_include_pad=1)
 
@@ -142,24 +161,33 @@ class PadIntoMaxPool(Rule):
         return MaxPool(Pad(x, pads, value, axes))
 
     @staticmethod
-    def guard(x: Value, pads: Array, value: Array | None, axes: Array | None, mode: str, match: Match) -> str | None:
+    def guard(
+        x: Value, pads: Array, value: Array | None, axes: Array | None, mode: str, match: Match
+    ) -> str | Findings:
         pool = match.node("MaxPool").attrs
         fill = 0.0 if value is None else float(value)
         if fill > -3e38 and not (fill == 0.0 and never_negative(x)):
             return f"the padding is {fill:g}, which may be the largest in its window"
         if pool["ceil_mode"]:
             return "the pool rounds its size up"
-        reason = pad_reason(x, pads, axes, mode)
-        if reason is None and not fits_kernel(spatial_pads(pads, axes, x.type.rank) or [], pool["kernel_shape"]):
+        extra = pads_or_reason(x, pads, axes, mode)
+        if isinstance(extra, str):
+            return extra
+        if not fits_kernel(extra, pool["kernel_shape"]):
             return "the padding is as wide as the window"
-        return reason
+        return {"extra": extra}
 
     @staticmethod
     def rhs(
-        x: Value, pads: Array, value: Array | None, axes: Array | None, *, match: Match, kernel_shape: list[int]
+        x: Value,
+        pads: Array,
+        value: Array | None,
+        axes: Array | None,
+        extra: Annotated[list[int], FromGuard],
+        *,
+        match: Match,
+        kernel_shape: list[int],
     ) -> Any:
-        extra = spatial_pads(pads, axes, x.type.rank)
-        assert extra is not None
         return MaxPool(x, auto_pad="NOTSET", pads=merged(match, "MaxPool", kernel_shape, extra))
 
     @staticmethod
