@@ -3,7 +3,7 @@
 
     qir      the W8A8 integer graph; float32 in and out, both in device memory, one CUDA graph a run, tuned
     eager    PyTorch float16, channels_last, eager in a CUDA graph
-    compile  PyTorch float16, channels_last, torch.compile(mode="max-autotune", dynamic=False)
+    compile  PyTorch float16, channels_last, torch.compile(mode="reduce-overhead", dynamic=False)
     int_mm   per layer: torch._int_mm (cuBLASLt, int8) on the layer's matrix sizes, the im2col not counted
 
 What matters most is measured first; when `--seconds` are over, the rest stays out.  Every measurement is appended to

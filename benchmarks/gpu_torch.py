@@ -48,7 +48,7 @@ def torch_network(net: str) -> Any:
 
 
 def measure_torch(net: str, batch: int, how: str) -> dict[str, Any]:
-    """how: "eager" (in a CUDA graph) or "compile" (max-autotune)."""
+    """how: "eager" (in a CUDA graph) or "compile" (reduce-overhead: max-autotune takes minutes a network)."""
     import torch
 
     size = SIZES.get(net, 224)
@@ -62,7 +62,7 @@ def measure_torch(net: str, batch: int, how: str) -> dict[str, Any]:
         module = torch_network(net)
         x = torch.randn(batch, 3, size, size, device="cuda", dtype=torch.half).to(memory_format=torch.channels_last)
         if how == "compile":
-            compiled = torch.compile(module, mode="max-autotune", dynamic=False)
+            compiled = torch.compile(module, mode="reduce-overhead", dynamic=False)
             run: Callable[[], Any] = lambda: compiled(x)  # noqa: E731
         else:
             side = torch.cuda.Stream()
