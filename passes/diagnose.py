@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,11 +32,18 @@ from .mixed_precision.sensitivity import perturbation, run_all
 from .pipeline import run_recipe
 from .quantization.insert_qdq import channel_axis
 from .quantization.ranges import Ranges
+from .recipe_files import as_toml
 from .recipes import Recipe
 from .simplify.strip_softmax import StripSoftmax
 
 FLOAT_DB = 60.0
 """Below this SQNR the prepared graph is not the float network any more."""
+
+GAIN_DB = 0.1
+"""A change helps when it gains at least this much."""
+
+WIDENED = 3
+"""So many of the worst layers are tried at 8 bits."""
 
 SHARES = (0.001, 0.25, 0.5, 0.75, 0.999)
 """Quantiles that describe a distribution."""
@@ -90,9 +99,19 @@ class Diagnosis:
             lines.append(f"   {_db(c.sqnr)}  {c.side} {reader} {c.layer} ({c.tensor}, {c.bits} bits)")
             lines += [f"      {fact}" for fact in c.facts]
             lines += [f"      -> {advice}" for advice in c.advice]
-        if self.remedies:
-            lines.append(f"4. the whole recipe with one change, on these samples (without: {_db(self.recipe_sqnr)}):")
-            lines += [f"   {_db(value)}  {option}" for option, value in self.remedies]
+        if not self.remedies:
+            lines.append("4. what may help is said only after a trial: --remedies (remedies=True) makes it")
+            return "\n".join(lines)
+        better = [(words, value) for words, value in self.remedies if value > self.recipe_sqnr + GAIN_DB]
+        lines.append(f"4. the whole recipe with one change, on these samples (without: {_db(self.recipe_sqnr)}):")
+        lines += [f"   {_db(value)}  {words}" for words, value in better]
+        if len(better) < len(self.remedies):
+            lines.append(f"   {len(self.remedies) - len(better)} of {len(self.remedies)} changes tried do not help")
+        if better:
+            lines.append("   the first as a file for qir quantize --recipe better.toml:")
+            own = _options(better[0][0])
+            other = self.recipe.but(**{**own, "layers": {**self.recipe.layers, **own.get("layers", {})}})
+            lines += [f"      {row}" for row in as_toml(other).splitlines()]
         return "\n".join(lines)
 
     def verdict(self) -> str:
@@ -101,12 +120,7 @@ class Diagnosis:
         if abs(gap) <= 3:
             return "both sides cost about the same: start with the tensors below"
         side = "weights" if gap < 0 else "activations"
-        left = [_words(options) for options in changes(self.recipe, side)]
-        bits = self.recipe.weight_bits if side == "weights" else self.recipe.activation_bits
-        left += ["wider layers (search)"] if bits < 8 else []
-        return f"the {side} cost most: " + (
-            ", ".join(left) or "the recipe does all it can; what is left takes training"
-        )
+        return f"the {side} cost most: start with them"
 
 
 def _db(value: float) -> str:
@@ -116,6 +130,21 @@ def _db(value: float) -> str:
 def _words(options: Mapping[str, Any]) -> str:
     """Options as a recipe file has them."""
     return ", ".join(f"{k}={str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in options.items())
+
+
+def _options(words: str) -> dict[str, Any]:
+    """`_words` as options again."""
+    key, _, value = words.partition("=")
+    return {key: {"true": True, "false": False}[value] if value in ("true", "false") else ast.literal_eval(value)}
+
+
+def _wider(graph: Graph, c: Culprit, recipe: Recipe) -> dict[str, Any] | None:
+    """The change that gives a linear layer 8 bits on the side of a culprit; None where it has them."""
+    node = next((n for n in graph.nodes if n.name == c.layer), None)
+    if node is None or not op_of(node.op).linear or c.bits >= 8:
+        return None
+    w_bits, x_bits = recipe.layers.get(c.layer, (recipe.weight_bits, recipe.activation_bits))
+    return {"layers": {c.layer: (8, x_bits) if c.side == "weights" else (w_bits, 8)}}
 
 
 def changes(recipe: Recipe, side: str) -> list[dict[str, Any]]:
@@ -139,11 +168,18 @@ def sqnr(reference: Sequence[Array], outputs: Sequence[Array]) -> float:
 
 
 def diagnose(
-    graph: Graph, batches: Iterable[Mapping[str, Array]], recipe: Recipe, *, worst: int = 8, remedies: bool = False
+    graph: Graph,
+    batches: Iterable[Mapping[str, Array]],
+    recipe: Recipe,
+    *,
+    worst: int = 8,
+    remedies: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
     """Run the flow for a float graph and the recipe that disappoints.  The batches are kept in memory: a few suffice.
 
-    worst: culprits that are explained.  remedies: also run the recipe with each of `changes`.
+    worst: culprits that are explained.  remedies: also run the recipe with each of `changes` (advice is
+    given only where such a trial helped).  progress: called with the number of runs done, and how many there will be.
     Raises DataError without batches, and what the recipe's passes raise.
     """
     feeds = list(batches)
@@ -160,17 +196,36 @@ def diagnose(
 
     points = [_point(n, prepared) for n in nearest.nodes if n.op == "DequantizeLinear"]
     names = {side: [name for name, c, _ in points if c.side == side] for side in ("weights", "activation")}
-    found = sorted(((replace(c, sqnr=score(name)), q) for name, c, q in points), key=lambda pair: pair[0].sqnr)
+    options = changes(recipe, "weights") + changes(recipe, "activations") if remedies else []
+    total = len(points) + len(options) + (WIDENED if remedies else 0)
+    done_runs = itertools.count(1)
+
+    def step() -> None:
+        if progress is not None:
+            progress(min(next(done_runs), total), total)
+
+    def alone(name: str, c: Culprit) -> Culprit:
+        measured = replace(c, sqnr=score(name))
+        step()
+        return measured
+
+    found = sorted(((alone(name, c), q) for name, c, q in points), key=lambda pair: pair[0].sqnr)
     seen = collect(prepared, feeds)
     explained = [_explained(prepared, c, q, ranges, seen, recipe) if i < worst else c for i, (c, q) in enumerate(found)]
+    whole = sqnr(reference, run_all(done.qdq, feeds))
     tried: list[tuple[str, float]] = []
-    for options in changes(recipe, "weights") + changes(recipe, "activations") if remedies else []:
-        other = run_recipe(recipe.but(**options), graph, feeds)
-        tried.append((_words(options), sqnr(reference, run_all(other.qdq, feeds))))
+    wider = [w for c in explained if (w := _wider(prepared, c, recipe)) is not None][:WIDENED]
+    for change in [*options, *wider] if remedies else []:
+        with_others = {**change, "layers": {**recipe.layers, **change.get("layers", {})}}
+        other = run_recipe(recipe.but(**with_others), graph, feeds)
+        tried.append((_words(change), sqnr(reference, run_all(other.qdq, feeds))))
+        step()
+    helped = [words for words, value in tried if value > whole + GAIN_DB]
+    explained = [replace(c, advice=tuple(a for a in c.advice if any(w in a for w in helped))) for c in explained]
     tried.sort(key=lambda t: -t[1])
     return Diagnosis(
         recipe, sqnr(run_all(plain, feeds), reference), score(*names["weights"]), score(*names["activation"]),
-        score(*names["weights"], *names["activation"]), sqnr(reference, run_all(done.qdq, feeds)), tuple(explained),
+        score(*names["weights"], *names["activation"]), whole, tuple(explained),
         tuple(tried),
     )  # fmt: skip
 
@@ -262,7 +317,7 @@ def _explained(graph: Graph, c: Culprit, q: QuantParams, ranges: Ranges, seen: S
         w_bits, x_bits = recipe.layers.get(c.layer, (recipe.weight_bits, recipe.activation_bits))
         wider = (8, x_bits) if c.side == "weights" else (w_bits, 8)
         advice.append(f"or keep it wider: layers={{{c.layer!r}: {wider}}}, or search")
-    return replace(c, facts=tuple(facts), advice=tuple(advice or ["nothing left to choose here: leave it as it is"]))
+    return replace(c, facts=tuple(facts), advice=tuple(advice))
 
 
 def _distribution(values: Sequence[float]) -> str:

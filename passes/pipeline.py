@@ -119,9 +119,10 @@ def run_recipe(
     calibration.seconds = time.perf_counter() - start
     if input_ranges:
         ranges = ranges.updated(input_ranges)
-    *placing, lowering = recipe.quantize(ranges, prepared, means, feeds).passes
-    qdq, second = PassManager(placing).run(prepared)
-    integer, third = PassManager([lowering]).run(qdq)
+    steps = recipe.quantize(ranges, prepared, means, feeds).passes
+    lowering = next(i for i, step in enumerate(steps) if isinstance(step, LowerToDyadic))
+    qdq, second = PassManager(steps[:lowering]).run(prepared)
+    integer, third = PassManager(steps[lowering:]).run(qdq)
     return RecipeResult(prepared, ranges, qdq, integer, report + Report([calibration]) + second + third)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qir.errors import ParseError, QuantizationError
-from qir.graph import Graph
+from qir.graph import Graph, Stage
 from qir.types import Array
 
 from .calibration.correct_bias import CorrectBias
@@ -54,6 +54,9 @@ class Recipe:
     correct_bias:    "empirical" (from the calibration data), "analytic" (from batch-norm statistics) or "none".
     strip_softmax:   drop a final Softmax, so that the graph returns logits.
     rounding:        of weights: "nearest", or from data "gptq" or "adaround", see `RoundWeights` (biases follow then).
+    extra:           passes of your own, each where the stages that it requires are: float passes before batch
+                     normalization is folded, those of folded graphs before calibration, of QDQ graphs before lowering,
+                     of integer graphs at the end.
     layers:          layer -> (weight bits, input bits), over everything else: what `search` finds.
     """
 
@@ -78,8 +81,13 @@ class Recipe:
     strip_softmax: bool = False
     rounding: str = "nearest"
     layers: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    extra: tuple[Pass, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "extra", tuple(self.extra))
+        for own in self.extra:
+            if not isinstance(own, Pass):  # pyright: ignore[reportUnnecessaryIsInstance]  # users pass classes
+                raise QuantizationError(f"extra: {own!r} is no pass", hint="an instance of a subclass of passes.Pass")
         if self.method not in (*METHODS, "bn"):
             raise QuantizationError(f"no range method {self.method!r}", hint=f"one of {', '.join((*METHODS, 'bn'))}")
         if self.rounding not in ROUNDINGS:
@@ -115,12 +123,14 @@ class Recipe:
     def prepare(self) -> PassManager:
         """The float side: simplify, fold batch normalization, equalize, absorb biases."""
         steps: list[Pass] = [StripSoftmax()] if self.strip_softmax else []
-        steps += [Simplify(), FoldBatchNorm()]
+        early = [p for p in self.extra if _stages(p) == {Stage.FLOAT}]
+        late = [p for p in self.extra if p not in early and not {Stage.QDQ, Stage.INTEGER} & _stages(p)]
+        steps += [Simplify(), *early, FoldBatchNorm()]
         if self.equalize != "none":
             steps.append(Balance() if self.equalize == "activations" else Equalize())
         if self.absorb_bias:
             steps.append(AbsorbBias())
-        return PassManager(steps)
+        return PassManager([*steps, *late])
 
     def insert(self, ranges: Ranges) -> InsertQdq:
         """The pass that places the quantizers."""
@@ -145,12 +155,16 @@ class Recipe:
             steps.append(RoundWeights(reference, feeds, self.rounding, bias=bias, means=means or {}))
         elif reference is not None and means:
             steps.append(CorrectBias(reference, means))
-        return PassManager([*steps, LowerToDyadic()])
+        steps += [p for p in self.extra if Stage.QDQ in _stages(p)]
+        last = [p for p in self.extra if Stage.INTEGER in _stages(p) and Stage.QDQ not in _stages(p)]
+        return PassManager([*steps, LowerToDyadic(), *last])
 
     def but(self, **options: Any) -> Recipe:
         """The recipe with other options.  Raises ParseError naming an unknown one."""
         known = {f.name: f for f in fields(self)}
         for key, value in options.items():
+            if key == "extra":
+                continue
             if key not in known:
                 near = get_close_matches(key, known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
@@ -192,6 +206,11 @@ class Recipe:
                 place = f"{path}:{line}" if line else str(path)
                 raise type(error)(str(error), where=place) from None
         return RECIPES[base].but(**raw)
+
+
+def _stages(own: Pass) -> set[Stage]:
+    """Where a pass can run."""
+    return {own.requires} if isinstance(own.requires, Stage) else set(own.requires)
 
 
 def _assigns(row: str, key: str) -> bool:

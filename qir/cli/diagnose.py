@@ -20,7 +20,8 @@ def main(args: argparse.Namespace) -> int:
     feeds = batches(
         data.source(args, graph, *data.like(args)), graph, batch_size=args.batch, samples=min(args.samples or 32, 64)
     )
-    found = diagnose(graph, data.shown(feeds, args.batch, "reading"), recipe, worst=args.worst, remedies=args.remedies)
+    with show.bar("quantizers and remedies") as progress:
+        found = diagnose(graph, feeds, recipe, worst=args.worst, remedies=args.remedies, progress=progress)
     if args.json:
         show.say_json(asdict(found))
         return 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from qir.passes.recipe_files import as_toml
 from qir.passes.recipes import recipe_of
 
 from . import show
-from .search import as_toml
 
 
 def main(args: argparse.Namespace) -> int:

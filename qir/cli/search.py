@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from qir.errors import QuantizationError
@@ -20,7 +18,8 @@ from qir.passes.mixed_precision.sensitivity import Sensitivity
 from qir.passes.pipeline import run_recipe
 from qir.passes.quantization.insert_qdq import linear_nodes
 from qir.passes.quantization.ranges import Ranges
-from qir.passes.recipes import RECIPES, Recipe, recipe_of
+from qir.passes.recipe_files import as_toml
+from qir.passes.recipes import Recipe, recipe_of
 from qir.runtime import BACKENDS
 from qir.runtime.measure.latency import latency_table, save_table
 
@@ -108,22 +107,3 @@ def _keep(args: argparse.Namespace, found: SearchResult, cost: str) -> None:
             plot_layers(found, args.plot, cost)
         if args.pareto:
             plot_pareto(curve(found, cost), cost, args.pareto)
-
-
-def as_toml(recipe: Recipe, layers: Mapping[str, Bits] | None = None, *, whole: bool = False) -> str:
-    """A recipe file with the bits of each layer, and what the recipe does not have from its base (whole: all)."""
-    base = RECIPES.get(recipe.name, RECIPES["w8a8"])
-    lines = [f"base = {quoted(base.name)}"]
-    for field in fields(recipe):
-        value = getattr(recipe, field.name)
-        if field.name not in ("name", "layers", "extra") and (whole or value != getattr(base, field.name)):
-            text = quoted(value) if isinstance(value, str) else str(value).lower()
-            lines.append(f"{field.name} = {text}")
-    bits = recipe.layers if layers is None else layers
-    lines += ["", "[layers]", *(f"{quoted(name)} = [{w}, {a}]" for name, (w, a) in bits.items())] if bits else []
-    return "\n".join(lines) + "\n"
-
-
-def quoted(text: str) -> str:
-    """A TOML string."""
-    return json.dumps(text, ensure_ascii=False)

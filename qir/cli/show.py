@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from rich.console import Console
@@ -74,6 +75,16 @@ def count(number: float) -> str:
 
 def decibels(value: float) -> str:
     return "exact" if value == float("inf") else f"{value:.1f}"
+
+
+@contextmanager
+def bar(text: str) -> Generator[Callable[[int, int], None], None, None]:
+    """A bar on stderr for work that counts itself: call with (done, total).  Nothing where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 class Shown(Generic[T]):

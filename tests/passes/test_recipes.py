@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 import qir
+from qir import models
 from qir.errors import DataError, ParseError, QirError, QuantizationError, StageError
 from qir.graph import Graph, Stage, Value
 from qir.passes.calibration.collect import calibrate
+from qir.passes.manager import Pass
 from qir.passes.pipeline import run_recipe
 from qir.passes.prepare.balance import Balance
 from qir.passes.quantization.ranges import Ranges
-from qir.passes.recipes import RECIPES, Recipe, recipe_of
+from qir.passes.recipes import RECIPES, Recipe, recipe_of, w8a8
+from qir.passes.report import PassReport
 from qir.runtime import Session
 from qir.types import DType, TensorType
 
@@ -160,3 +163,25 @@ def test_unknown_recipes() -> None:
 def test_calibration_of_the_float_graph_itself() -> None:
     ranges = calibrate(G, [{"x": X}], method="minmax")
     assert ranges["logits"] == (pytest.approx(WANT.min(), rel=1e-4), pytest.approx(WANT.max(), rel=1e-4))
+
+
+def test_passes_of_ones_own_enter_a_recipe() -> None:
+    seen: list[str] = []
+
+    def own(word: str, *stages: Stage) -> Pass:
+        class Own(Pass):
+            name = word
+            requires = stages
+
+            def run(self, graph: Graph) -> PassReport:
+                seen.append(f"{word} {graph.stage.name}")
+                return self.report()
+
+        return Own()
+
+    extra = [own(s.name, s) for s in (Stage.INTEGER, Stage.QDQ, Stage.FOLDED, Stage.FLOAT)]
+    digits = models.digits().calibration[:8]
+    qir.quantize(models.bundled_path("digits_residual"), digits, w8a8(extra=extra))
+    assert seen == ["FLOAT FLOAT", "FOLDED FOLDED", "QDQ QDQ", "INTEGER INTEGER"]
+    with pytest.raises(QuantizationError, match="is no pass"):
+        w8a8(extra=[Pass])

@@ -33,7 +33,7 @@ from qir.passes.mixed_precision.sensitivity import Sensitivity
 from qir.passes.pipeline import run_recipe
 from qir.passes.quantization.insert_qdq import InsertQdq, linear_nodes
 from qir.passes.quantization.ranges import Ranges
-from qir.passes.recipes import RECIPES, Recipe
+from qir.passes.recipes import RECIPES, Recipe, recipe_of
 from qir.passes.rounding.round_weights import RoundWeights
 from qir.runtime import Session
 from qir.types import Array, DType, TensorType
@@ -273,7 +273,7 @@ def test_diagnosis_finds_the_layer_that_was_spoilt(digits: tuple[Graph, Feeds, F
         diagnose(graph, [], RECIPES["w8a8"])
 
 
-def test_diagnosis_sees_what_the_recipe_does(digits: tuple[Graph, Feeds, Feeds]) -> None:
+def test_diagnosis_sees_what_the_recipe_does(digits: tuple[Graph, Feeds, Feeds], tmp_path: Path) -> None:
     graph, few = digits[0], digits[1][:1]
 
     def look(recipe: Recipe) -> Diagnosis:
@@ -290,9 +290,15 @@ def test_diagnosis_sees_what_the_recipe_does(digits: tuple[Graph, Feeds, Feeds])
     assert narrow.recipe_sqnr > narrow.both_sqnr > 5, "biases are corrected"
     bits = {(c.layer, c.side): c.bits for c in narrow.culprits}
     assert bits["block0.a.conv", "weights"] == 8 and bits["block1.a.conv", "weights"] == 4
-    assert "rounding='gptq'" in narrow.verdict() and "mse" not in narrow.verdict(), "what is chosen is not advised"
-    kept = next(c for c in narrow.culprits if c.layer == "block1.b.conv" and c.side == "activation")
-    assert "or keep it wider: layers={'block1.b.conv': (4, 8)}, or search" in kept.advice
+    assert not any(c.advice for c in narrow.culprits), "nothing is advised that was not tried"
+    calls: list[tuple[int, int]] = []
+    tried = diagnose(graph, few, narrow.recipe, remedies=True, progress=lambda done, total: calls.append((done, total)))
+    assert any("keep it wider: layers={" in words for c in tried.culprits for words in c.advice)
+    assert calls[-1][0] == calls[-1][1] and [done for done, _ in calls] == sorted(done for done, _ in calls)
+    rows = tried.text().partition("better.toml:\n")[2].splitlines()
+    path = tmp_path / "better.toml"
+    path.write_text("\n".join(row.strip() for row in rows))
+    assert recipe_of(path).but(name="w4a4") != RECIPES["w4a4"], "the advice is a recipe"
 
 
 def test_plots(found: SearchResult, tmp_path: Path) -> None:
