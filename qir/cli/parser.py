@@ -110,7 +110,7 @@ Float check, weights or activations, each quantizer by itself, remedies; 32 samp
 RECIPE = """\
 examples:
   qir recipe w4a8
-  qir recipe w8a8 > mine.toml
+  qir recipe w8a8 > mixed.toml
 
 All options with their values; what is left out of a file has the value of its base.
 """
@@ -213,8 +213,9 @@ def _json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _lazy(module: str) -> Callable[[argparse.Namespace], int]:
-    """The `main` of a command's module, imported when it is called."""
-    return lambda args: import_module(f"qir.cli.{module}").main(args)
+    """The `main` of a command's module ("module:name": another function), imported when it is called."""
+    place, _, name = module.partition(":")
+    return lambda args: getattr(import_module(f"qir.cli.{place}"), name or "main")(args)
 
 
 def _command(commands: Any, name: str, module: str, summary: str, epilog: str) -> argparse.ArgumentParser:
@@ -254,7 +255,9 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--layers", action="store_true", help="every layer and every scale, not only the totals")
     _json_option(inspect)
     _shape_option(inspect)
-    recipe = _command(commands, "recipe", "recipe", "print a recipe as TOML, to edit and give to quantize", RECIPE)
+    recipe = _command(
+        commands, "recipe", "quantize:print_recipe", "print a recipe as TOML, to edit and give to quantize", RECIPE
+    )
     recipe.add_argument("recipe", metavar="NAME|FILE.toml", help=", ".join(RECIPES))
     _bench(commands)
     _diagnose(commands)

@@ -16,6 +16,7 @@ from qir.passes.calibration.data import Batches, batches
 from qir.passes.pipeline import run_recipe
 from qir.passes.prepare.fold_normalization import PIXELS, FoldNormalization
 from qir.passes.quantization.ranges import Ranges
+from qir.passes.recipe_files import as_toml
 from qir.passes.recipes import Recipe, recipe_of
 from qir.passes.report import Report
 from qir.types import DType
@@ -120,3 +121,9 @@ def tell(args: argparse.Namespace, report: Report) -> None:
         show.say(f"note: {note}")
     if len(notes) > 8:
         show.say(f"note: {len(notes) - 8} more: --verbose shows them, --report FILE.json keeps them")
+
+
+def print_recipe(args: argparse.Namespace) -> int:
+    """`qir recipe`: a recipe as TOML."""
+    show.say(as_toml(recipe_of(args.recipe), whole=True).rstrip("\n"))
+    return 0
