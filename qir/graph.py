@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -337,8 +338,6 @@ class Graph:
 
     def _topological(self) -> tuple[Node, ...]:
         waiting = {n: len({v.output_of for v in n.inputs if v is not None and v.output_of}) for n in self._nodes}
-        from heapq import heapify, heappop, heappush
-
         rank = {n: i for i, n in enumerate(self._nodes)}
         ready = [rank[n] for n, w in waiting.items() if w == 0]
         by_rank = list(self._nodes)

@@ -69,6 +69,7 @@ def joined(graph: Graph) -> list[Collection[str]]:
 
     def source(node: Node | None) -> str | None:
         while node is not None and not op_of(node.op).linear:
+            # policy: where following one input ends
             if node.op in ("Add", "Sub", "Concat", "Mul") or not node.inputs:
                 return None
             node = node.input(0).producer

@@ -77,6 +77,7 @@ class AbsorbBias(Pass):
             if node.op not in MOVES_CONSTANTS and not _plain_average(node):
                 return f"{node} does not let a constant pass"
         second = link.second.node
+        # policy: layers whose response to a constant `Layer.response` computes
         if second.op not in ("Conv", "Gemm"):
             return f"{second} has no bias, or pads by its nature"
         if second.op == "Conv" and not unpadded(second.attrs) and not self.padded:

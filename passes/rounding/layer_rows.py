@@ -36,6 +36,7 @@ def from_rows(node: Node, rows: Array, shape: tuple[int, ...]) -> Array:
 
 def why_not(node: Node, weight_rank: int) -> str | None:
     """A sentence where a layer has no such rows."""
+    # policy: layers that are rows of a product
     if node.op not in ("Conv", "Gemm", "MatMul"):
         return f"{node.op} is not rounded with feedback"
     if node.op == "Gemm" and node.attrs["transA"]:

@@ -41,7 +41,6 @@ def main(args: argparse.Namespace) -> int:
 
 def as_json(graph: Graph, size: int) -> dict[str, Any]:
     """All that the tables say, layers and scales included."""
-    from qir.verify import is_integer_only
 
     def value(v: Value) -> dict[str, Any]:
         grid = None if v.quant is None else asdict(v.quant) | {"dtype": str(v.quant.dtype)}
