@@ -66,6 +66,10 @@ class DataError(QirError):
     """Calibration or input data are empty, of a wrong shape or dtype, or not finite."""
 
 
+class OutputError(QirError):
+    """A file cannot be written, or is none that may be replaced."""
+
+
 class ParseError(QirError):
     """The text form of a graph, a recipe file or a ranges file cannot be read."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qir.errors import BackendError, QuantizationError
+from qir.files import aside
 
 from .assign_bits import Assignment
 from .search import SearchResult
@@ -26,7 +27,8 @@ def _figure(width: float, height: float) -> Any:
 def _save(figure: Any, path: str | Path) -> None:
     """Raises QuantizationError where matplotlib cannot write such a file."""
     try:
-        figure.savefig(path, dpi=150)
+        with aside(path) as part:
+            figure.savefig(part, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
     except ValueError as error:
         raise QuantizationError(f"no plot: {error}", where=str(path), hint="end the name in .png or .svg") from None
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from qir.errors import DataError, ParseError, QuantizationError
+from qir.files import write_text
 from qir.graph import Graph, Node
 from qir.running import session
 from qir.types import Array, DType, QuantParams
@@ -48,7 +49,7 @@ class Sensitivity:
             "layers": {n: {format_bits(b): v for b, v in row.items()} for n, row in self.layers.items()},
             "details": {n: dict(row) for n, row in self.details.items()},
         }  # fmt: skip
-        Path(path).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(raw, indent=1) + "\n")
 
     @staticmethod
     def load(path: str | Path) -> Sensitivity:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qir.errors import ParseError, QuantizationError
+from qir.files import write_text
 
 FORMAT = "qir.ranges/1"
 
@@ -82,7 +83,7 @@ class Ranges(Mapping[str, Interval]):
 
     def save(self, path: str | Path) -> None:
         """Write the JSON file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        write_text(path, self.to_json() + "\n")
 
     @staticmethod
     def load(path: str | Path) -> Ranges:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from qir.files import write_text
 from qir.runtime import Session
 from qir.runtime.measure.bench import bench, random_feeds
 from qir.runtime.measure.latency import latency_table, save_table
@@ -33,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
             show.say()
             show.say(str(profile))
         if args.json:
-            args.json.write_text(profile.to_json())
+            write_text(args.json, profile.to_json())
             show.say(f"wrote {args.json}")
     if args.latency_table:
         table = latency_table(graph, backend, batch=args.batch)

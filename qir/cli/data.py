@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from qir.errors import DataError
+from qir.files import regular
 from qir.graph import Graph, Stage, Value
 from qir.io import load
 from qir.passes.calibration.data import Batches, batches
@@ -137,6 +138,7 @@ def writable(path: Path, *inputs: Path) -> Path:
         raise DataError("its folder does not exist", where=str(path), hint=f"mkdir -p {path.parent}")
     if any(path.exists() and other.exists() and path.samefile(other) for other in inputs):
         raise DataError("would overwrite its own input", where=str(path))
+    regular(path, DataError)
     return path
 
 

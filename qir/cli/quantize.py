@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from qir.errors import DataError, QuantizationError
+from qir.files import write_text
 from qir.graph import Graph, Stage
 from qir.io import save, strip_border
 from qir.passes import LowerToDyadic, PassManager
@@ -43,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     if args.ranges and ranges is not None:
         ranges.save(args.ranges)
     if args.report:
-        args.report.write_text(report.to_json() + "\n", encoding="utf-8")
+        write_text(args.report, report.to_json() + "\n")
     tell(args, report)
     before, after = args.model.stat().st_size, output.stat().st_size
     show.say(

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from qir.files import aside
 from qir.graph import Graph
 from qir.runtime import Session
 from qir.types import Array
@@ -30,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
         show.table([describe(n, a) for n, a in results.items()], ("output", "dtype", "shape", "min", "max", "mean"))
     )
     if output:
-        with output.open("wb") as file:  # a file, because np.savez adds a suffix to names
+        with aside(output) as part, part.open("wb") as file:  # a file, because np.savez adds a suffix to names
             np.savez(file, **results)  # pyright: ignore[reportArgumentType]  # outputs may have any name
         show.say(f"wrote {output}")
     return 0

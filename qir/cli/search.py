@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qir.errors import QuantizationError
+from qir.files import write_text
 from qir.graph import Graph
 from qir.io import save
 from qir.passes.calibration.collect import calibrate
@@ -72,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     show.say(found.text())
     _keep(args, found, next(iter(limits)))
     if args.output and args.output.suffix == ".toml":
-        args.output.write_text(as_toml(recipe, found.layers), encoding="utf-8")
+        write_text(args.output, as_toml(recipe, found.layers))
         show.say(f"wrote {args.output}: qir quantize {args.model} --recipe {args.output}")
     elif args.output:
         done = run_recipe(replace(recipe, layers=found.layers), graph, feeds)

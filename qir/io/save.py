@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import tempfile
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+import re
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx.external_data_helper import set_external_data
 
 from ..errors import ModelError
+from ..files import aside, regular
 from ..graph import Graph
 from .border import strip_border
 from .export import DEFAULT_OPSET, to_onnx
@@ -29,8 +31,8 @@ def save(
     """Write an ONNX model.
 
     opset: 21 to 28.  io: "float" as the graph stands, "integer" without the border's QuantizeLinear and
-    DequantizeLinear (INTEGER graphs only).  external_data: tensors in `<path>.data` beside it; by default only
-    where the model would not fit one protobuf (2 GB).
+    DequantizeLinear (INTEGER graphs only).  external_data: tensors in `<path>.<hash of them>.data` beside it
+    (the data of the model that is replaced are removed); by default only where one protobuf cannot hold them (2 GB).
     Raises ModelError where it cannot be written (nothing is left behind), UnsupportedError on an unknown opset.
     """
     if io not in ("float", "integer"):
@@ -45,37 +47,44 @@ def save(
     try:
         if external_data is None:
             external_data = sum(len(t.raw_data) for t in model.graph.initializer) > MAX_BYTES
-        with ExitStack() as files:
-            model_file = files.enter_context(_aside(path))
-            if external_data:  # renamed first: the model must never point at data that are not there
-                data = path.with_name(path.name + ".data")
-                move_out(model, files.enter_context(_aside(data)), data.name)
-            model_file.write_bytes(model.SerializeToString(deterministic=True))
-    except OSError as error:
-        raise ModelError(f"cannot be written: {error.strerror}", where=where) from error
+        target = regular(path, ModelError)
+        before = _data_of(target)
+        with ExitStack() as undo:
+            data = ""
+            if external_data:  # in place first: the model must never point at data that are not there
+                data = _data_name(model, target.name)
+                beside = target.with_name(data)
+                if not beside.exists():
+                    undo.callback(beside.unlink, missing_ok=True)
+                with aside(beside, ModelError) as file:
+                    move_out(model, file, data)
+            with aside(target, ModelError) as file:
+                file.write_bytes(model.SerializeToString(deterministic=True))
+            undo.pop_all()
+        for stale in before - {data}:
+            with suppress(OSError):
+                os.unlink(target.with_name(stale))
     except ValueError as error:
         raise ModelError("is too large for one protobuf", where=where, hint="use external_data=True") from error
 
 
-@contextmanager
-def _aside(path: Path) -> Generator[Path]:
-    """A temporary file in the same folder, renamed to `path` on success and removed on failure."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+def _data_name(model: onnx.ModelProto, name: str) -> str:
+    """The name of the data file tells its contents: a model never meets another's data."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in model.graph.initializer:
+        digest.update(tensor.raw_data)
+    return f"{name}.{digest.hexdigest()}.data"
+
+
+def _data_of(path: Path) -> set[str]:
+    """The data files of ours that the model at `path` refers to, if there is one that can be read."""
     try:
-        yield Path(name)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        model = onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError):
+        return set()
+    named = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
+    ours = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{16})?\.data")
+    return {name for name in named if ours.fullmatch(name)}
 
 
 def move_out(model: onnx.ModelProto, file: Path, location: str) -> None:

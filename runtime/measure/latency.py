@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from qir.errors import BackendError
+from qir.files import write_text
 from qir.graph import Graph, Value
 from qir.types import DType
 
@@ -77,4 +78,4 @@ def layer_of(accumulator: Value) -> str:
 def save_table(table: Mapping[str, Mapping[Bits, float]], path: str | Path) -> None:
     """The JSON file {layer: {"4/8": seconds}} that `qir search --latency` reads."""
     raw = {name: {f"{w}/{a}": seconds for (w, a), seconds in row.items()} for name, row in table.items()}
-    Path(path).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(raw, indent=1) + "\n")

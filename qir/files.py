@@ -1,0 +1,97 @@
+"""Writing files: aside, then renamed, so that a reader finds the old file or the new one, whole.
+
+A temporary file is `.NAME.PID.xxxxxxxx.part` in the folder of its target.  A killed process leaves its own behind; the
+next one that writes to the same target removes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import OutputError, QirError
+
+
+@contextmanager
+def aside(path: str | Path, error: type[QirError] = OutputError) -> Generator[Path]:
+    """A temporary file to write, renamed to `path` on success and removed on failure.
+
+    A link is followed: what it names is replaced.  error: the class of what is raised.
+    Raises it where `path` is a folder, a device, a pipe or a socket (they are never replaced), where its folder does
+    not exist, and for what the system refuses, a full disk too; the message names the file.
+    """
+    where = f"file {str(path)!r}"
+    try:
+        target = regular(path, error)
+        _sweep(target)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.{os.getpid()}.", suffix=".part", dir=target.parent)
+        os.close(handle)
+        try:
+            yield Path(name)
+            os.chmod(name, _mode(target))
+            os.replace(name, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as cause:
+        raise error(f"cannot be written: {cause.strerror or cause}", where=where) from cause
+
+
+def write_text(path: str | Path, text: str, error: type[QirError] = OutputError) -> None:
+    """The whole text in UTF-8, or what was there before.  Raises as `aside` does."""
+    with aside(path, error) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def regular(path: str | Path, error: type[QirError] = OutputError) -> Path:
+    """The regular file, there or to be made, that a path names, through links.  Raises `error` for anything else."""
+    where = f"file {str(path)!r}"
+    target = Path(os.path.realpath(path))
+    try:
+        kind = target.stat().st_mode
+    except FileNotFoundError:
+        if not target.parent.is_dir():
+            raise error("its folder does not exist", where=where) from None
+        return target
+    except (OSError, ValueError) as cause:  # a null character is a ValueError
+        raise error(f"cannot be written: {cause}", where=where) from cause
+    if stat.S_ISDIR(kind):
+        raise error("is a folder", where=where)
+    if not stat.S_ISREG(kind):
+        raise error("is no regular file (a device, pipe or socket)", where=where, hint="name a file")
+    return target
+
+
+def _mode(target: Path) -> int:
+    """The mode of the file that is replaced, or that of a new one."""
+    with suppress(OSError):
+        return stat.S_IMODE(target.stat().st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes that are no more left beside the target."""
+    ours = re.compile(re.escape(f".{target.name}.") + r"(\d+)\.\w+\.part")
+    for entry in os.scandir(target.parent):
+        found = ours.fullmatch(entry.name)
+        if found and not _alive(int(found[1])):
+            with suppress(OSError):
+                os.unlink(entry.path)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
