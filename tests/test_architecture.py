@@ -260,3 +260,9 @@ def test_no_table_restates_a_trait(trait: str) -> None:
                 if len(literals) > 1 and literals in same:
                     found.add((str(path.relative_to(ROOT)), trait))
     assert found <= {k for k in KNOWN_TABLES if k[1] == trait}
+
+
+def test_kernels_cite_what_users_have() -> None:
+    """The .cu files are not Python, so that `words` does not read them."""
+    sources = sorted(p for room in LIBRARY for p in (ROOT / room).rglob("*.cu*"))
+    assert sources and not [p.name for p in sources if "ARITHMETIC" in p.read_text()]

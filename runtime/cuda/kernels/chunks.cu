@@ -79,7 +79,7 @@ __device__ __forceinline__ void write_chunk(const Rows& t, s64 p, const s32 (&v)
     }
 }
 
-// y = clamp((((x - x_zero) * multiplier + 2^(shift-1)) >> shift) + zero_point, lo, hi)          [ARITHMETIC 2]
+// y = clamp((((x - x_zero) * multiplier + 2^(shift-1)) >> shift) + zero_point, lo, hi)          [docs/arithmetic.md 2]
 // multiplier, shift: one, or one a channel (rounded up to chunks).
 __global__ void requantize_chunks(Extent extent, Rows x, Rows y, const s32* multiplier, const s32* shift,
                                   s32 per_channel, s32 x_zero, Grid grid) {
@@ -102,7 +102,7 @@ __global__ void requantize_chunks(Extent extent, Rows x, Rows y, const s32* mult
     }
 }
 
-// y = clamp(((a m_a + b m_b + c) >> shift) + zero_point, lo, hi)                                 [ARITHMETIC 4]
+// y = clamp(((a m_a + b m_b + c) >> shift) + zero_point, lo, hi)                                 [docs/arithmetic.md 4]
 __global__ void add_chunks(Extent extent, Rows a, Rows b, Rows y, s32 m_a, s32 m_b, s64 c, s32 shift, Grid grid) {
     QIR_FOR_EACH(i, extent.count) {
         const Chunk at(extent, int(i));
@@ -118,7 +118,7 @@ __global__ void add_chunks(Extent extent, Rows a, Rows b, Rows y, s32 m_a, s32 m
     }
 }
 
-// y = requantize((a - z_a)(b - z_b)), the product within int32                                   [ARITHMETIC 7]
+// y = requantize((a - z_a)(b - z_b)), the product within int32                                   [docs/arithmetic.md 7]
 __global__ void multiply_chunks(Extent extent, Rows a, Rows b, Rows y, s32 z_a, s32 z_b, s32 multiplier, s32 shift,
                                 Grid grid) {
     QIR_FOR_EACH(i, extent.count) {

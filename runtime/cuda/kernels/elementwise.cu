@@ -3,7 +3,7 @@
 
 namespace qir {
 
-// y = clamp((((x - x_zero) * multiplier + 2^(shift-1)) >> shift) + zero_point, lo, hi)          [ARITHMETIC 2]
+// y = clamp((((x - x_zero) * multiplier + 2^(shift-1)) >> shift) + zero_point, lo, hi)          [docs/arithmetic.md 2]
 __global__ void requantize_elements(Shape shape, View x, View multiplier, View shift, View y, s32 x_zero, Grid grid) {
     QIR_FOR_EACH(i, shape.count) {
         const Index at(shape, i);
@@ -14,7 +14,7 @@ __global__ void requantize_elements(Shape shape, View x, View multiplier, View s
     }
 }
 
-// y = clamp(((a m_a + b m_b + c) >> shift) + zero_point, lo, hi), c = 2^(shift-1) - z_a m_a - z_b m_b   [ARITHMETIC 4]
+// y = clamp(((a m_a + b m_b + c) >> shift) + zero_point, lo, hi), c = 2^(shift-1) - z_a m_a - z_b m_b   [docs/arithmetic.md 4]
 __global__ void add_elements(Shape shape, View a, View b, View y, s32 m_a, s32 m_b, s64 c, s32 shift, Grid grid) {
     QIR_FOR_EACH(i, shape.count) {
         const Index at(shape, i);
@@ -23,7 +23,7 @@ __global__ void add_elements(Shape shape, View a, View b, View y, s32 m_a, s32 m
     }
 }
 
-// y = requantize((a - z_a)(b - z_b))                                                             [ARITHMETIC 7]
+// y = requantize((a - z_a)(b - z_b))                                                             [docs/arithmetic.md 7]
 __global__ void multiply_elements(Shape shape, View a, View b, View y, s32 z_a, s32 z_b, s32 multiplier, s32 shift,
                                   Grid grid) {
     QIR_FOR_EACH(i, shape.count) {

@@ -53,7 +53,7 @@ __global__ void reduce(Shape shape, View x, View y, Shape reduced, View over) {
     }
 }
 
-// Softmax of an 8-bit tensor along an axis of n elements `step` apart; one warp a row.            [ARITHMETIC 9]
+// Softmax of an 8-bit tensor along an axis of n elements `step` apart; one warp a row.            [docs/arithmetic.md 9]
 __global__ void softmax(Shape rows, View x, View y, s32 n, s64 x_step, s64 y_step, const s64* exponentials,
                         const s64* reciprocals, s32 zero_point, s32 lo, s32 hi) {
     const int lane = threadIdx.x & 31;
