@@ -14,6 +14,7 @@ Everything streams: memory holds one batch.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from qir.errors import DataError
+from qir.errors import DataError, QirError
 from qir.graph import Graph
 from qir.types import Array, TensorType
 
@@ -140,9 +141,16 @@ def _file(path: Path, types: Mapping[str, TensorType]) -> dict[str, Rows]:
             # mapped anew for each batch: pages read stay in memory for as long as their mapping lives
             rows = Rows(len(array), lambda start, stop: np.load(path, mmap_mode="r")[start:stop])
             return {_only(types, "one array"): rows}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot be read: {error}", where=str(path), hint=KINDS) from None
+    except QirError:
+        raise
+    except Exception as error:  # damaged archives: zipfile, zlib, lzma, NumPy and Python share no class
+        raise _unreadable(path, error) from None
     return {_only(types, "one array"): _array(array)}
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    what = "needs more memory than there is" if isinstance(error, MemoryError) else f"cannot be read: {error}"
+    return DataError(what, where=str(path), hint=KINDS)
 
 
 def _npz(path: Path, types: Mapping[str, TensorType]) -> dict[str, Rows]:
@@ -161,10 +169,18 @@ def _npz_rows(path: Path, member: str) -> Rows:
     if fortran or not shape or dtype.hasobject:
         with np.load(path, allow_pickle=False) as arrays:
             return _array(arrays[member.removesuffix(".npy")])
-    row = int(np.prod(shape[1:])) * dtype.itemsize
+    row = math.prod(shape[1:]) * dtype.itemsize
+    if not dtype.itemsize or min(shape) < 0:
+        raise ValueError(f"member {member!r} has dtype {dtype} and shape {shape}")
     state: dict[str, Any] = {"file": None, "at": 0}
 
     def read(start: int, stop: int) -> Array:
+        try:
+            return rows(start, stop)
+        except Exception as error:
+            raise _unreadable(path, error) from None
+
+    def rows(start: int, stop: int) -> Array:
         if state["file"] is None or state["at"] != start:
             if state["file"] is not None:
                 state["file"].close()

@@ -21,6 +21,7 @@ from ..graph import Graph, Stage
 from ..ops import REGISTRY, least_outputs
 from ..shapes import fold_shapes
 from ..types import Array, Dim, DType, TensorType
+from ..verify import verify
 from . import metadata
 from .adapters import Raw
 from .functions import DOMAIN, eight_bits, operator_of
@@ -32,6 +33,9 @@ from .tensors import ir_dtype, tensor_array
 G_LOGGER.severity = G_LOGGER.ERROR
 log = logging.getLogger(__name__)
 
+MOST_NODES = 1_000_000
+"""Nodes of a graph once its local functions are written out."""
+
 Shapes = Mapping[str, Sequence[int | str]]
 
 
@@ -40,10 +44,27 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, input_shapes: Shapes | 
 
     The first axis of an input, where it is symbolic or unknown, is the batch "N"; other symbolic sizes must be
     given in `input_shapes` ({input: shape}, "N" or -1 for the batch).  Half floats and doubles are computed in float32.
+    An INTEGER graph is verified: what its operators need for one meaning on every executor holds.
     The stage is INTEGER for models that `save` wrote in that stage, QDQ for those with QuantizeLinear, DequantizeLinear
     or QONNX Quant nodes, else FLOAT.
-    Raises ModelError (broken or hostile file), UnsupportedError (operator, dtype, opset), TypeInferenceError.
+    Raises ModelError (broken or hostile file), UnsupportedError (operator, dtype, opset), TypeInferenceError,
+    VerifyError.
     """
+    where = "model" if isinstance(model, bytes | onnx.ModelProto) else f"file {str(model)!r}"
+    try:
+        graph = _load(model, input_shapes)
+        if graph.stage is Stage.INTEGER:
+            verify(graph, Stage.INTEGER)
+    except QirError:
+        raise
+    except MemoryError as error:
+        raise ModelError("needs more memory than there is", where=where) from error
+    except Exception as error:  # what broken bytes do to NumPy, onnx and Python has no common class
+        raise ModelError(f"is broken: {type(error).__name__}: {error}", where=where) from error
+    return graph
+
+
+def _load(model: str | Path | bytes | onnx.ModelProto, input_shapes: Shapes | None) -> Graph:
     proto, folder = read_proto(model)
     order = check_structure(proto)
     opset = opset_of(proto)
@@ -116,11 +137,37 @@ def inline_others(proto: onnx.ModelProto, order: list[int]) -> tuple[onnx.ModelP
     if all(f.domain == DOMAIN for f in proto.functions):
         return proto, order
     ours = [(f.domain, f.name) for f in proto.functions if f.domain == DOMAIN]
+    _bound_inlining(proto)
     try:
         flat = onnx.inliner.inline_selected_functions(proto, ours, exclude=True)
     except Exception as error:
         raise ModelError(f"its local functions cannot be inlined: {error}", where="model") from error
     return flat, check_structure(flat)
+
+
+def _bound_inlining(proto: onnx.ModelProto) -> None:
+    """Functions that call functions grow exponentially: their nodes are counted before they are written out.
+
+    Raises ModelError past MOST_NODES, and for functions that call themselves.
+    """
+    bodies = {(f.domain, f.name): f.node for f in proto.functions if f.domain != DOMAIN}
+    sizes: dict[tuple[str, str], int] = {}
+    open_calls: set[tuple[str, str]] = set()
+
+    def size(key: tuple[str, str]) -> int:
+        if key not in bodies:
+            return 1
+        if key in open_calls:
+            raise ModelError(f"function {key[1]!r} calls itself", where="model")
+        if key not in sizes:
+            open_calls.add(key)
+            sizes[key] = sum(size((n.domain, n.op_type)) for n in bodies[key])
+            open_calls.remove(key)
+        return sizes[key]
+
+    count = sum(size((n.domain, n.op_type)) for n in proto.graph.node)
+    if count > MOST_NODES:
+        raise ModelError(f"its local functions stand for {count:,} nodes; the limit is {MOST_NODES:,}", where="model")
 
 
 def import_graph(proto: onnx.ModelProto) -> gs.Graph:
