@@ -158,7 +158,7 @@ def _bound_inlining(proto: onnx.ModelProto) -> None:
         if key not in bodies:
             return 1
         if key in open_calls:
-            raise ModelError(f"function {key[1]!r} calls itself", where="model")
+            raise ModelError(f"its local functions cannot be inlined: {key[1]!r} calls itself", where="model")
         if key not in sizes:
             open_calls.add(key)
             sizes[key] = sum(size((n.domain, n.op_type)) for n in bodies[key])
