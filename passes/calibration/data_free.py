@@ -144,7 +144,7 @@ def _propagate(node: Node, value: Value, found: Mapping[Value, ChannelMoments]) 
     if node.op == "Clip":
         return known[0].clipped(*_limits(node))
     if op.additive:
-        return _sum(node, found)
+        return _sum(node, value, found)
     if op.pools and node.op != "ReduceSum":
         return _fit(known[0], _channels(value))
     if node.op == "Mul":
@@ -210,13 +210,13 @@ def _product(node: Node, value: Value, found: Mapping[Value, ChannelMoments]) ->
     return ChannelMoments(a.mean * b.mean, np.sqrt(var), corners.min(0), corners.max(0))
 
 
-def _sum(node: Node, found: Mapping[Value, ChannelMoments]) -> ChannelMoments:
+def _sum(node: Node, value: Value, found: Mapping[Value, ChannelMoments]) -> ChannelMoments:
+    operands = [None if v is None else _operand(v, found) for v in node.inputs]
+    if len({m.mean.size for m in operands if m is not None} - {1}) > 1:  # of other axes: known of all channels alike
+        operands = [None if m is None else _fit(m, _channels(value)) for m in operands]
     mean, var, lo, hi = (np.zeros(1) for _ in range(4))
-    for i, v in enumerate(node.inputs):
-        if v is None:
-            continue
+    for i, m in enumerate(operands):
         sign = -1.0 if node.op == "Sub" and i else 1.0
-        m = _operand(v, found)
         if m is not None:
             mean, var = mean + sign * m.mean, var + m.std**2
             lo, hi = lo + (m.lo if sign > 0 else -m.hi), hi + (m.hi if sign > 0 else -m.lo)
