@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -69,6 +68,7 @@ class Culprit:
 class Diagnosis:
     """SQNR of the outputs in dB: prepared float; weights only, activations only and both, rounded to nearest; the
     whole recipe.  culprits: worst first.  remedies: (option, SQNR of the whole recipe with it), best first.
+    better: the recipe with the first of them, if it helps.
     """
 
     recipe: Recipe
@@ -79,6 +79,7 @@ class Diagnosis:
     recipe_sqnr: float
     culprits: tuple[Culprit, ...]
     remedies: tuple[tuple[str, float], ...] = ()
+    better: Recipe | None = None
 
     def text(self, worst: int = 8) -> str:
         """The flow in words."""
@@ -102,16 +103,14 @@ class Diagnosis:
         if not self.remedies:
             lines.append("4. what may help is said only after a trial: --remedies (remedies=True) makes it")
             return "\n".join(lines)
-        better = [(words, value) for words, value in self.remedies if value > self.recipe_sqnr + GAIN_DB]
+        helped = [(words, value) for words, value in self.remedies if value > self.recipe_sqnr + GAIN_DB]
         lines.append(f"4. the whole recipe with one change, on these samples (without: {_db(self.recipe_sqnr)}):")
-        lines += [f"   {_db(value)}  {words}" for words, value in better]
-        if len(better) < len(self.remedies):
-            lines.append(f"   {len(self.remedies) - len(better)} of {len(self.remedies)} changes tried do not help")
-        if better:
+        lines += [f"   {_db(value)}  {words}" for words, value in helped]
+        if len(helped) < len(self.remedies):
+            lines.append(f"   {len(self.remedies) - len(helped)} of {len(self.remedies)} changes tried do not help")
+        if self.better is not None:
             lines.append("   the first as a file for qir quantize --recipe better.toml:")
-            own = _options(better[0][0])
-            other = self.recipe.but(**{**own, "layers": {**self.recipe.layers, **own.get("layers", {})}})
-            lines += [f"      {row}" for row in as_toml(other).splitlines()]
+            lines += [f"      {row}" for row in as_toml(self.better).splitlines()]
         return "\n".join(lines)
 
     def verdict(self) -> str:
@@ -132,10 +131,9 @@ def _words(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in options.items())
 
 
-def _options(words: str) -> dict[str, Any]:
-    """`_words` as options again."""
-    key, _, value = words.partition("=")
-    return {key: {"true": True, "false": False}[value] if value in ("true", "false") else ast.literal_eval(value)}
+def _changed(recipe: Recipe, change: Mapping[str, Any]) -> Recipe:
+    """The recipe with other options; layers are added to those that it names."""
+    return recipe.but(**{**change, "layers": {**recipe.layers, **change.get("layers", {})}})
 
 
 def _wider(graph: Graph, c: Culprit, recipe: Recipe) -> dict[str, Any] | None:
@@ -213,20 +211,19 @@ def diagnose(
     seen = collect(prepared, feeds)
     explained = [_explained(prepared, c, q, ranges, seen, recipe) if i < worst else c for i, (c, q) in enumerate(found)]
     whole = sqnr(reference, run_all(done.qdq, feeds))
-    tried: list[tuple[str, float]] = []
+    tried: list[tuple[str, float, Recipe]] = []
     wider = [w for c in explained if (w := _wider(prepared, c, recipe)) is not None][:WIDENED]
     for change in [*options, *wider] if remedies else []:
-        with_others = {**change, "layers": {**recipe.layers, **change.get("layers", {})}}
-        other = run_recipe(recipe.but(**with_others), graph, feeds)
-        tried.append((_words(change), sqnr(reference, run_all(other.qdq, feeds))))
+        changed = _changed(recipe, change)
+        tried.append((_words(change), sqnr(reference, run_all(run_recipe(changed, graph, feeds).qdq, feeds)), changed))
         step()
-    helped = [words for words, value in tried if value > whole + GAIN_DB]
-    explained = [replace(c, advice=tuple(a for a in c.advice if any(w in a for w in helped))) for c in explained]
     tried.sort(key=lambda t: -t[1])
+    helped = {words: changed for words, value, changed in tried if value > whole + GAIN_DB}
+    explained = [replace(c, advice=tuple(a for a in c.advice if any(w in a for w in helped))) for c in explained]
     return Diagnosis(
         recipe, sqnr(run_all(plain, feeds), reference), score(*names["weights"]), score(*names["activation"]),
         score(*names["weights"], *names["activation"]), whole, tuple(explained),
-        tuple(tried),
+        tuple((words, value) for words, value, _ in tried), next(iter(helped.values()), None),
     )  # fmt: skip
 
 

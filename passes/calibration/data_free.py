@@ -92,7 +92,7 @@ def _cdf(z: Floats) -> Floats:
 
 
 def analytic_moments(graph: Graph, input_ranges: Mapping[str, Interval] | None = None) -> dict[str, ChannelMoments]:
-    """ChannelMoments of every activation of a float graph.
+    """Moments of every activation of a float graph.
 
     input_ranges: what inputs hold; an input without one is taken as normalized (mean 0, deviation 1).
     """
@@ -132,7 +132,7 @@ def _input(value: Value, given: Interval | None) -> ChannelMoments:
 
 # -- one operator -----------------------------------------------------------------------------
 def _propagate(node: Node, value: Value, found: Mapping[Value, ChannelMoments]) -> ChannelMoments:
-    """ChannelMoments of an output from those of the inputs."""
+    """Moments of an output from those of the inputs."""
     known = [found[v] for v in node.inputs if v is not None and v in found]
     if not known:
         return ChannelMoments.normal(np.zeros(1), np.ones(1))
@@ -188,7 +188,7 @@ def _grouped(w: Floats, x: Floats, group: int) -> Floats:
 
 
 def _operand(v: Value, found: Mapping[Value, ChannelMoments]) -> ChannelMoments | None:
-    """ChannelMoments of an activation or of a constant's elements."""
+    """Moments of an activation or of a constant's elements."""
     m = found.get(v)
     if m is None and v.data is not None:
         c = v.data.astype(np.float64)

@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
 
     show.say(f"3. load and check  {output}")
     integer = qir.load(output)
-    offences = integer_only(integer)
+    offences = is_integer_only(integer)
     show.say(f"   float values or divisions inside: {'none' if not offences else '; '.join(offences)}")
 
     show.say(f"4. run             {len(images.test)} images that no training and no calibration saw")
@@ -64,10 +64,6 @@ def run(graph: Graph, backend: str, images: Array) -> Array:
 
 def accuracy(logits: Array, labels: Array) -> float:
     return float((logits.argmax(1) == labels).mean())
-
-
-def integer_only(graph: Graph) -> list[str]:
-    return is_integer_only(graph)
 
 
 def same_bits(graph: Graph, images: Array) -> tuple[int, int]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qir.errors import DataError
 from qir.graph import Graph
 from qir.passes.calibration.images import SUFFIXES, Images
@@ -101,12 +103,12 @@ def files_of(path: Path) -> list[Path]:
     return [path.parent / line.strip() for line in lines if line.strip()]
 
 
-def remember(graph: Graph, source: Images, args: argparse.Namespace, known: Mapping[str, Any]) -> None:
+def remember(graph: Graph, source: Images) -> None:
     """Write into a model's metadata how its calibration images became inputs."""
-    mean, std = (args.mean or known.get("mean") or (0.0,)), (args.std or known.get("std") or (1.0,))
+    mean, std = (np.ravel(v).tolist() for v in (source.mean, source.std))
     size = source.size if source.size is None or not isinstance(source.size, int) else (source.size, source.size)
     kept = {
-        "mean": list(mean), "std": list(std), "order": source.order, "crop": source.crop,
+        "mean": mean, "std": std, "order": source.order, "crop": source.crop,
         "size": None if size is None else list(size), "layout": source.layout,
     }  # fmt: skip
     graph.metadata[METADATA] = json.dumps(kept)

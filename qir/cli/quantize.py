@@ -23,7 +23,7 @@ from qir.passes.report import Report
 from qir.types import DType
 
 from . import data, show
-from .preprocessing import is_images, remember, remembered
+from .preprocessing import is_images, remember
 
 
 def main(args: argparse.Namespace) -> int:
@@ -87,7 +87,7 @@ def quantized(args: argparse.Namespace, recipe: Recipe, graph: Graph) -> tuple[G
     if args.fold_normalization:
         integer = takes_pixels(integer)
     if args.data is not None and is_images(args.data):
-        remember(integer, data.source(args, graph), args, remembered(graph))
+        remember(integer, data.source(args, graph))
     return integer, first + done.report, done.ranges
 
 

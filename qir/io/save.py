@@ -40,10 +40,6 @@ def save(
     model = to_onnx(strip_border(graph) if io == "integer" else graph, opset)
     path = Path(path)
     where = f"file {str(path)!r}"
-    if path.is_dir():
-        raise ModelError("is a folder", where=where)
-    if not path.parent.is_dir():
-        raise ModelError("its folder does not exist", where=where)
     try:
         if external_data is None:
             external_data = sum(len(t.raw_data) for t in model.graph.initializer) > MAX_BYTES

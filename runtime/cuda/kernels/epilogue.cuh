@@ -188,8 +188,7 @@ __device__ __forceinline__ s32 add_residual(const Epilogue& e, s32 v, s32 r) {
 __device__ __forceinline__ bool in_words(const Epilogue& e) { return e.vectors && (!e.residual || e.residual_vectors); }
 
 // finish and store of 16 channels of pixel m from c on (a multiple of 16), in 16-byte accesses. Four channels at a time,
-// so that few values are alive at once.  BIAS: whether the constants' bias is still to be added.
-template <bool BIAS = true>
+// so that few values are alive at once.
 __device__ __forceinline__ void finish_words(const Epilogue& e, const ChannelConstants& k, const s32 (&v)[16], s64 m, int c) {
     const Residual residual(e, m * e.residual_stride + e.residual_offset + c);
     u8* to = static_cast<u8*>(e.output);
@@ -199,7 +198,7 @@ __device__ __forceinline__ void finish_words(const Epilogue& e, const ChannelCon
     for (int q = 0; q < 4; ++q) {
         s32 y[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) y[j] = v[q * 4 + j] + (BIAS ? k.bias[q * 4 + j] : 0);
+        for (int j = 0; j < 4; ++j) y[j] = v[q * 4 + j] + k.bias[q * 4 + j];
         if (e.multiplier) {
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
