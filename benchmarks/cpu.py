@@ -171,7 +171,7 @@ def measure(
             print("  one thread, processor time: " + "  ".join(single[-1]), flush=True)
             missed = [f"{k} {ranked[k].ratio:.2f} < {v}" for k, v in LIMITS[name].items() if ranked[k].ratio < v]
             if missed:
-                text = f"### {name}, batch {batch}: {', '.join(missed)}\n\n```\n{made['profile'](x, runs=9)}\n```\n"
+                text = f"### {name}, batch {batch}: {', '.join(missed)}\n\n```\n{made['profile'](x, repeat=9)}\n```\n"
                 profiles.append(text)
     return rows, single, profiles
 

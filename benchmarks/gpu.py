@@ -80,7 +80,7 @@ class Ours:
 
         latency = per_run(waited, lambda: None, 0.2)
         profile = self.session.profile(feeds)
-        least = sum(r.roofline * r.seconds for r in profile.rows)
+        least = sum((r.roofline or 0.0) * r.seconds for r in profile.rows)
         return {
             "seconds": seconds, "latency": latency, "build seconds": built, "layers sum": profile.seconds,
             "roofline": least / seconds, "profile": json.loads(profile.to_json()),
@@ -150,7 +150,7 @@ def measure(args: argparse.Namespace, device: Any) -> int:
             if contender == "int_mm":
                 ours = cache[net]
                 rows = ours.session.profile({ours.name: ours.tensors(batch)[0]}).rows
-                for line in int_mm(ours.graph, {r.node: r.seconds for r in rows}, batch):
+                for line in int_mm(ours.graph, {r.name: r.seconds for r in rows}, batch):
                     write({**head, **line})
                 continue
             result = cache[net].measure(batch) if contender == "qir" else measure_torch(net, batch, contender)

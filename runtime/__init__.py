@@ -3,6 +3,8 @@
 if __name__ != "qir.runtime":  # the same class must not exist twice
     raise ImportError("import qir.runtime, not runtime")
 
-from .session import BACKENDS, Backend, Session, default_backend
+from .backend import Backend
+from .profile import Profile
+from .session import BACKENDS, Session, default_backend
 
-__all__ = ["BACKENDS", "Backend", "Session", "default_backend"]
+__all__ = ["BACKENDS", "Backend", "Profile", "Session", "default_backend"]

@@ -17,19 +17,23 @@ from qir.io import to_onnx
 from qir.io.functions import ONNX_TYPE, carries_wide, wire_dtype
 from qir.types import Array, DType
 
+from .backend import Backend
+
 MAX_BYTES = 2**31 - 2**20
 """Protobuf's limit, less a margin; larger models go to onnxruntime through a file with external data."""
 
 FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
 
-class OnnxRuntime:
+class OnnxRuntime(Backend):
     """Executes a graph of any stage through its ONNX export.
 
     threads: intra-operator threads (0: onnxruntime's choice).
     optimize: onnxruntime's graph optimizations ("all", "basic", "none"); by default all, but for QDQ graphs only
     the basic ones, because the others replace float simulation by kernels with a rounding of their own.
     """
+
+    name = "onnxruntime"
 
     def __init__(
         self, graph: Graph, *, threads: int = 0, optimize: str | None = None, opset: int = 21, profile: bool = False

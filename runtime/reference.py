@@ -11,9 +11,13 @@ from qir.graph import Graph, Node, Value, ancestors
 from qir.ops import op_of
 from qir.types import Array
 
+from .backend import Backend
 
-class Reference:
+
+class Reference(Backend):
     """Executes a graph of any stage; slow and clear.  Values are dropped after their last use."""
+
+    name = "reference"
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph

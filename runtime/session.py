@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from qir.errors import BackendError, DataError
 from qir.graph import Graph, Stage, Value
 from qir.types import Array, Dim
 
+from .backend import Backend, Running
 from .interchange import host_array, on_gpu
+from .profile import Profile
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +27,7 @@ BACKENDS: dict[str, str] = {
     "cpu": "qir.runtime.cpu:Cpu",
     "cuda": "qir.runtime.cuda:Cuda",
 }
-"""name -> "module:Class".  The class takes a Graph (and its own options) and has `run(feeds, outputs)`."""
-
-
-class Backend(Protocol):
-    """What a backend must offer; feeds are checked already, `outputs=None` means the graph's outputs."""
-
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]: ...
+"""name -> "module:Class", a `Backend`."""
 
 
 class Session:
@@ -51,7 +47,12 @@ class Session:
         if backend is None:
             backend = default_backend(graph)
         self.graph, self.backend = graph, backend
-        self.executor: Any = backend_class(backend)(graph, **options)
+        self._executor = backend_class(backend)(graph, **options)
+
+    @property
+    def executor(self) -> Any:
+        """The backend's own object, with what only that one can do."""
+        return self._executor
 
     def run(
         self, feeds: Mapping[str, Any], *, outputs: Sequence[str] | None = None, **options: Any
@@ -63,35 +64,30 @@ class Session:
         options: the backend's own ("cuda": stream, out, where; it takes tensors in device memory, too).
         Raises DataError on a missing, unknown, misshapen or mistyped feed; GraphError on an unknown output.
         """
-        return self.executor.run(self._checked(feeds, outputs, options), outputs, **options)
+        return self._executor.run(self._checked(feeds, outputs, options), outputs, **options)
 
-    def run_async(self, feeds: Mapping[str, Any], *, outputs: Sequence[str] | None = None, **options: Any) -> Any:
+    def run_async(self, feeds: Mapping[str, Any], *, outputs: Sequence[str] | None = None, **options: Any) -> Running:
         """Start a run and return at once: `.result()` waits for the outputs, `.done` says whether they are there.
 
         Arguments and errors as in `run`; BackendError where the backend cannot.
         """
-        if not hasattr(self.executor, "run_async"):
-            raise BackendError(f"backend {self.backend!r} cannot run asynchronously")
-        return self.executor.run_async(self._checked(feeds, outputs, options), outputs, **options)
+        return self._executor.run_async(self._checked(feeds, outputs, options), outputs, **options)
 
     def _checked(
         self, feeds: Mapping[str, Any], outputs: Sequence[str] | None, options: Mapping[str, Any]
     ) -> dict[str, Any]:
         for name in outputs or ():
             self.graph.value(name)
-        adopt = getattr(self.executor, "adopt", None)
-        if adopt is None:
+        if not self._executor.takes_device_tensors:
             return check_feeds(self.graph, feeds)
-        return check_feeds(self.graph, feeds, lambda tensor: adopt(tensor, options.get("stream")))
+        return check_feeds(self.graph, feeds, lambda tensor: self._executor.adopt(tensor, options.get("stream")))
 
-    def profile(self, feeds: Mapping[str, Any], **options: Any) -> Any:
-        """Time, MACs and bytes of each layer, as the backend's profile object (`str` is a table, `to_json`).
+    def profile(self, feeds: Mapping[str, Any], **options: Any) -> Profile:
+        """Time, multiply-accumulates and bytes of each step (`str` is a table, `to_json`); "cpu", "cuda": repeat=runs.
 
         Raises BackendError where the backend has none.
         """
-        if not hasattr(self.executor, "profile"):
-            raise BackendError(f"backend {self.backend!r} has no profile")
-        return self.executor.profile(self._checked(feeds, None, {}), **options)
+        return self._executor.profile(self._checked(feeds, None, {}), **options)
 
 
 def default_backend(graph: Graph) -> str:
@@ -115,7 +111,7 @@ def default_backend(graph: Graph) -> str:
     return "onnxruntime" if find_spec("onnxruntime") is not None else "reference"
 
 
-def backend_class(name: str) -> Any:
+def backend_class(name: str) -> type[Backend]:
     """The class behind a backend's name.  Raises BackendError when unknown or when its package is missing."""
     if name not in BACKENDS:
         raise BackendError(f"no backend {name!r}", hint=f"there are {', '.join(BACKENDS)}")

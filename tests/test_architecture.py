@@ -164,7 +164,7 @@ def components(arrows: dict[str, set[str]]) -> set[frozenset[str]]:
 
 # -- names ------------------------------------------------------------------------------------------------------------
 KNOWN_NAMES: dict[str, str] = {
-    **dict.fromkeys(("Memory", "Packed", "Profile", "Row", "Table"), "runtime/cuda, which is being rebuilt"),
+    **dict.fromkeys(("Memory", "Packed", "Table"), "runtime/cuda, which is being rebuilt"),
     "Split": "runtime/cpu/planner/finish_plan.py, which is being rebuilt",
 }
 """Class names defined more than once -> why."""
@@ -189,6 +189,14 @@ MOST_FILES = 15
 def test_folders_are_small() -> None:
     sizes = Counter(str(p.parent.relative_to(ROOT)) for p in FILES)
     assert {folder for folder, n in sizes.items() if n > MOST_FILES} <= set(KNOWN_FOLDERS)
+
+
+def test_abilities_are_not_found_by_peeking() -> None:
+    """Sessions, measurements and the command line ask a `Backend`, which says what it cannot do."""
+    for path in (ROOT / "runtime" / "session.py", *(ROOT / "runtime" / "measure").glob("*.py")):
+        calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+        names = [(ast.unparse(c.func), c.args) for c in calls if len(c.args) > 1]
+        assert not [f for f, args in names if f in ("hasattr", "getattr") and isinstance(args[1], ast.Constant)], path
 
 
 # -- words about files ------------------------------------------------------------------------------------------------

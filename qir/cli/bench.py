@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from qir.files import write_text
 from qir.runtime import Session
@@ -29,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
     show.say(show.table(cells, heads, "lrrrrr"))
     if args.profile or args.json:
         session = Session(graph, backend)
-        profile: Any = session.profile(random_feeds(graph, args.batch))
+        profile = session.profile(random_feeds(graph, args.batch))
         if args.profile:
             show.say()
             show.say(str(profile))

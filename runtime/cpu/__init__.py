@@ -1,6 +1,5 @@
 """The CPU backend: exact integers on every core, kernels compiled by numba, NumPy where that is missing."""
 
-from .profile import Profile
 from .session import Cpu
 
-__all__ = ["Cpu", "Profile"]
+__all__ = ["Cpu"]

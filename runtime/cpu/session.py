@@ -13,8 +13,10 @@ from qir.errors import BackendError
 from qir.graph import Graph, Value
 from qir.types import Array
 
-from .planner.compiled import Compiled, Timing, batch_of
-from .profile import Profile, summarize
+from ..backend import Backend, batch_of
+from ..profile import Profile
+from .planner.compiled import Compiled, Timing
+from .profile import summarize
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +37,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-class Cpu:
+class Cpu(Backend):
     """Executes integer graphs with the reference's bits; graphs of other stages run on the reference operators.
 
     threads: 0 means all cores of the process.  native: False leaves out the compiled kernels (NumPy only), which is
     also what happens where numba is missing.  progress: called with a message when kernels are compiled for the
     first time on a machine.
     """
+
+    name = "cpu"
 
     def __init__(
         self,
@@ -99,17 +103,18 @@ class Cpu:
                 results = {**self.plan(batch_of(self.graph, feeds), keep).run(feeds), **results}
         return {v.name: results[v] for v in wanted}
 
-    def profile(self, feeds: Mapping[str, Array], runs: int = 5) -> Profile:
-        """Time, MACs and bytes of each step: the median of `runs` runs, one step at a time."""
+    def profile(self, feeds: Mapping[str, Array], *, repeat: int = 5) -> Profile:
+        """Time, MACs and bytes of each step: the median of `repeat` runs, one step at a time."""
         with self._lock:
-            plan = self.plan(batch_of(self.graph, feeds))
+            batch = batch_of(self.graph, feeds)
+            plan = self.plan(batch)
             plan.run(feeds)
             samples: list[list[Timing]] = []
-            for _ in range(runs):
+            for _ in range(repeat):
                 timings: list[Timing] = []
                 plan.run(feeds, timings)
                 samples.append(timings)
-        return summarize(samples)
+        return Profile(summarize(samples), f"cpu, {self.threads} threads", batch)
 
     @property
     def memory_bytes(self) -> int:

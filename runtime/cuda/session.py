@@ -14,11 +14,13 @@ from qir.errors import BackendError, DataError
 from qir.graph import Graph, Stage
 from qir.types import Array
 
+from ..backend import Backend, batch_of
 from ..interchange import host_array, on_gpu
+from ..profile import Profile
 from .device import Device, Tensor
 from .pending import Pending
 from .plan import Packed, Plan
-from .profile import Bits, Profile, latency_table, profile
+from .profile import profile
 from .runner import Runner
 from .tuning import Table, switched_on
 from .tuning import tune as tune_plan
@@ -27,7 +29,7 @@ PLANS = 8
 """Batch sizes (and choices of outputs) whose plans are kept, by default."""
 
 
-class Cuda:
+class Cuda(Backend):
     """Executes an integer graph.
 
     device: a `CupyDevice` (default: GPU 0), or an `EmulatedDevice` where there is none.
@@ -39,6 +41,9 @@ class Cuda:
     Raises BackendError for a graph that is not integer, no CuPy, no GPU, or one older than sm_75.
     """
 
+    name = "cuda"
+    takes_device_tensors = True
+
     def __init__(
         self, graph: Graph, device: Device | None = None, *, plans: int = PLANS, lanes: int = 1,
         tune: bool | str | Path | None = None,
@@ -48,7 +53,6 @@ class Cuda:
                 f"the CUDA runtime executes integer graphs, this one is {graph.stage.name}",
                 hint="run qir.quantize first",
             )
-        self._tuning = tune
         if device is None:
             from .cupy_device import CupyDevice
 
@@ -115,7 +119,7 @@ class Cuda:
             if isinstance(ready[name], Tensor) and not ready[name].contiguous:  # type: ignore[union-attr]
                 raise DataError("a device tensor with gaps or another order of axes", where=f"input {name!r}",
                                 hint="make it contiguous")  # fmt: skip
-        batch = self.batch_of(ready)
+        batch = batch_of(self.graph, ready)
         device = where == "device" or (where is None and any(isinstance(f, Tensor) for f in ready.values()))
         with self._lock:
             runner = self.runner(batch, names, on)
@@ -154,31 +158,11 @@ class Cuda:
         with self._lock:
             self.runner(batch, names, self.device.stream()).prepare()
 
-    def profile(self, feeds: Mapping[str, Any] | None = None, *, batch: int = 1, repeat: int = 20) -> Profile:
-        """Time, operations and bytes of every launch, at the batch size of the feeds or at the one given."""
-        size = batch if feeds is None else self.batch_of(feeds)
+    def profile(self, feeds: Mapping[str, Any], *, repeat: int = 20) -> Profile:
+        """Time, operations and bytes of every launch at the batch size of the feeds: the median of `repeat` runs."""
         with self._lock:
-            return profile(self.runner(size, [v.name for v in self.graph.outputs], self.device.stream()), repeat)
-
-    def latency(self, batch: int = 1, *, layers: Graph | None = None, repeat: int = 20) -> dict[str, dict[Bits, float]]:
-        """Seconds of every linear layer with 4- and 8-bit weights, for the mixed-precision search.
-
-        layers: the float graph that is searched; see `profile.latency_table`.
-        """
-
-        def measure(graph: Graph) -> Profile:
-            return Cuda(graph, self.device, tune=self._tuning).profile(batch=batch, repeat=repeat)
-
-        return latency_table(self.graph, measure, layers)
-
-    def batch_of(self, feeds: Mapping[str, Any]) -> int:
-        """The size that "N" stands for in these feeds (1 where nothing is symbolic)."""
-        for value in self.graph.inputs:
-            for dim, size in zip(value.shape, feeds[value.name].shape, strict=True):
-                if isinstance(dim, str):
-                    factor: Any = dim.rpartition("*")[0] or 1
-                    return size // int(factor)
-        return 1
+            names = [v.name for v in self.graph.outputs]
+            return profile(self.runner(batch_of(self.graph, feeds), names, self.device.stream()), repeat)
 
     def runner(self, batch: int, outputs: Sequence[str], stream: Any) -> Runner:
         """What runs a batch size and a choice of outputs, compiled once; the stream's own lane if there is one."""

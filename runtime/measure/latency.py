@@ -15,7 +15,8 @@ import numpy as np
 
 from qir.errors import BackendError
 from qir.files import write_text
-from qir.graph import Graph, Value
+from qir.graph import Graph, Node, Value
+from qir.ops import op_of
 from qir.types import DType
 
 from ..session import Session
@@ -27,8 +28,10 @@ Bits = tuple[int, int]
 Table = dict[str, dict[Bits, float]]
 """Layer -> bits -> seconds."""
 
-LAYERS = ("qir.Conv", "qir.MatMul")
-"""Integer operators with constant weights."""
+
+def is_layer(node: Node) -> bool:
+    """Whether the bits of a node's weights are a choice."""
+    return op_of(node.op).linear and node.op.startswith("qir.") and node.input(1).is_constant
 
 
 def with_weights_of(graph: Graph, bits: int) -> Graph:
@@ -36,30 +39,33 @@ def with_weights_of(graph: Graph, bits: int) -> Graph:
     copy = graph.clone()
     dtype = DType.INT4 if bits == 4 else DType.INT8
     for node in copy.nodes:
-        if node.op in LAYERS and node.attrs["weight_zero_point"] == 0:
+        if is_layer(node) and node.attrs["weight_zero_point"] == 0:
             w = node.input(1)
-            if w.is_constant and w.dtype.bits != bits:
+            if w.dtype.bits != bits:
                 ints = np.clip(w.array().astype(np.int32), dtype.lo, dtype.hi).astype(dtype.numpy)
                 copy.set_input(node, 1, copy.add_constant(copy.fresh(f"{w.name}.{dtype}"), ints, dtype))
     return copy
 
 
-def latency_table(graph: Graph, backend: str = "cpu", *, batch: int = 1, layers: Graph | None = None) -> Table:
+def latency_table(
+    graph: Graph, backend: str = "cpu", *, batch: int = 1, layers: Graph | None = None, **options: Any
+) -> Table:
     """Median seconds of each linear layer of an integer graph, fused operators included, at 4/4, 4/8 and 8/8 bits.
 
     layers: the float graph that is searched, whose node names become the keys; default: the names of the tensors that
-    the layers yield.  Activations of 4 bits are computed as bytes by both runtimes: 4/4 takes as long as 4/8.
+    the layers yield.  Activations of 4 bits are computed as bytes: 4/4 takes as long as 4/8, except
+    where tensor cores multiply 4 bits (sm_75 to sm_89); profile a graph that has such activations to see how much.
+    options: the backend's own.
     Raises BackendError where the backend has no profile.
     """
     wanted = {n.output.name: n.name for n in layers.nodes} if layers is not None else {}
     table: Table = {}
     for bits in (4, 8):
         variant = with_weights_of(graph, bits)
-        tensors = {n.name: layer_of(n.output) for n in variant.nodes if n.op in LAYERS}
-        profile: Any = Session(variant, backend).profile(random_feeds(variant, batch))
+        tensors = {n.name: layer_of(n.output) for n in variant.nodes if is_layer(n)}
+        profile = Session(variant, backend, **options).profile(random_feeds(variant, batch))
         for row in profile.rows:
-            nodes = row.nodes if hasattr(row, "nodes") else (row.node,)
-            inside = [tensors[n] for n in nodes if n in tensors]
+            inside = [tensors[n] for n in row.nodes if n in tensors]
             for tensor in inside:  # layers fused into one step share its time
                 entry = table.setdefault(wanted.get(tensor, tensor), {})
                 entry[bits, 8] = entry.get((bits, 8), 0.0) + row.seconds / len(inside)

@@ -16,6 +16,7 @@ from qir.passes.mixed_precision.search import load_latency
 from qir.runtime.cuda.device import Launch
 from qir.runtime.cuda.emulated import EmulatedDevice
 from qir.runtime.cuda.session import Cuda
+from qir.runtime.measure.latency import latency_table
 from qir.runtime.session import Session
 from qir.testing import Dice, random_network
 from qir.testing.integer import IntegerCase as Case
@@ -40,15 +41,15 @@ def test_work_bytes_and_roofline() -> None:
     case.graph.set_outputs([v for n in case.graph.nodes for v in n.outputs if not v.uses()])
     session = Session(case.graph, "cuda", device=EmulatedDevice(clock=clock))
     profile = session.profile(case.feeds, repeat=1)
-    rows = {r.node: r for r in profile.rows if r.macs}
+    rows = {r.name: r for r in profile.rows if r.macs}
     conv, product = rows.values()
     assert conv.macs == 2 * 8 * 9 * 16 * 9 and product.macs == 2 * 72 * 20
     assert conv.bytes == 2 * 16 * 25 + (8 * 16 * 9 + 8 * 4) + 2 * 8 * 4 + 2 * 8 * 9  # x, weights and bias, pairs, y
     assert conv.seconds == pytest.approx(1e-6 * len(conv.kernels))
-    assert conv.tops == pytest.approx(2 * conv.macs / conv.seconds / 1e12)
+    assert 2e-3 * conv.gmacs == pytest.approx(2 * conv.macs / conv.seconds / 1e12)
     # the emulation's ceilings are 1 TOP/s and 1 GB/s
     assert conv.roofline == pytest.approx(max(2 * conv.macs / 1e12, conv.bytes / 1e9) / conv.seconds)
-    assert "conv_igemm" in str(profile) and json.loads(profile.to_json())["rows"][0]["node"]
+    assert "conv_igemm" in str(profile) and json.loads(profile.to_json())["rows"][0]["nodes"]
     assert profile.seconds == pytest.approx(sum(r.seconds for r in profile.rows))
 
 
@@ -57,7 +58,7 @@ def test_split_sums_are_one_layer() -> None:
     w = case.graph.add_constant("w", case.ints(DType.INT8, (2100, 90)))
     y = case.node("qir.MatMul", case.input(DType.UINT8, 2100), w, None, weight_zero_point=0)
     case.graph.set_outputs([y])
-    profile = Cuda(case.graph, EmulatedDevice(clock=clock)).profile(batch=2)
+    profile = Cuda(case.graph, EmulatedDevice(clock=clock)).profile(case.feeds)
     (row,) = profile.rows
     assert [k.partition("<")[0] for k in row.kernels][-2:] == ["conv_igemm", "finish_splits"]
     assert row.macs == 2 * 2100 * 90
@@ -66,7 +67,7 @@ def test_split_sums_are_one_layer() -> None:
 def test_latency_table_is_what_the_search_reads(tmp_path: Path) -> None:
     network = random_network(Dice(3))
     graph, _ = qir.quantize(network.graph, [network.feeds(2)], recipe="w8a8")
-    table = Cuda(graph, EmulatedDevice(clock=clock)).latency(2, layers=network.graph, repeat=1)
+    table = latency_table(graph, "cuda", batch=2, layers=network.graph, device=EmulatedDevice(clock=clock))
     names = {n.name for n in network.graph.nodes if n.op in ("Conv", "Gemm", "MatMul")}
     assert table and set(table) <= names
     for row in table.values():

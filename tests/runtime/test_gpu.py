@@ -141,4 +141,4 @@ def test_memory_stays_as_it_is(gpu: Any) -> None:
 def test_a_capture_s_profile(gpu: Any) -> None:
     graph, x = digits()
     profile = Session(graph, "cuda").profile({graph.inputs[0].name: x})
-    assert 0 < profile.seconds < 1 and all(0 <= r.roofline < 1.2 for r in profile.rows)
+    assert 0 < profile.seconds < 1 and all(r.roofline is not None and 0 <= r.roofline < 1.2 for r in profile.rows)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from qir.graph import Graph
 from qir.passes.mixed_precision.search import load_latency
 from qir.passes.quantization.insert_qdq import linear_nodes
 from qir.passes.recipes import RECIPES, Recipe
+from qir.runtime.backend import Backend
 from qir.runtime.measure.bench import random_feeds
-from qir.runtime.measure.latency import latency_table, save_table, with_weights_of
-from qir.runtime.session import Session
+from qir.runtime.measure.latency import is_layer, latency_table, save_table, with_weights_of
+from qir.runtime.profile import Profile, Row
+from qir.runtime.session import BACKENDS, Session
 
 MODEL = Path(qir.__file__).resolve().parents[1] / "models" / "digits_residual.onnx"
 
@@ -47,7 +51,7 @@ def test_the_variants_have_the_bits_that_are_timed_and_run(graphs: tuple[Graph, 
     feeds = random_feeds(integer, 2)
     for bits in (4, 8):
         variant = with_weights_of(integer, bits)
-        layers = [n for n in variant.nodes if n.op in ("qir.Conv", "qir.MatMul")]
+        layers = [n for n in variant.nodes if is_layer(n)]
         assert {n.input(1).dtype.bits for n in layers} == {bits}
         a, b = (Session(variant, k).run(feeds)[variant.outputs[0].name] for k in ("reference", "cpu"))
         np.testing.assert_array_equal(a, b)
@@ -55,6 +59,31 @@ def test_the_variants_have_the_bits_that_are_timed_and_run(graphs: tuple[Graph, 
         latency_table(Graph(), "cpu")
     with pytest.raises(BackendError, match="no profile"):
         latency_table(integer, "reference")
+
+
+class Paired(Backend):
+    """A backend that takes one second for all layers of a network together, and none for the rest."""
+
+    name = "paired"
+
+    def __init__(self, graph: Graph) -> None:
+        self.layers = tuple(n.name for n in graph.nodes if is_layer(n))
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def profile(self, feeds: Mapping[str, Any]) -> Profile:
+        return Profile((Row("pair", self.layers, 1.0, 0, 0), Row("rest", ("x",), 1.0, 0, 0)), "none", 1)
+
+
+def test_fused_layers_share_the_time_of_their_step(
+    graphs: tuple[Graph, Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKENDS, "paired", f"{__name__}:Paired")
+    table = latency_table(graphs[1], "paired")
+    assert len(table) > 1
+    for row in table.values():
+        assert row == {bits: pytest.approx(1 / len(table)) for bits in ((4, 4), (4, 8), (8, 8))}
 
 
 def test_bench_writes_what_search_reads(graphs: tuple[Graph, Graph], tmp_path: Path) -> None:

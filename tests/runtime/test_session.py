@@ -11,8 +11,9 @@ import pytest
 
 from qir.errors import BackendError, DataError, GraphError
 from qir.graph import Graph, Stage
-from qir.runtime import BACKENDS, Session
+from qir.runtime import BACKENDS, Backend, Session
 from qir.runtime import session as session_module
+from qir.runtime.session import backend_class
 from qir.types import DType, TensorType
 
 
@@ -117,6 +118,20 @@ def test_unknown_output(two_convs: Any, feeds: Any) -> None:
 def test_unknown_backend(two_convs: Any) -> None:
     with pytest.raises(BackendError, match=r"no backend 'tpu' .there are reference, onnxruntime"):
         Session(two_convs(), "tpu")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_backends_say_what_they_are(name: str) -> None:
+    backend = backend_class(name)
+    assert issubclass(backend, Backend) and backend.name == name
+
+
+def test_what_a_backend_cannot_do_is_said(two_convs: Any, feeds: Any) -> None:
+    session = Session(two_convs(), "reference")
+    with pytest.raises(BackendError, match="'reference' cannot run asynchronously"):
+        session.run_async(feeds)
+    with pytest.raises(BackendError, match="'reference' has no profile"):
+        session.profile(feeds)
 
 
 def test_missing_package_is_named(two_convs: Any, monkeypatch: pytest.MonkeyPatch) -> None:

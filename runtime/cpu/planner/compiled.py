@@ -179,13 +179,3 @@ class Compiled:
 def _address(array: Array) -> int:
     """Where an array's data are; unlike `array.ctypes.data`, without a reference cycle for the collector."""
     return array.__array_interface__["data"][0]
-
-
-def batch_of(graph: Graph, feeds: Mapping[str, Array]) -> int:
-    """What "N" is for these (checked) feeds; 1 where no input has a symbolic size."""
-    for value in graph.inputs:
-        for dim, size in zip(value.shape, feeds[value.name].shape, strict=True):
-            if isinstance(dim, str):
-                factor, _, _ = dim.rpartition("*")
-                return size // int(factor or 1)
-    return 1
