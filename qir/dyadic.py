@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,9 +70,18 @@ def common_dyadic(ratios: list[float], *, where: str | None = None) -> tuple[lis
     return numerators, shift
 
 
+@overload
+def rounding(shift: int) -> int: ...
+@overload
+def rounding(shift: Int64) -> Int64: ...
+def rounding(shift: int | Int64) -> int | Int64:
+    """2**(shift-1): what is added before a shift to the right, so that it rounds half up."""
+    return 1 << (shift - 1) if isinstance(shift, int) else np.int64(1) << (shift - 1)
+
+
 def rounding_shift(x_i64: Int64, shift: Int64) -> Int64:
     """(x + 2**(shift-1)) >> shift, arithmetic: round half up."""
-    return (x_i64 + (np.int64(1) << (shift - 1))) >> shift
+    return (x_i64 + rounding(shift)) >> shift
 
 
 def round_half_even(x: NDArray[np.float64] | float) -> NDArray[np.int64]:

@@ -270,6 +270,13 @@ def test_no_table_restates_a_trait(trait: str) -> None:
     assert found <= {k for k in KNOWN_TABLES if k[1] == trait}
 
 
+def test_rounding_is_written_once() -> None:
+    """The half that is added before a shift: `qir.dyadic.rounding`; kernels say it in their own terms."""
+    found = re.compile(r"<< \(\w*s(?:hift|64)?\w* - 1\)")
+    plain = [p for p in FILES if "kernels" not in p.parts and p.name not in ("dyadic.py", "qonnx.py")]
+    assert not [str(p) for p in plain if found.search(p.read_text(encoding="utf-8"))]
+
+
 def test_kernels_cite_what_users_have() -> None:
     """The .cu files are not Python, so that `words` does not read them."""
     sources = sorted(p for room in LIBRARY for p in (ROOT / room).rglob("*.cu*"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..dyadic import rounding_shift
+from ..dyadic import rounding, rounding_shift
 from ..types import Array, DType, TensorType
 from .base import REQUIRED, Op, register
 from .intervals import fits, interval, minus, times
@@ -17,11 +17,17 @@ if TYPE_CHECKING:
     from ..io.functions import Body
 
 
+def addition_constant(attrs: Mapping[str, Any]) -> int:
+    """c = 2^(shift-1) - z_a m_a - z_b m_b: what a qir.Add adds to a*m_a + b*m_b before the shift."""
+    zeros = sum(int(attrs[f"{k}_zero_point"]) * int(attrs[f"{k}_multiplier"]) for k in ("a", "b"))
+    return rounding(int(attrs["shift"])) - zeros
+
+
 @register
 class IntegerAdd(Op):
     """y = clamp(((a*m_a + b*m_b + c) >> shift) + zero_point, lo, hi)          [HAWQ-V3 eq. 9, docs/arithmetic.md 4]
 
-    c = 2^(shift-1) - z_a m_a - z_b m_b.  a, b: int4..int32, broadcast together.  |m| < 2^30, so int64 is enough.
+    c: `addition_constant`.  a, b: int4..int32, broadcast together.  |m| < 2^30, so int64 is enough.
     """
 
     name = "qir.Add"
@@ -49,16 +55,15 @@ class IntegerAdd(Op):
     def function_body(self, body: Body, node: Node) -> None:
         attrs = node.attrs
         m_a, m_b, shift = attrs["a_multiplier"], attrs["b_multiplier"], attrs["shift"]
-        c = (1 << (shift - 1)) - attrs["a_zero_point"] * m_a - attrs["b_zero_point"] * m_b
         a = body.op("Mul", body.cast("a", DType.INT64), body.int64(m_a))
         b = body.op("Mul", body.cast("b", DType.INT64), body.int64(m_b))
-        total = body.op("Add", body.op("Add", a, b), body.int64(c))
+        total = body.op("Add", body.op("Add", a, b), body.int64(addition_constant(attrs)))
         reach = sum(body.reach(k, attrs[f"{k}_zero_point"]) * abs(attrs[f"{k}_multiplier"]) for k in ("a", "b"))
         body.store(body.shift_right(total, body.int64(shift)), attrs, (reach >> shift) + 1)
 
     def overflows(self, node: Node) -> Iterator[str]:
         """The int64 sum must leave room for the 2^62 that the opset-21 form of the shift adds."""
-        total = [1 << (int(node.attrs["shift"]) - 1)] * 2
+        total = [rounding(int(node.attrs["shift"]))] * 2
         for i, side in enumerate("ab"):
             x = minus(interval(node.input(i)), node.attrs[f"{side}_zero_point"])
             term = times(x, (node.attrs[f"{side}_multiplier"],) * 2)

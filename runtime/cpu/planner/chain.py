@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from qir.dyadic import rounding
 from qir.graph import Node, Value
+from qir.ops.addition import addition_constant
 from qir.types import Array
 
 from ...compile.tensors import View, dense_strides
@@ -199,7 +201,7 @@ class Chain:
         at = node.attrs
         if node.op == "qir.Add":
             m_a, m_b, shift = at["a_multiplier"], at["b_multiplier"], at["shift"]
-            c = (1 << (shift - 1)) - at["a_zero_point"] * m_a - at["b_zero_point"] * m_b
+            c = addition_constant(at)
             # the lane kernel shifts operands left until the wanted bits are a high half: is there room?
             room = max(32 - shift, 0)
             fits = all((_limit(v) << room) < 2**31 for v in (a, b)) and (abs(c) << room) < 2**61
@@ -249,7 +251,7 @@ class Chain:
             bias = None
         offset = -np.int64(at["x_zero_point"]) if bias is None else bias.astype(np.int64) - at["x_zero_point"]
         with np.errstate(over="ignore"):
-            c = offset * m64 + (np.int64(1) << (s64 - 1))
+            c = offset * m64 + rounding(s64)
         up = np.maximum(32 - s64, 0)
         # the lane kernel wants the high half of a product: small shifts are made up for on the left
         room = self.limits.get(node.input(0), _limit(node.input(0)))

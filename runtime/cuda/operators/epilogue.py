@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from qir.dyadic import rounding
 from qir.errors import BackendError
 from qir.graph import Node, Value
+from qir.ops.addition import addition_constant
 from qir.types import Array, DType
 
 from ..arguments import EPILOGUE, record
@@ -185,26 +187,26 @@ def _scale(plan: Plan, node: Node, channels: int, sums: tuple[Array, Array] | No
         s[more] += 1
     least, most = (np.broadcast_to(np.asarray(x, np.int64), channels) for x in sums or INT32)
     least, most = np.maximum(least, INT32[0]), np.minimum(most, INT32[1])
-    half = np.left_shift(np.int64(1), s - 1)
+    half = rounding(s)
     ends = np.stack([(x * m + half) >> s for x in (least, most)])
     values = (int(ends.min()) + zero, int(ends.max()) + zero)
     program = Program(0)
     if s.min() >= HIGH_SHIFT:
         program |= Program.SCALE_HIGH
-        rounding = np.left_shift(np.int64(1), s - HIGH_SHIFT)
-        folded = rounding + np.array([zero << int(v) for v in s - 32], object)
+        constant = rounding(s - 32)
+        folded = constant + np.array([zero << int(v) for v in s - 32], object)
         limit = (1 << 31) - (1 << 30) - 1
         kind: Any = np.int32
     else:
         bounds = (values[0], values[1], values[0] - zero, values[1] - zero)
         fits = min(bounds) >= INT32[0] and max(bounds) <= INT32[1]
         program |= Program.SCALE_FITS if fits else Program.SCALE_WIDE
-        rounding = half
-        folded = rounding + np.array([zero << int(v) for v in s], object)
+        constant = half
+        folded = constant + np.array([zero << int(v) for v in s], object)
         limit = (1 << 62) - 1
         kind = np.int64
     if all(abs(int(v)) <= limit for v in folded):
-        rounding = folded
+        constant = folded
     else:
         program |= Program.ZERO_LATER
     fields = {"per_channel": 1, "zero_point": zero, "lo": node.attrs["lo"], "hi": node.attrs["hi"]}
@@ -213,7 +215,7 @@ def _scale(plan: Plan, node: Node, channels: int, sums: tuple[Array, Array] | No
     padded = -(-channels // CHUNK) * CHUNK
     held: dict[str, Placement] = {}
     for name, data, dtype, fill in (
-        ("multiplier", m, np.int32, 0), ("shift", s, np.int32, HIGH_SHIFT), ("rounding", rounding, kind, 0),
+        ("multiplier", m, np.int32, 0), ("shift", s, np.int32, HIGH_SHIFT), ("rounding", constant, kind, 0),
     ):  # fmt: skip
         whole = np.full(padded, fill, dtype)
         whole[:channels] = data.astype(dtype)
@@ -225,7 +227,7 @@ def _second(node: Node, value: Range) -> _Step:
     """The qir.Requantize that yields the group's second result, of a first that lies in `value`."""
     multiplier, shift = (int(np.ravel(node.input(i).array())[0]) for i in (1, 2))
     x_zero, zero = node.attrs["x_zero_point"], node.attrs["zero_point"]
-    constant = (1 << (shift - 1)) - x_zero * multiplier + (zero << shift)
+    constant = rounding(shift) - x_zero * multiplier + (zero << shift)
     ends = sorted(v * multiplier + constant for v in value)
     values = (ends[0] >> shift, ends[1] >> shift)
     limits = (node.attrs["lo"], node.attrs["hi"])
@@ -277,7 +279,7 @@ def _addition(group: Group, residual: Value) -> dict[str, Any]:
     a = group.add.attrs
     mine, other = ("a", "b") if group.add.input(0) is group.requantize.output else ("b", "a")
     m, r, shift = a[f"{mine}_multiplier"], a[f"{other}_multiplier"], a["shift"]
-    constant = (1 << (shift - 1)) - a[f"{mine}_zero_point"] * m - a[f"{other}_zero_point"] * r
+    constant = addition_constant(a)
     largest = [max(-v.dtype.lo, v.dtype.hi) for v in (group.requantize.output, residual)]
     sum_bound = largest[0] * abs(m) + largest[1] * abs(r) + abs(constant)
     narrow = (sum_bound >> shift) + 1 + abs(a["zero_point"]) < 1 << 31 and sum_bound < 1 << 63

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qir.graph import Node, Value
+from qir.ops.addition import addition_constant
 from qir.ops.requantize import params_of
 from qir.types import Array
 
@@ -71,7 +72,7 @@ def add(plan: Plan, group: Group) -> None:
     node, a = group.head, group.head.attrs
     left, right, y = plan.at(node.input(0)), plan.at(node.input(1)), plan.define(node.output)
     m_a, m_b, shift = a["a_multiplier"], a["b_multiplier"], a["shift"]
-    constant = (1 << (shift - 1)) - a["a_zero_point"] * m_a - a["b_zero_point"] * m_b
+    constant = addition_constant(a)
     found = chunked(y, left, right)
     if found is not None:
         found.launch(
