@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,9 @@ from ..graph import Graph, Value
 from ..ops import op_of
 from ..types import Array, DType, TensorType
 from .adapters import Raw, adapt
+from .foreign import lowering_of
 from .functions import DOMAIN, operator_of
 from .protos import DTYPE_ATTRS
-from .qonnx import DOMAINS as QONNX_DOMAINS
-from .qonnx import lower_quant
 from .structure import STANDARD
 from .tensors import ir_dtype
 
@@ -100,9 +99,10 @@ class Importer:
         except (ValueError, IndexError, TypeError, KeyError, OverflowError) as error:
             raise ModelError(f"is malformed: {error}", where=str(raw)) from error
 
-    def _expand(self, raw: Raw) -> list[Raw]:
-        if raw.domain in QONNX_DOMAINS:
-            return lower_quant(self, raw)
+    def _expand(self, raw: Raw) -> Iterable[Raw]:
+        lower = lowering_of(raw)
+        if lower is not None:
+            return lower(self, raw)
         if raw.domain == DOMAIN:
             raw.attrs = plain_attrs(raw)
             return [raw]

@@ -18,7 +18,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..errors import ModelError, QirError, UnsupportedError
 from ..graph import Graph, Stage
-from ..ops import REGISTRY, least_outputs
+from ..ops import least_outputs, op_of
 from ..shapes import fold_shapes
 from ..types import Array, Dim, DType, TensorType
 from ..verify import verify
@@ -83,17 +83,15 @@ def _load(model: str | Path | bytes | onnx.ModelProto, input_shapes: Shapes | No
         graph.add_input(name, replace(kind, dtype=narrow) if eight_bits(narrow) is kind.dtype else kind)
     names = {n for node in proto.graph.node for n in node.output} | set(constants) | {i.name for i in proto.graph.input}
     importer = Importer(graph, opset, constants, names)
-    has_quant, used = False, used_outputs(proto)
+    used = used_outputs(proto)
     for index in order:
         raw = raw_node(surgeon.nodes[index], used, folder)
-        name = operator_of(raw.op) if raw.domain == DOMAIN else raw.op
-        has_quant |= name.endswith("Quant") or (name in REGISTRY and REGISTRY[name].border)
         if raw.op == "Constant" and raw.domain in STANDARD:
             importer.define(raw.outputs[0] or "", constant_node(raw, folder))
         else:
             importer.add(raw)
     importer.finish([o.name for o in proto.graph.output])
-    graph.stage = _stage(graph, stage, has_quant)
+    graph.stage = _stage(graph, stage)
     if graph.stage is not Stage.INTEGER:
         fold_shapes(graph)
     for name in strange_functions(graph, proto, opset):
@@ -274,8 +272,9 @@ def _input_type(info: onnx.ValueInfoProto, given: Sequence[int | str] | None) ->
     return TensorType(kind, tuple(dims))
 
 
-def _stage(graph: Graph, claimed: Stage, has_quant: bool) -> Stage:
+def _stage(graph: Graph, claimed: Stage) -> Stage:
     """What the graph is; the file's word is taken only where the nodes do not contradict it."""
+    has_quant = any(op_of(n.op).border for n in graph.nodes)
     if any(n.op.startswith("qir.") for n in graph.nodes) or (claimed is Stage.INTEGER and has_quant):
         return Stage.INTEGER
     if has_quant:

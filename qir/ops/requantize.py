@@ -26,6 +26,11 @@ def quant_params(scale: Array, zero_point: Array | None, dtype: DType, axis: int
     return QuantParams.make(scale, zero, dtype, axis % rank if per_channel else None)
 
 
+def blocks(node: Node) -> bool:
+    """Whether a Q or DQ node has a scale for each block along an axis, and not one scale or a vector of them."""
+    return bool(node.attrs["block_size"]) and node.input(1).type.rank == node.input(0).type.rank > 0
+
+
 def params_of(node: Node) -> QuantParams:
     """Quantization that a Q or DQ node applies.  Raises LoweringError when its scale is no constant."""
     x, scale = node.input(0), node.input(1)
@@ -36,12 +41,16 @@ def params_of(node: Node) -> QuantParams:
     return quant_params(scale.data, zero.data if zero else None, dtype, node.attrs["axis"], max(x.type.rank, 1))
 
 
-def _along(v: Array, axis: int, rank: int) -> Array:
+def _along(v: Array, attrs: Mapping[str, Any], shape: Sequence[int]) -> Array:
+    """A scale or zero point that broadcasts against x of `shape`: one number, a vector along an axis, or blocks."""
     if np.ndim(v) == 0 or np.size(v) == 1:
         return np.reshape(v, ())
-    shape = [1] * rank
-    shape[axis] = -1
-    return np.reshape(v, shape)
+    axis, block = attrs["axis"] % len(shape), attrs["block_size"]
+    if block and np.ndim(v) == len(shape):
+        return np.repeat(v, block, axis=axis)[(slice(None),) * axis + (slice(shape[axis]),)]
+    full = [1] * len(shape)
+    full[axis] = -1
+    return np.reshape(v, full)
 
 
 @register
@@ -79,10 +88,12 @@ class QuantizeLinear(Op):
         )
         z = np.asarray(0 if zero is None else zero, dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            q = np.rint(x / _along(scale, attrs["axis"], x.ndim).astype(x.dtype)) + _along(z, attrs["axis"], x.ndim)
+            q = np.rint(x / _along(scale, attrs, x.shape).astype(x.dtype)) + _along(z, attrs, x.shape)
         return (np.clip(q, kind.lo, kind.hi).astype(kind.numpy),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
+        if blocks(node):
+            raise LoweringError("has a scale for each block of its channels", where=str(node))
         q = params_of(node)
         form = low.form(node.input(0))
         if isinstance(form, Fixed):
@@ -113,12 +124,17 @@ class DequantizeLinear(Op):
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
         x, scale, zero = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
         z = np.asarray(0 if zero is None else zero, dtype=np.int64)
-        centred = x.astype(np.int64) - _along(z, attrs["axis"], x.ndim)
-        return ((centred.astype(scale.dtype) * _along(scale, attrs["axis"], x.ndim)).astype(scale.dtype),)
+        centred = x.astype(np.int64) - _along(z, attrs, x.shape)
+        return ((centred.astype(scale.dtype) * _along(scale, attrs, x.shape)).astype(scale.dtype),)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
-        q = params_of(node)
         form = low.form(node.input(0))
+        if blocks(node):
+            raise LoweringError(
+                "has a scale for each block of its channels, which no int32 accumulator can follow", where=str(node),
+                hint="give calibration data: its weights get one grid a channel then",
+            )  # fmt: skip
+        q = params_of(node)
         if isinstance(form, Fixed):
             ints = form.ints if form.ints is not None else form.data
             low.set(node.output, Fixed(q.dequantize(ints), ints, q))

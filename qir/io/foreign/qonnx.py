@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import UnsupportedError
-from ..types import Array, DType
-from .adapters import Raw, Scope
+from ...errors import UnsupportedError
+from ...types import Array, DType
+from ..adapters import Raw, Scope
 
 DOMAINS = frozenset({"onnx.brevitas", "qonnx.custom_op.general", "qonnx", "finn.custom_op.general"})
 
