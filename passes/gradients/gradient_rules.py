@@ -169,10 +169,10 @@ def _where(a: Attrs, xs: Arrays, ys: Sequence[Array], ds: Arrays, needed: Sequen
     return [None, *(unbroadcast(np.broadcast_to(g, d.shape), some(x).shape) for g, x in zip(pair, xs[1:], strict=True))]
 
 
-@rule("Softmax")
+@rule("Softmax", "MaskedSoftmax")
 def _softmax(a: Attrs, xs: Arrays, ys: Sequence[Array], ds: Arrays, needed: Sequence[bool]) -> list[Array | None]:
     d, y = some(ds[0]), ys[0]
-    return [y * (d - (d * y).sum(axis=a["axis"], keepdims=True))]
+    return [y * (d - (d * y).sum(axis=a["axis"], keepdims=True)), None][: len(xs)]
 
 
 @rule("LogSoftmax")

@@ -214,14 +214,25 @@ def ranking(c: Case) -> None:
 
 
 def softmax(c: Case) -> None:
-    x = c.input(DType.UINT8, 4, 45)
+    """Of 8 and 16 bits, with masks that broadcast and masks of rows that keep nothing."""
     k = np.arange(256)
     exponentials = np.rint(2.0**16 * np.exp(-0.05 * k)).astype(np.int64)
-    reciprocals = np.rint(2.0**39 / (256 + k + 0.5)).astype(np.int64)
-    for axis, kind, zero in ((2, "uint8", 0), (1, "int8", -128)):
-        c.node(
-            "qir.Softmax", x, c.constant(exponentials), c.constant(reciprocals), axis=axis, zero_point=zero, dtype=kind
-        )
+    high, low = (np.rint(2.0**30 * np.exp(-s * k)).astype(np.int64) for s in (256 * 4e-4, 4e-4))
+    reciprocal = c.constant(np.rint(2.0**39 / (256 + k + 0.5)).astype(np.int64))
+    for source, axis, kind, zero in (
+        (DType.UINT8, 2, "uint8", 0), (DType.INT8, 1, "int8", -128), (DType.INT16, -1, "uint8", 0),
+        (DType.UINT16, 1, "int8", -128),
+    ):  # fmt: skip
+        x = c.input(source, 4, 45)
+        wide = source.bits > 8
+        table, fine = c.constant(high if wide else exponentials), c.constant(low) if wide else None
+        attrs: dict[str, Any] = {"axis": axis, "zero_point": zero, "dtype": kind}
+        c.node("qir.Softmax", x, table, reciprocal, None, fine, **attrs)
+        rows, columns = c.rng.random((4, 1)) < 0.5, c.rng.random(45) < 0.5
+        c.node("qir.Softmax", x, table, reciprocal, c.constant(rows | columns, np.bool_), fine, **attrs)
+        c.node("qir.Softmax", x, table, reciprocal, c.constant(columns, np.bool_), fine, **attrs)
+        computed = c.node("Less", c.input(DType.INT8, 1, 45), c.constant(3, np.int8))
+        c.node("qir.Softmax", x, table, reciprocal, computed, fine, **attrs)
 
 
 def channels_last(c: Case) -> None:

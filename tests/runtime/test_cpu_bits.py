@@ -320,14 +320,22 @@ def test_many_narrow_groups() -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8"])
-def test_softmax_along_any_axis(dtype: str) -> None:
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16"])
+def test_softmax_along_any_axis_with_masks(dtype: str) -> None:
     net = Net(18, "N", 7, 5, 11, dtype=dtype)
-    exps = np.rint(2.0**16 * np.exp(-0.05 * np.arange(256))).astype(np.int64)
-    reciprocals = np.rint(2.0**39 / (256 + np.arange(256) + 0.5)).astype(np.int64)
-    tables = [net.const(exps), net.const(reciprocals)]
-    outs = [net.op("qir.Softmax", [net.x, *tables], axis=a, zero_point=z, dtype=d)
-            for a, z, d in ((1, 0, "uint8"), (-1, -128, "int8"), (2, 0, "uint8"))]  # fmt: skip
+    wide, i = dtype.endswith("16"), np.arange(256)
+    scales = (256 * 3e-4, 3e-4) if wide else (0.05,)
+    tables = [net.const(np.rint(2.0 ** (30 if wide else 16) * np.exp(-s * i)).astype(np.int64)) for s in scales]
+    reciprocal = net.const(np.rint(2.0**39 / (256 + i + 0.5)).astype(np.int64))
+    columns, rows = net.rng.random(11) < 0.5, net.rng.random((7, 1, 1)) < 0.5
+    masks = [
+        None, net.const(columns), net.const(rows), net.const(np.zeros((5, 11), bool)), net.const(rows & columns),
+        net.op("Less", [net.x, net.const(np.asarray(net.x.dtype.hi // 2, dtype))]),
+    ]  # fmt: skip
+    outs = [
+        net.op("qir.Softmax", [net.x, tables[0], reciprocal, mask, *tables[1:]], axis=a, zero_point=z, dtype=d)
+        for mask in masks for a, z, d in ((1, 0, "uint8"), (-1, -128, "int8"), (2, 0, "uint8"))
+    ]  # fmt: skip
     check(net, outs)
 
 

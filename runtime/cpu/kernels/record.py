@@ -30,7 +30,8 @@ STEP_WIDTH = 48
     M_INDICES,
     M_OTHER,
     M_OTHER_STRIDES,
-) = range(16, 30)
+    MASKED,
+) = range(16, 31)
 
 (
     GEMM,

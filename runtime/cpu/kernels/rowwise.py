@@ -13,6 +13,7 @@ from .movement import line_offset, lines_of
 from .record import (  # fmt: skip
     CHUNKS,
     I8,
+    I16,
     M_DST,
     M_DST_STRIDES,
     M_DTYPE,
@@ -26,33 +27,54 @@ from .record import (  # fmt: skip
     M_SRC,
     M_SRC_STRIDES,
     M_ZERO_POINT,
+    MASKED,
     RANK,
+    U8,
 )
+
+DROPPED = -65536
+"""Below what 16 bits hold: where a mask drops an element."""
 
 
 @njit(nogil=True)
 def softmax_chunk(step: Any, chunk: int, pointers: Any) -> None:
-    """qir.Softmax along the innermost axis  [docs/arithmetic.md 9]; M_SCALE, M_INDICES: refs to the int64 tables."""
+    """qir.Softmax along the innermost axis  [docs/arithmetic.md 9, 9b].
+
+    M_SCALE, M_INDICES: refs to the int64 tables, that of the low bytes behind that of the high ones for 16 bits.
+    M_OTHER, M_OTHER_STRIDES: the mask, where MASKED.
+    """
     rank = step[RANK]
     lines = lines_of(step, pointers)
     n = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)[rank - 1]
     d_stride = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), rank, np.int64)[rank - 1]
     s_stride = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), rank, np.int64)[rank - 1]
-    exps = carray(as_pointer(address(pointers, step[M_SCALE])), 256, np.int64)
+    k_stride = carray(as_pointer(address(pointers, step[M_OTHER_STRIDES])), rank, np.int64)[rank - 1]
+    exps = carray(as_pointer(address(pointers, step[M_SCALE])), 512, np.int64)
     reciprocals = carray(as_pointer(address(pointers, step[M_INDICES])), 256, np.int64)
-    src, dst = address(pointers, step[M_SRC]), address(pointers, step[M_DST])
-    # signed bytes keep their order when their top bit is flipped; only differences matter
-    flip = np.uint8(128 if step[M_DTYPE] == I8 else 0)
+    src, dst, mask = address(pointers, step[M_SRC]), address(pointers, step[M_DST]), address(pointers, step[M_OTHER])
+    code, masked = step[M_DTYPE], step[MASKED] != 0
     zero, lo, hi = step[M_ZERO_POINT], step[M_LO], step[M_HI]
+    row = np.empty(n, np.int64)
     for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
-        x = carray(as_pointer(src + line_offset(step, pointers, line, M_SRC_STRIDES)), (n - 1) * s_stride + 1, np.uint8)
+        read_row(row, src + line_offset(step, pointers, line, M_SRC_STRIDES), s_stride, code)
         y = carray(as_pointer(dst + line_offset(step, pointers, line, M_DST_STRIDES)), (n - 1) * d_stride + 1, np.uint8)
-        top = np.int64(0)
+        if masked:
+            at = mask + line_offset(step, pointers, line, M_OTHER_STRIDES)
+            keep = carray(as_pointer(at), (n - 1) * k_stride + 1, np.uint8)
+            for i in range(n):
+                if keep[i * k_stride] == 0:
+                    row[i] = DROPPED
+        top = np.int64(DROPPED)
         for i in range(n):
-            top = max(top, np.int64(x[i * s_stride] ^ flip))
+            top = max(top, row[i])
         total = np.int64(0)
         for i in range(n):
-            total += exps[top - np.int64(x[i * s_stride] ^ flip)]
+            e = np.int64(0)
+            if row[i] != DROPPED:
+                d = top - row[i]
+                e = exps[d] if code <= I8 else (exps[d >> 8] * exps[256 + (d & 255)] + (np.int64(1) << 43)) >> 44
+            row[i] = e
+            total += e
         p = np.int64(0)
         for k in range(17, 31):
             if total >= np.int64(1) << k:
@@ -63,9 +85,30 @@ def softmax_chunk(step: Any, chunk: int, pointers: Any) -> None:
         r1 = (r0 * ((np.int64(1) << 32) - t)) >> 31
         half = np.int64(1) << (38 + p)
         for i in range(n):
-            e = exps[top - np.int64(x[i * s_stride] ^ flip)]
-            v = ((e * r1 + half) >> (39 + p)) + zero
+            v = ((row[i] * r1 + half) >> (39 + p)) + zero
             y[i * d_stride] = np.uint8(min(max(v, lo), hi) & 255)
+
+
+@njit(nogil=True)
+def read_row(row: Any, at: int, stride: int, code: int) -> None:
+    """Elements `stride` bytes apart, as int64."""
+    span = (len(row) - 1) * stride + 2
+    if code == I8:
+        i8 = carray(as_pointer(at), span, np.int8)
+        for i in range(len(row)):
+            row[i] = i8[i * stride]
+    elif code == U8:
+        u8 = carray(as_pointer(at), span, np.uint8)
+        for i in range(len(row)):
+            row[i] = u8[i * stride]
+    elif code == I16:
+        i16 = carray(as_pointer(at), span, np.int16)
+        for i in range(len(row)):
+            row[i] = i16[i * (stride >> 1)]
+    else:
+        u16 = carray(as_pointer(at), span, np.uint16)
+        for i in range(len(row)):
+            row[i] = u16[i * (stride >> 1)]
 
 
 @njit(nogil=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from qir.graph import Node
+from qir.ops.integer_softmax import FINE, KEEP
 from qir.ops.padding import pad_widths
 
 from ...compile.tensors import View, dense_view
@@ -27,6 +29,7 @@ from ..kernels.record import (  # fmt: skip
     M_SRC,
     M_SRC_STRIDES,
     M_ZERO_POINT,
+    MASKED,
     OP,
     PRODUCT,
     RANK,
@@ -42,28 +45,39 @@ def _vector(values: Sequence[int]) -> Ref:
 
 def emit_softmax(b: Builder, node: Node) -> bool:
     x, out = node.input(0), node.output
-    tables = [node.input(i).data for i in (1, 2)]
-    if x.data is not None or x.dtype.bits != 8 or out.dtype.bits != 8 or tables[0] is None or tables[1] is None:
+    mask, fine = node.optional(KEEP), node.optional(FINE)
+    tables = [v.data for v in (node.input(1), fine, node.input(2)) if v is not None]
+    if x.data is not None or x.dtype.bits not in (8, 16) or out.dtype.bits != 8 or any(t is None for t in tables):
         return False
     axis = node.attrs["axis"] % x.type.rank
     source = b.view(x)
     order = (*(a for a in source.order if a != axis), axis)
     source = source.reordered(order)
     target = b.destination(out, b.preferred_order(out)).reordered(order)
+    keep = source if mask is None else _broadcast(b.view(mask), source)
     lines = math.prod(source.shape[:-1])
+    *exponentials, reciprocals = (np.asarray(t, np.int64) for t in tables)
     b.add(
         Step(
             {
                 OP: SOFTMAX, CHUNKS: b.chunks(lines, source.size, 2048), M_SRC: ref(source), M_DST: ref(target),
                 M_SHAPE: _vector(source.shape), M_SRC_STRIDES: _vector(source.strides),
                 M_DST_STRIDES: _vector(target.strides), M_DTYPE: b.code(source), RANK: source.rank,
-                M_SCALE: constant(tables[0].astype(np.int64)), M_INDICES: constant(tables[1].astype(np.int64)),
+                M_SCALE: constant(np.concatenate(exponentials)), M_INDICES: constant(reciprocals),
                 M_ZERO_POINT: node.attrs["zero_point"], M_LO: out.dtype.lo, M_HI: out.dtype.hi,
+                M_OTHER: ref(keep), M_OTHER_STRIDES: _vector(keep.strides), MASKED: int(mask is not None),
             },
-            [], [source], [target], [node.name], node.op,
+            [], [source, *([] if mask is None else [keep])], [target], [node.name], node.op,
         )
     )  # fmt: skip
     return True
+
+
+def _broadcast(view: View, like: View) -> View:
+    """A view broadcast to another's logical shape, its axes in the other's order: strides of 0."""
+    extra = like.rank - view.rank
+    strides = [0] * extra + [0 if n == 1 else s for n, s in zip(view.logical_shape, view.logical_strides, strict=True)]
+    return replace(view, shape=like.shape, strides=tuple(strides[axis] for axis in like.order), order=like.order)
 
 
 def contiguous(b: Builder, view: View) -> View:

@@ -53,26 +53,36 @@ __global__ void reduce(Shape shape, View x, View y, Shape reduced, View over) {
     }
 }
 
-// Softmax of an 8-bit tensor along an axis of n elements `step` apart; one warp a row.            [docs/arithmetic.md 9]
-__global__ void softmax(Shape rows, View x, View y, s32 n, s64 x_step, s64 y_step, const s64* exponentials,
-                        const s64* reciprocals, s32 zero_point, s32 lo, s32 hi) {
+// e = E[d] of 8 bits; of 16, with a table of the low bytes, (E[d >> 8] fine[d & 255] + 2^43) >> 44.
+__device__ __forceinline__ s64 exponential(const s64* exponentials, const s64* fine, s64 d) {
+    return fine ? (exponentials[d >> 8] * fine[d & 255] + (s64(1) << 43)) >> 44 : exponentials[d];
+}
+
+// Softmax of a tensor of 8 or 16 bits along an axis of n elements `step` apart, of the positions where `keep` is not 0
+// if it is `masked`; one warp a row.                                                          [docs/arithmetic.md 9, 9b]
+__global__ void softmax(Shape rows, View x, View keep, View y, s32 n, s64 x_step, s64 keep_step, s64 y_step,
+                        const s64* exponentials, const s64* fine, const s64* reciprocals, s32 masked, s32 zero_point,
+                        s32 lo, s32 hi) {
     const int lane = threadIdx.x & 31;
     const s64 warps = s64(gridDim.x) * (blockDim.x >> 5);
     for (s64 i = s64(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5); i < rows.count; i += warps) {
         const Index at(rows, i);
-        const s64 from = position(x, at), to = position(y, at);
-        s64 top = load(x, from);
+        const s64 from = position(x, at), to = position(y, at), mask = position(keep, at);
+        s64 top = -65536;  // below what 16 bits hold: a row that keeps nothing has no exponentials at all
         for (int j = lane; j < n; j += 32) {
             const s64 v = load(x, from + j * x_step);
-            top = v > top ? v : top;
+            if (v > top && (!masked || load(keep, mask + j * keep_step))) top = v;
         }
-        for (int mask = 16; mask > 0; mask >>= 1) {
-            const s64 other = __shfl_xor_sync(0xffffffffu, top, mask);
+        for (int step = 16; step > 0; step >>= 1) {
+            const s64 other = __shfl_xor_sync(0xffffffffu, top, step);
             top = other > top ? other : top;
         }
         s64 sum = 0;
-        for (int j = lane; j < n; j += 32) sum += exponentials[top - load(x, from + j * x_step)];
-        for (int mask = 16; mask > 0; mask >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+        for (int j = lane; j < n; j += 32) {
+            if (masked && !load(keep, mask + j * keep_step)) continue;
+            sum += exponential(exponentials, fine, top - load(x, from + j * x_step));
+        }
+        for (int step = 16; step > 0; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
         int p = 0;
         for (int k = 17; k <= 30; ++k) p += sum >= (s64(1) << k);
         const s64 u = sum << (14 - p);
@@ -80,7 +90,9 @@ __global__ void softmax(Shape rows, View x, View y, s32 n, s64 x_step, s64 y_ste
         const s64 t = (u * r0) >> 30;
         const s64 r1 = (r0 * ((s64(1) << 32) - t)) >> 31;
         for (int j = lane; j < n; j += 32) {
-            const s64 e = exponentials[top - load(x, from + j * x_step)];
+            s64 e = 0;
+            if (!masked || load(keep, mask + j * keep_step))
+                e = exponential(exponentials, fine, top - load(x, from + j * x_step));
             put(y, to + j * y_step, clamp(((e * r1 + (s64(1) << (38 + p))) >> (39 + p)) + zero_point, lo, hi));
         }
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qir.graph import Node
+from qir.ops.integer_softmax import FINE, KEEP
 from qir.ops.windows import resolve_pads
 from qir.types import Array
 
@@ -168,19 +169,32 @@ def softmax(plan: Plan, group: Group) -> None:
     """qir.Softmax: a warp a row."""
     node = group.head
     x, y = plan.at(node.input(0)), plan.define(node.output)
-    tables = [plan.at(node.input(i)) for i in (1, 2)]
+    exponentials, reciprocals = (plan.at(node.input(i)) for i in (1, 2))
+    mask, fine = node.optional(KEEP), node.optional(FINE)
+    keep = x if mask is None else _broadcast(plan.at(mask), x.shape)
+    low_bytes = None if fine is None else plan.at(fine)
     axis = node.attrs["axis"] % len(x.shape)
-    rows_x, rows_y = _without(x, axis), _without(y, axis)
+    rows_x, rows_keep, rows_y = (_without(p, axis) for p in (x, keep, y))
     kind = node.output.dtype
     plan.elements(
         "softmax", rows_x.shape,
         lambda: [
-            rows_x.view(), rows_y.view(), scalar("i4", x.shape[axis]), scalar("i8", x.strides[axis]),
-            scalar("i8", y.strides[axis]), *(scalar("u8", t.storage.pointer) for t in tables),
+            rows_x.view(), rows_keep.view(), rows_y.view(), scalar("i4", x.shape[axis]),
+            *(scalar("i8", p.strides[axis]) for p in (x, keep, y)),
+            scalar("u8", exponentials.storage.pointer),
+            scalar("u8", 0 if low_bytes is None else low_bytes.storage.pointer),
+            scalar("u8", reciprocals.storage.pointer), scalar("i4", mask is not None),
             scalar("i4", node.attrs["zero_point"]), scalar("i4", kind.lo), scalar("i4", kind.hi),
         ],
         width=32,
     )  # fmt: skip
+
+
+def _broadcast(p: Placement, shape: tuple[int, ...]) -> Placement:
+    """p as a tensor of a shape that it broadcasts to: axes of stride 0."""
+    extra = len(shape) - len(p.shape)
+    strides = [0 if n == 1 else s for n, s in zip(p.shape, p.strides, strict=True)]
+    return Placement(p.storage, p.dtype, shape, (*[0] * extra, *strides), p.offset)
 
 
 def _select(
