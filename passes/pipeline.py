@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .calibration.correct_bias import analytic_means, empirical_means
 from .calibration.data import batches
 from .calibration.data_free import BATCH_NORM_TABLE, data_free_ranges
 from .manager import PassManager
+from .quantization.dry_run import check_lowering, placeholder_ranges
 from .quantization.lower_to_dyadic import LowerToDyadic
 from .quantization.ranges import Interval, Ranges
 from .recipes import Recipe, recipe_of
@@ -96,6 +97,7 @@ def run_recipe(
         feeds = list(feeds)  # a generator, for a recipe that goes over its data more than once
     prepared, report = recipe.prepare.run(graph)
     _check_layers(recipe, prepared)
+    check_lowering(prepared, replace(recipe.insert(placeholder_ranges(prepared)), weight_range="minmax"))
     calibration = PassReport("calibrate")
     start = time.perf_counter()
     means: Mapping[str, Array] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _HARMFUL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """What moves a terminal's cursor, colours or hides text or turns its direction; the line feed is not among it."""
@@ -22,8 +23,8 @@ class QirError(Exception):
 
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
         self.where, self.hint = where, hint
-        text = f"{where}: {message}" if where else message
-        super().__init__(escaped(f"{text} ({hint})" if hint else text, lines=True))
+        self.fact = f"{message} ({hint})" if hint else message
+        super().__init__(escaped(f"{where}: {self.fact}" if where else self.fact, lines=True))
 
 
 class ModelError(QirError):
@@ -56,6 +57,39 @@ class QuantizationError(QirError):
 
 class LoweringError(QuantizationError):
     """A float operator cannot leave the float world as it stands."""
+
+
+class RefusedError(UnsupportedError, LoweringError):
+    """All that cannot be lowered in one graph: `refusals`, an error each, in the order of the nodes."""
+
+    SHOWN = 20
+    """Lines of the message; `refusals` has them all."""
+
+    def __init__(self, refusals: Sequence[QirError]) -> None:
+        self.refusals = tuple(refusals)
+        kinds: dict[tuple[str, str], list[str]] = {}
+        for error in self.refusals:
+            where = error.where or ""
+            kinds.setdefault((where.split(" node ")[0], error.fact), []).append(where)
+        lines = [f"{nodes[0]}{_more(nodes)}: {fact}" if nodes[0] else fact for (_, fact), nodes in kinds.items()]
+        if len(lines) > self.SHOWN:
+            lines[self.SHOWN :] = [f"and {len(lines) - self.SHOWN} more"]
+        head = f"{len(self.refusals)} nodes cannot become integers"
+        super().__init__("\n  ".join([f"{head}:", *lines]) if len(self.refusals) > 1 else lines[0])
+        if len(self.refusals) == 1:
+            self.where, self.hint = self.refusals[0].where, self.refusals[0].hint
+
+
+def _more(nodes: list[str]) -> str:
+    return f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+
+
+def refuse(refusals: Sequence[QirError]) -> None:
+    """Raises what was found: nothing, the one error as it is, or a RefusedError of all."""
+    if len(refusals) == 1:
+        raise refusals[0]
+    if refusals:
+        raise RefusedError(refusals)
 
 
 class OverflowProofError(QuantizationError):

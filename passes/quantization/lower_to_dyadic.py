@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from qir.errors import LoweringError, QirError
+from qir.errors import LoweringError, QirError, UnsupportedError, refuse
 from qir.graph import Graph, Node, Stage, Value
-from qir.lowering import FREE, Clamped, Fixed, Form, Lowering, Plain, Quantized, Real
+from qir.lowering import FREE, Clamped, Deferred, Fixed, Form, Lowering, Plain, Quantized, Real
 from qir.ops import op_of
-from qir.types import DType, QuantParams
+from qir.types import DType, QuantParams, TensorType
 
 from ..manager import Pass
 from ..report import PassReport
@@ -34,13 +34,11 @@ class LowerToDyadic(Pass):
 
     def transform(self, graph: Graph) -> tuple[Graph, PassReport]:
         report = self.report()
-        target = Graph(graph.name, Stage.INTEGER)
-        target.metadata = dict(graph.metadata)
-        low = Lowering(graph, target)
-        for value in graph.inputs:
-            _bring_input(low, value)
+        low, target = _begin(graph)
+        refusals, lost = _walk(low, (LoweringError, UnsupportedError))
+        if lost:
+            refuse(refusals)
         for node in graph.nodes:
-            _lower(low, node)
             if not _is_quantizer(node):
                 report.rewrote(node.op, node.name)
         low.node = None
@@ -49,6 +47,63 @@ class LowerToDyadic(Pass):
         for note in low.notes:
             report.note(note)
         return target, report
+
+
+def refusals(graph: Graph) -> list[QirError]:
+    """Every node of a QDQ graph that has no integer form, whatever the scales are: an error each.
+
+    Errors that other scales would cure (a multiplier, an accumulator) are not among them.
+    """
+    low, _ = _begin(graph)
+    found, _ = _walk(low, (QirError,), go_on=True)
+    low.node = None
+    for value in graph.outputs:
+        try:
+            _border(low, value)
+        except QirError as error:
+            found.append(error)
+    return [e for e in found if isinstance(e, LoweringError | UnsupportedError)]
+
+
+def _begin(graph: Graph) -> tuple[Lowering, Graph]:
+    target = Graph(graph.name, Stage.INTEGER)
+    target.metadata = dict(graph.metadata)
+    low = Lowering(graph, target)
+    for value in graph.inputs:
+        _bring_input(low, value)
+    return low, target
+
+
+def _walk(low: Lowering, kept: tuple[type[QirError], ...], *, go_on: bool = False) -> tuple[list[QirError], set[Value]]:
+    """Every node to integers: the errors of the classes `kept`, and the values that have no form because of them.
+
+    A node behind a refused one is passed over, or with `go_on` sees tensors that stand for what was not computed.
+    Other errors are raised.
+    """
+    found: list[QirError] = []
+    lost: set[Value] = set()
+    for node in low.source.nodes:
+        if any(v in lost for v in node.inputs):
+            lost.update(node.outputs)
+            continue
+        try:
+            _lower(low, node)
+        except kept as error:
+            found.append(error)
+            for value in node.outputs:
+                if go_on:
+                    low.set(value, _stand_in(low, value))
+                else:
+                    lost.add(value)
+    return found, lost
+
+
+def _stand_in(low: Lowering, value: Value) -> Form:
+    """A form of the right type for a value that could not be computed."""
+    g = low.graph
+    if not value.dtype.is_float:
+        return Plain(g.add_input(g.fresh(value.name), value.type))
+    return Deferred(lambda q, _bounds, name: g.add_input(g.fresh(name), TensorType(q.dtype, value.shape, q)))
 
 
 def _is_quantizer(node: Node) -> bool:

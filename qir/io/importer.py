@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..errors import ModelError, QirError, UnsupportedError
+from ..errors import ModelError, QirError, TypeInferenceError, UnsupportedError, refuse
 from ..graph import Graph, Value
 from ..ops import op_of
 from ..types import Array, DType, TensorType
-from .adapters import Raw, adapt
+from .adapters import ADAPTERS, Raw, adapt
 from .foreign import lowering_of
 from .functions import DOMAIN, operator_of
 from .protos import DTYPE_ATTRS
@@ -31,6 +31,8 @@ class Importer:
         self.names = names
         self.values: dict[str, Value] = {v.name: v for v in graph.inputs}
         self.made: dict[str, Constant] = {}
+        self.refusals: list[QirError] = []
+        self.lost: set[str] = set()  # names that nothing computes, because a node was refused
 
     # -- what adapters ask (Scope) ------------------------------------------------------------
     def type(self, name: str) -> TensorType:
@@ -87,15 +89,26 @@ class Importer:
     def add(self, raw: Raw) -> None:
         """A node of the file with everything it stands for.
 
-        Raises UnsupportedError (operator, attribute), TypeInferenceError, naming the node.
+        What cannot be taken (an operator, an attribute, shapes that do not fit) is kept in `refusals`, and the nodes
+        behind it are passed over, so that `finish` can say all of it.  Raises ModelError, naming the node.
         """
+        if not self.lost.isdisjoint(raw.inputs):
+            self.lost.update(n for n in raw.outputs if n)
+            try:
+                if raw.domain in STANDARD and raw.op not in ADAPTERS:
+                    op_of(raw.op)
+            except UnsupportedError as error:
+                self.refusals.append(UnsupportedError(str(error), where=str(raw)))
+            return
         try:
             for node in self._expand(raw):
                 self._emit(node)
         except QirError as error:
-            if error.where is None:
-                raise type(error)(str(error), where=str(raw), hint=None) from error
-            raise
+            located = error if error.where is not None else type(error)(str(error), where=str(raw), hint=None)
+            if not isinstance(error, UnsupportedError | TypeInferenceError):
+                raise located from error
+            self.refusals.append(located)
+            self.lost.update(n for n in raw.outputs if n)
         except (ValueError, IndexError, TypeError, KeyError, OverflowError) as error:
             raise ModelError(f"is malformed: {error}", where=str(raw)) from error
 
@@ -136,7 +149,11 @@ class Importer:
             self.values[name] = value
 
     def finish(self, outputs: list[str]) -> None:
-        """Set the outputs and drop what they do not need."""
+        """Set the outputs and drop what they do not need.
+
+        Raises UnsupportedError or TypeInferenceError where one node was refused, RefusedError where several were.
+        """
+        refuse(self.refusals)
         self.graph.set_outputs([self.value(n) for n in outputs])
         self.graph.prune()
 
