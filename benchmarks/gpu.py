@@ -63,7 +63,7 @@ class Ours:
         y = self.session.run({self.name: x})[self.output]
         if hasattr(self.device, "cupy"):
             return self.device.cupy.asarray(x), self.device.cupy.asarray(y)
-        from qir.runtime.cuda.emulated import EmulatedTensor
+        from qir.runtime.cuda.device.emulated import EmulatedTensor
 
         return tuple(EmulatedTensor(a.shape, a.dtype).set(a) for a in (x, y))  # type: ignore[return-value]
 
@@ -222,11 +222,11 @@ def main() -> int:
         return 0
     if not args.table:
         if args.device == "emulated":
-            from qir.runtime.cuda.emulated import EmulatedDevice
+            from qir.runtime.cuda.device.emulated import EmulatedDevice
 
             device: Any = EmulatedDevice()
         else:
-            from qir.runtime.cuda.cupy_device import CupyDevice
+            from qir.runtime.cuda.device.cupy_device import CupyDevice
 
             device = CupyDevice()
         code = measure(args, device)

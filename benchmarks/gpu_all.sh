@@ -81,9 +81,9 @@ machine() {
     nvidia-smi || true
     "$python" - "$device" "$out" <<'PY'
 import sys
-from qir.runtime.cuda.emulated import EmulatedDevice
+from qir.runtime.cuda.device.emulated import EmulatedDevice
 if sys.argv[1] == "gpu":
-    from qir.runtime.cuda.cupy_device import CupyDevice
+    from qir.runtime.cuda.device.cupy_device import CupyDevice
     device = CupyDevice()
 else:
     device = EmulatedDevice(architecture="90a")

@@ -130,10 +130,10 @@ def prepare(args: argparse.Namespace) -> int:
 
 def device_of(args: argparse.Namespace) -> Any:
     if args.device == "emulated":
-        from qir.runtime.cuda.emulated import EmulatedDevice
+        from qir.runtime.cuda.device.emulated import EmulatedDevice
 
         return EmulatedDevice()
-    from qir.runtime.cuda.cupy_device import CupyDevice
+    from qir.runtime.cuda.device.cupy_device import CupyDevice
 
     return CupyDevice()
 

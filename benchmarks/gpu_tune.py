@@ -25,10 +25,10 @@ TABLES = HERE.parent / "runtime" / "cuda" / "tables"
 
 def device_of(name: str) -> Any:
     if name == "emulated":
-        from qir.runtime.cuda.emulated import EmulatedDevice
+        from qir.runtime.cuda.device.emulated import EmulatedDevice
 
         return EmulatedDevice(clock=lambda launch: 1e-6)
-    from qir.runtime.cuda.cupy_device import CupyDevice
+    from qir.runtime.cuda.device.cupy_device import CupyDevice
 
     return CupyDevice()
 

@@ -26,11 +26,11 @@ import numpy as np
 
 from qir import DType
 from qir.runtime import Session
-from qir.runtime.cuda.choices import Choice
-from qir.runtime.cuda.cupy_device import CupyDevice
-from qir.runtime.cuda.emulated import EmulatedDevice
-from qir.runtime.cuda.kernels import ConvTile, instances
-from qir.runtime.cuda.plan import Packed, Plan
+from qir.runtime.cuda.device.cupy_device import CupyDevice
+from qir.runtime.cuda.device.emulated import EmulatedDevice
+from qir.runtime.cuda.instances import ConvTile, instances
+from qir.runtime.cuda.planner.choices import Choice
+from qir.runtime.cuda.planner.plan import Packed, Plan
 from qir.runtime.cuda.runner import Runner
 from qir.testing.integer import IntegerCase
 

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from qir.runtime.cuda.compile_report import compile_all, kept_usage, table
-from qir.runtime.cuda.nvrtc import Nvrtc
+from qir.runtime.cuda.device.compile_report import compile_all, kept_usage, table
+from qir.runtime.cuda.device.nvrtc import Nvrtc
 
 
 def main() -> None:

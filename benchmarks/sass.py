@@ -26,11 +26,11 @@ import numpy as np
 import qir
 from qir import models
 from qir.errors import BackendError
-from qir.runtime.cuda.choices import Choice
-from qir.runtime.cuda.emulated import EmulatedDevice
-from qir.runtime.cuda.kernels import ConvTile
-from qir.runtime.cuda.nvrtc import Nvrtc, usage
-from qir.runtime.cuda.plan import Packed, Plan
+from qir.runtime.cuda.device.emulated import EmulatedDevice
+from qir.runtime.cuda.device.nvrtc import Nvrtc, usage
+from qir.runtime.cuda.instances import ConvTile
+from qir.runtime.cuda.planner.choices import Choice
+from qir.runtime.cuda.planner.plan import Packed, Plan
 from qir.runtime.cuda.program import Program
 
 DRAM, TENSOR, ISSUE = 4.3e12, 1.6e15, 132 * 2.3 * 1.98e9

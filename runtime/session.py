@@ -98,7 +98,7 @@ def default_backend(graph: Graph) -> str:
     """
     if graph.stage is Stage.INTEGER:
         if find_spec("cupy") is not None:
-            from .cuda.cupy_device import find_gpu
+            from .cuda.device.cupy_device import find_gpu
 
             try:
                 find_gpu()

@@ -71,7 +71,7 @@ def two_convs() -> Callable[..., Graph]:
 def gpu() -> object:
     """An NVIDIA GPU as a device of the CUDA runtime."""
     from qir.errors import BackendError
-    from qir.runtime.cuda.cupy_device import CupyDevice
+    from qir.runtime.cuda.device.cupy_device import CupyDevice
 
     try:
         return CupyDevice()

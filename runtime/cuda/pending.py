@@ -9,7 +9,7 @@ import numpy as np
 
 from qir.types import Array
 
-from .device import Event
+from .device.interface import Event
 
 
 class Pending:

@@ -8,8 +8,8 @@ from qir.cost import macs
 from qir.graph import Node
 
 from ..profile import Profile, Row
-from .device import Launch
-from .fusion import Group
+from .device.interface import Launch
+from .planner.fusion import Group
 from .runner import Runner
 
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from qir.types import Array
 
-from .device import Event, HostMemory, Recording, Tensor
+from .device.interface import Event, HostMemory, Recording, Tensor
 from .pending import Pending
-from .placement import Placement, Storage
-from .plan import Plan
+from .planner.placement import Placement, Storage
+from .planner.plan import Plan
 
 SLOTS = 2
 """Staging buffers: while one batch computes, the next is on its way."""

@@ -17,9 +17,9 @@ from qir.types import Array
 from ..backend import Backend, batch_of
 from ..interchange import host_array, on_gpu
 from ..profile import Profile
-from .device import Device, Tensor
+from .device.interface import Device, Tensor
 from .pending import Pending
-from .plan import Packed, Plan
+from .planner.plan import Packed, Plan
 from .profile import profile
 from .runner import Runner
 from .tuning import Table, switched_on
@@ -54,7 +54,7 @@ class Cuda(Backend):
                 hint="run qir.quantize first",
             )
         if device is None:
-            from .cupy_device import CupyDevice
+            from .device.cupy_device import CupyDevice
 
             device = CupyDevice()
         self.graph = graph

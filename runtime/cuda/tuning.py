@@ -20,9 +20,9 @@ from typing import Any
 from qir.errors import BackendError
 from qir.graph import Node
 
-from .choices import Choice, Chooser
-from .cupy_modules import cache_folder, kernel_version
-from .plan import Plan
+from .device.cupy_modules import cache_folder, kernel_version
+from .planner.choices import Choice, Chooser
+from .planner.plan import Plan
 from .runner import Runner
 
 SWITCH = "QIR_CUDA_TUNE"

@@ -37,7 +37,7 @@ def check(graph: Graph, feeds: dict[str, Array]) -> None:
     want = Session(graph, "reference").run(feeds, outputs=names)
     sessions = {name: Session(graph, name) for name in ("onnxruntime", "cpu")}
     if COMPILER:
-        from qir.runtime.cuda.emulated import EmulatedDevice
+        from qir.runtime.cuda.device.emulated import EmulatedDevice
 
         sessions["cuda"] = Session(graph, "cuda", device=EmulatedDevice(1))
     for backend, session in sessions.items():

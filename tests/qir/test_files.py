@@ -128,8 +128,8 @@ def test_nothing_in_the_library_writes_in_place() -> None:
     known = {
         "qir/files.py", "qir/io/save.py", "qir/cli/run.py", "passes/mixed_precision/plots.py",
         "passes/calibration/stepper.py", "passes/hooks.py", "runtime/onnxruntime_session.py",  # folders of their own
-        "runtime/cuda/emulated.py", "runtime/cuda/tuning.py", "runtime/cuda/compile_report.py",
-        "runtime/cuda/cupy_modules.py",  # caches: each renames its own fresh file
+        "runtime/cuda/device/emulated.py", "runtime/cuda/tuning.py", "runtime/cuda/device/compile_report.py",
+        "runtime/cuda/device/cupy_modules.py",  # caches: each renames its own fresh file
         "models/train_digits.py",
     }  # fmt: skip
     found = {

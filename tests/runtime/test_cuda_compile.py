@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from qir.errors import BackendError
-from qir.runtime.cuda import nvrtc
-from qir.runtime.cuda.compile_report import compile_all, complaints, table
-from qir.runtime.cuda.kernels import ARCHITECTURES, Kernel, compiled
-from qir.runtime.cuda.nvrtc import Nvrtc, Usage
+from qir.runtime.cuda.device import nvrtc
+from qir.runtime.cuda.device.compile_report import compile_all, complaints, table
+from qir.runtime.cuda.device.nvrtc import Nvrtc, Usage
+from qir.runtime.cuda.instances import ARCHITECTURES, Kernel, compiled
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "kernels.md"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qir import DType, Value
-from qir.runtime.cuda.emulated import EmulatedDevice
+from qir.runtime.cuda.device.emulated import EmulatedDevice
 from qir.runtime.session import Session
 from qir.testing.integer import IntegerCase as Case
 

@@ -18,11 +18,11 @@ import pytest
 
 from qir.errors import BackendError, DataError
 from qir.graph import Graph
-from qir.runtime.cuda import cupy_modules
-from qir.runtime.cuda.cupy_streams import Handle, handle_of
-from qir.runtime.cuda.emulated import EmulatedDevice, GuardedMemory
-from qir.runtime.cuda.emulated_stream import EmulatedEvent, EmulatedStream
-from qir.runtime.cuda.kernels import INSTANCES
+from qir.runtime.cuda.device import cupy_modules
+from qir.runtime.cuda.device.cupy_streams import Handle, handle_of
+from qir.runtime.cuda.device.emulated import EmulatedDevice, GuardedMemory
+from qir.runtime.cuda.device.emulated_stream import EmulatedEvent, EmulatedStream
+from qir.runtime.cuda.instances import INSTANCES
 from qir.runtime.session import Session
 
 needs_compiler = pytest.mark.skipif(
@@ -193,7 +193,7 @@ class StandIn(ModuleType):
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., StandIn]:
-    import qir.runtime.cuda.cupy_device as layer
+    import qir.runtime.cuda.device.cupy_device as layer
 
     def build(**options: Any) -> StandIn:
         made = StandIn(**options)
@@ -292,7 +292,7 @@ def test_tensors_of_other_packages(stand_in: Callable[..., StandIn], two_convs: 
 
 @needs_compiler
 def test_page_locked_memory_is_told_apart(stand_in: Callable[..., StandIn]) -> None:
-    from qir.runtime.cuda.cupy_device import CupyDevice
+    from qir.runtime.cuda.device.cupy_device import CupyDevice
 
     stand_in()
     device = CupyDevice()
@@ -303,7 +303,7 @@ def test_page_locked_memory_is_told_apart(stand_in: Callable[..., StandIn]) -> N
 @needs_compiler
 def test_ceilings_are_the_data_sheet_s(stand_in: Callable[..., StandIn]) -> None:
     """H200: 1,979 TOP/s of dense int8, 4.8 TB/s; the boost clock is a little above the sheet's."""
-    from qir.runtime.cuda.cupy_device import CupyDevice
+    from qir.runtime.cuda.device.cupy_device import CupyDevice
 
     stand_in()
     tops, gbs = CupyDevice().ceilings()
@@ -358,7 +358,7 @@ def test_failures_of_the_driver_name_the_kernel(
 @needs_compiler
 def test_memory_is_free_of_earlier_work(stand_in: Callable[..., StandIn]) -> None:
     """CuPy's pool hands on what was freed in the order of the current stream; plans are run on any."""
-    from qir.runtime.cuda.cupy_device import CupyDevice
+    from qir.runtime.cuda.device.cupy_device import CupyDevice
 
     cupy = stand_in()
     device, side = CupyDevice(), cupy.cuda.Stream()

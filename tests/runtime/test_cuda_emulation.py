@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 def compare(case: Case, order: int) -> None:
     """Every value of the graph, then only the outputs (fused), against the reference."""
-    from qir.runtime.cuda.emulated import EmulatedDevice
+    from qir.runtime.cuda.device.emulated import EmulatedDevice
 
     values = [v for n in case.graph.nodes for v in n.outputs]
     case.graph.set_outputs([v for v in values if not v.uses()])
@@ -88,7 +88,7 @@ def test_border() -> None:
 @pytest.mark.parametrize("kind", [DType.INT4, DType.UINT4])
 def test_tables_of_four_bits_have_an_entry_for_every_byte(kind: DType, axis: int | None) -> None:
     """Chunks past the last channel hold whatever was there before: bytes, not four bits."""
-    from qir.runtime.cuda.emulated import EmulatedDevice
+    from qir.runtime.cuda.device.emulated import EmulatedDevice
 
     case = Case(4, 2)
     x = case.requantize(case.conv(case.input(DType.UINT8, 3, 5, 5), 20, (3, 3)), kind)
@@ -108,8 +108,8 @@ def test_tables_of_four_bits_have_an_entry_for_every_byte(kind: DType, axis: int
 def test_images_past_32_bits_are_refused() -> None:
     """A plan needs no memory yet: 2^31 cells of 16 channels, and one more."""
     from qir.errors import BackendError
-    from qir.runtime.cuda.emulated import EmulatedDevice
-    from qir.runtime.cuda.plan import Packed, Plan
+    from qir.runtime.cuda.device.emulated import EmulatedDevice
+    from qir.runtime.cuda.planner.plan import Packed, Plan
 
     case, device = Case(0, 1), EmulatedDevice()
     case.graph.set_outputs([case.conv(case.input(DType.INT8, 32, 32, 32), 8, (3, 3))])
@@ -125,7 +125,7 @@ def test_images_past_32_bits_are_refused() -> None:
 
 def test_an_index_out_of_range_stays_inside() -> None:
     """ONNX leaves it open; on a GPU one wild read ends the process's context."""
-    from qir.runtime.cuda.emulated import EmulatedDevice
+    from qir.runtime.cuda.device.emulated import EmulatedDevice
 
     case = Case(2, 3)
     index = case.graph.add_input("index", TensorType(DType.INT64, ("N",)))
@@ -139,7 +139,7 @@ def test_an_index_out_of_range_stays_inside() -> None:
 
 def test_unknown_operator_is_an_error() -> None:
     from qir.errors import BackendError
-    from qir.runtime.cuda.emulated import EmulatedDevice
+    from qir.runtime.cuda.device.emulated import EmulatedDevice
 
     case = Case(0, 1)
     case.graph.set_outputs([case.node("Floor", case.graph.add_input("f", TensorType(DType.FLOAT32, ("N", 2))))])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from qir import DType, Value
-from qir.runtime.cuda.emulated import EmulatedDevice
-from qir.runtime.cuda.fusion import fuse
+from qir.runtime.cuda.device.emulated import EmulatedDevice
+from qir.runtime.cuda.planner.fusion import fuse
 from qir.runtime.session import Session
 from qir.testing.integer import IntegerCase as Case
 

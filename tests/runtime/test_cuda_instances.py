@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from qir import DType
-from qir.runtime.cuda.kernels import CONV_TILES, INSTANCES, ConvTile, Kernel
-from qir.runtime.cuda.plan import Plan
+from qir.runtime.cuda.instances import CONV_TILES, INSTANCES, ConvTile, Kernel
+from qir.runtime.cuda.planner.plan import Plan
 from qir.runtime.session import Session
 from qir.testing.integer import IntegerCase
 from qir.testing.integer_cases import BUILDERS
@@ -38,7 +38,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def compare(case: IntegerCase, order: int = 0, architecture: str = "80") -> None:
     """Every value, then the outputs alone (fused), against the reference."""
-    from qir.runtime.cuda.emulated import EmulatedDevice
+    from qir.runtime.cuda.device.emulated import EmulatedDevice
 
     values = [v for n in case.graph.nodes for v in n.outputs]
     case.graph.set_outputs([v for v in values if not v.uses()])

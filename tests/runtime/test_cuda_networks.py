@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def compare(graph: Graph, feeds: dict[str, Array]) -> None:
-    from qir.runtime.cuda.emulated import EmulatedDevice
+    from qir.runtime.cuda.device.emulated import EmulatedDevice
 
     want = Session(graph, "reference").run(feeds)
     got = Session(graph, "cuda", device=EmulatedDevice(1)).run(feeds)

@@ -13,8 +13,8 @@ import qir
 from qir import DType
 from qir.passes.mixed_precision.cost_model import format_bits
 from qir.passes.mixed_precision.search import load_latency
-from qir.runtime.cuda.device import Launch
-from qir.runtime.cuda.emulated import EmulatedDevice
+from qir.runtime.cuda.device.emulated import EmulatedDevice
+from qir.runtime.cuda.device.interface import Launch
 from qir.runtime.cuda.session import Cuda
 from qir.runtime.measure.latency import latency_table
 from qir.runtime.session import Session

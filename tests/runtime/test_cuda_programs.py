@@ -36,7 +36,7 @@ def layer(seed: int, scale: tuple[float, float], middle: DType, other: DType, ou
 
 def programs(case: IntegerCase, order: int, architecture: str) -> set[Program]:
     """Compares a graph with the reference; the programs of its launches."""
-    from qir.runtime.cuda.emulated import EmulatedDevice
+    from qir.runtime.cuda.device.emulated import EmulatedDevice
 
     want = Session(case.graph, "reference").run(case.feeds)
     session = Session(case.graph, "cuda", device=EmulatedDevice(order, architecture=architecture))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qir.errors import BackendError
-from qir.runtime.cuda.kernels import specialised, wgmma_tile
+from qir.runtime.cuda.instances import specialised, wgmma_tile
 from qir.runtime.cuda.program import PLAIN, STREAM, Program
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

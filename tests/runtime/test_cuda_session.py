@@ -18,8 +18,8 @@ import pytest
 
 from qir.errors import BackendError, DataError
 from qir.graph import Graph
-from qir.runtime.cuda.emulated import EmulatedDevice, EmulatedTensor
-from qir.runtime.cuda.emulated_stream import EmulatedStream
+from qir.runtime.cuda.device.emulated import EmulatedDevice, EmulatedTensor
+from qir.runtime.cuda.device.emulated_stream import EmulatedStream
 from qir.runtime.cuda.runner import PATIENCE
 from qir.runtime.session import Session
 from qir.types import Array

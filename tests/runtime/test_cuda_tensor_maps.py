@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qir.errors import BackendError
-from qir.runtime.cuda.tensor_maps import BYTES, encode, fits, image_map
+from qir.runtime.cuda.device.tensor_maps import BYTES, encode, fits, image_map
 
 SQUARE = {
     "batch": 5, "height": 14, "width": 14, "out_height": 7, "out_width": 7, "kernel_h": 3, "kernel_w": 3,

@@ -13,12 +13,12 @@ import pytest
 from qir import DType
 from qir.errors import BackendError
 from qir.runtime.cuda import tuning
-from qir.runtime.cuda.choices import Choice, candidates, first
-from qir.runtime.cuda.cupy_modules import kernel_version
-from qir.runtime.cuda.device import ImageMap, Launch
-from qir.runtime.cuda.emulated import EmulatedDevice, EmulatedRecording
-from qir.runtime.cuda.kernels import CONV_TILES, INSTANCES
-from qir.runtime.cuda.plan import Packed, Plan
+from qir.runtime.cuda.device.cupy_modules import kernel_version
+from qir.runtime.cuda.device.emulated import EmulatedDevice, EmulatedRecording
+from qir.runtime.cuda.device.interface import ImageMap, Launch
+from qir.runtime.cuda.instances import CONV_TILES, INSTANCES
+from qir.runtime.cuda.planner.choices import Choice, candidates, first
+from qir.runtime.cuda.planner.plan import Packed, Plan
 from qir.runtime.cuda.runner import Runner
 from qir.runtime.cuda.session import Cuda
 from qir.runtime.session import Session

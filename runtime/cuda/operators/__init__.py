@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from ..fusion import Group
-from ..plan import Plan
+from ..planner.fusion import Group
+from ..planner.plan import Plan
 from . import linear, logic, moving, pointwise, reducing
 
 OPERATORS: dict[str, Callable[[Plan, Group], None]] = {

@@ -11,9 +11,9 @@ from qir.errors import BackendError
 from qir.types import Array
 
 from ..arguments import EXTENT, KINDS, ROWS, record
-from ..kernels import kernel
-from ..placement import CHUNK, Placement, pixel_of_image
-from ..plan import Plan
+from ..instances import kernel
+from ..planner.placement import CHUNK, Placement, pixel_of_image
+from ..planner.plan import Plan
 
 KINDS_OF_CHUNKS = ("int8", "uint8", "int16", "uint16", "int32")
 

@@ -15,9 +15,9 @@ from qir.ops.addition import addition_constant
 from qir.types import Array, DType
 
 from ..arguments import EPILOGUE, record
-from ..fusion import Group
-from ..placement import CHUNK, Placement, pixel_of_image, pixel_of_rows
-from ..plan import Plan
+from ..planner.fusion import Group
+from ..planner.placement import CHUNK, Placement, pixel_of_image, pixel_of_rows
+from ..planner.plan import Plan
 from ..program import Program
 from .moving import copy
 

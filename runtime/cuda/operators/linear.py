@@ -12,13 +12,13 @@ from qir.errors import BackendError
 from qir.types import Array, DType
 
 from ..arguments import CONV, DEPTHWISE_CONV, DIRECT_CONV, EPILOGUE, record, scalar
-from ..choices import candidates, slices_of
-from ..fusion import Group
-from ..kernels import FOUR_BITS, MAPPED_ROWS, ConvTile, conv_tiles, kernel, specialised
-from ..placement import CHUNK, SMALL, Placement, pixel_of_image
-from ..plan import Plan
+from ..device.tensor_maps import SPANS, fits, image_map
+from ..instances import FOUR_BITS, MAPPED_ROWS, ConvTile, conv_tiles, kernel, specialised
+from ..planner.choices import candidates, slices_of
+from ..planner.fusion import Group
+from ..planner.placement import CHUNK, SMALL, Placement, pixel_of_image
+from ..planner.plan import Plan
 from ..program import PARTIAL_SUMS, Program
-from ..tensor_maps import SPANS, fits, image_map
 from .epilogue import epilogue
 from .moving import copy
 

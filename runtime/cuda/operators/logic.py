@@ -7,9 +7,9 @@ import numpy as np
 from qir.types import DType
 
 from ..arguments import scalar
-from ..fusion import Group
-from ..placement import Placement
-from ..plan import Plan
+from ..planner.fusion import Group
+from ..planner.placement import Placement
+from ..planner.plan import Plan
 
 EQUAL, LESS, LESS_OR_EQUAL, BOTH, EITHER = range(5)
 """enum Relation of logic.cu."""

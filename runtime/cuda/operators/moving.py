@@ -14,9 +14,9 @@ from qir.ops.base import dim_at
 from qir.types import Array
 
 from ..arguments import scalar
-from ..fusion import Group
-from ..placement import CHUNK, Placement, pixel_of_image, row_major
-from ..plan import Plan, shape_of
+from ..planner.fusion import Group
+from ..planner.placement import CHUNK, Placement, pixel_of_image, row_major
+from ..planner.plan import Plan, shape_of
 from .chunks import chunked
 
 WIDTHS = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}

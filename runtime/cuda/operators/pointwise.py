@@ -13,10 +13,10 @@ from qir.ops.requantize import params_of
 from qir.types import Array
 
 from ..arguments import GRID, KINDS, RANK, record, scalar
-from ..fusion import Group
-from ..kernels import kernel
-from ..placement import SMALL, Placement
-from ..plan import Plan
+from ..instances import kernel
+from ..planner.fusion import Group
+from ..planner.placement import SMALL, Placement
+from ..planner.plan import Plan
 from .chunks import chunked
 from .epilogue import constants
 

@@ -10,9 +10,9 @@ from qir.ops.windows import resolve_pads
 from qir.types import Array
 
 from ..arguments import RESCALE, WINDOW, record, scalar
-from ..fusion import Group
-from ..placement import Placement
-from ..plan import Plan, shape_of
+from ..planner.fusion import Group
+from ..planner.placement import Placement
+from ..planner.plan import Plan, shape_of
 from .chunks import chunked_windows
 from .moving import copy
 from .pointwise import rescale

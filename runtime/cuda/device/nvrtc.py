@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qir.errors import BackendError
 
-from .kernels import Kernel, sources
+from ..instances import Kernel, sources
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from qir.ops import op_of
 from qir.ops.base import dim_at
 from qir.types import Array
 
-from ..compile.tensors import assign_offsets
-from .arguments import RANK, SHAPE, record
+from ...compile.tensors import assign_offsets
+from ..arguments import RANK, SHAPE, record
+from ..device.interface import Device, Launch, Memory
+from ..instances import Kernel, kernel
 from .choices import Choice, Chooser, first
 from .concatenation import Home, homes
-from .device import Device, Launch, Memory
 from .fusion import Group, fuse
-from .kernels import Kernel, kernel
 from .placement import ALIGNMENT, CHUNK, Placement, Storage, place, row_major
 
 
@@ -52,7 +52,7 @@ class Plan:
 
     # -- compiling ----------------------------------------------------------------------------
     def _compile(self) -> None:
-        from .operators import OPERATORS
+        from ..operators import OPERATORS
 
         for value in self.graph.inputs:
             self.define(value)
@@ -110,7 +110,7 @@ class Plan:
 
     def _result(self, value: Value) -> Placement:
         """Where an output is fetched from: row-major, copied there if it lives in another layout."""
-        from .operators.moving import copy
+        from ..operators.moving import copy
 
         placement = self.at(value)
         if placement.contiguous:

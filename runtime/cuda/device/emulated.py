@@ -26,10 +26,10 @@ import numpy as np
 from qir.errors import BackendError, DataError
 from qir.types import Array
 
-from .arguments import TENSOR_MAP, record
-from .device import ImageMap, Launch, Tensor
+from ..arguments import TENSOR_MAP, record
+from ..instances import INSTANCES, Kernel, sources
 from .emulated_stream import EmulatedEvent, EmulatedStream
-from .kernels import INSTANCES, Kernel, sources
+from .interface import ImageMap, Launch, Tensor
 
 PAGE = mmap.PAGESIZE
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from .kernels import ARCHITECTURES, SHARED_LIMIT, Kernel, compiled, sources
+from ..instances import ARCHITECTURES, SHARED_LIMIT, Kernel, compiled, sources
 from .nvrtc import Nvrtc, Usage, usage
 
 JOB = 5

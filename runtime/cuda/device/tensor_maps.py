@@ -13,7 +13,7 @@ import numpy as np
 from qir.errors import BackendError
 from qir.types import Array
 
-from .device import ImageMap
+from .interface import ImageMap
 
 BYTES, ALIGNMENT = 128, 64
 SPANS = (128, 64)

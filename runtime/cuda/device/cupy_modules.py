@@ -17,7 +17,7 @@ from typing import Any
 
 from qir.errors import BackendError
 
-from .kernels import Kernel, sources
+from ..instances import Kernel, sources
 from .nvrtc import Nvrtc
 
 DEFAULT_SHARED = 48 << 10

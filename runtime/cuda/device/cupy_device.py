@@ -15,11 +15,11 @@ import numpy as np
 from qir.errors import BackendError, DataError
 from qir.types import Array
 
+from ...compile.tensors import dense_strides
+from ..instances import Kernel
 from .cupy_modules import Modules, architecture_of
 from .cupy_streams import CupyEvent, Handle, OnStream, handle_of
-from .device import ImageMap, Launch, Tensor
-from .kernels import Kernel
-from .placement import row_major
+from .interface import ImageMap, Launch, Tensor
 from .tensor_maps import driver, encode, switched_on
 
 OLDEST = 75
@@ -247,7 +247,7 @@ class CupyDevice:
                 self._join(Handle(int(interface["stream"])), stream)
             dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
             strides = interface.get("strides")
-            dense = strides is None or tuple(strides) == tuple(s * dtype.itemsize for s in row_major(shape))
+            dense = strides is None or tuple(strides) == dense_strides(shape, dtype.itemsize)
             return Tensor(int(interface["data"][0]), dtype, shape, dense, given)
 
     def _from_dlpack(self, given: Any, stream: Handle) -> Any:

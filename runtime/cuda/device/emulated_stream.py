@@ -38,7 +38,7 @@ class EmulatedStream:
 
 
 class EmulatedEvent:
-    """See `device.Event`. waits: how often a host thread waited, a number that all events of a device share."""
+    """See `interface.Event`. waits: how often a host thread waited, a number that all events of a device share."""
 
     def __init__(self, waits: list[int]) -> None:
         self._waits = waits

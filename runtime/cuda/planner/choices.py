@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .kernels import ConvTile, specialised
+from ..instances import ConvTile, specialised
 
 TARGET_BLOCKS = 264
 """Blocks that fill a large GPU (two for each of 132 multiprocessors)."""

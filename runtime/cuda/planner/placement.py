@@ -12,7 +12,7 @@ from qir.graph import Value
 from qir.ops.base import dim_at
 from qir.types import Array
 
-from .arguments import KINDS, RANK, VIEW, record
+from ..arguments import KINDS, RANK, VIEW, record
 
 ALIGNMENT = 256
 """Bytes: what the arena aligns storages to, and the slack kept after each so that 16-byte reads stay inside."""

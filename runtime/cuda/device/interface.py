@@ -14,7 +14,7 @@ import numpy as np
 from qir.graph import Node
 from qir.types import Array
 
-from .kernels import Kernel
+from ..instances import Kernel
 
 
 @dataclass(frozen=True)
