@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .quantization.lower_to_dyadic import LowerToDyadic
     from .quantization.pack_int4 import PackInt4
     from .quantization.ranges import Ranges
+    from .quantization.undo_qdq import UndoQdq
     from .recipes import Recipe
     from .report import PassReport, Report
     from .rounding.round_weights import RoundWeights
@@ -53,6 +54,7 @@ _MODULES: dict[str, str] = {
     "RoundWeights": "rounding.round_weights",
     "Simplify": "simplify.tidy",
     "StripSoftmax": "simplify.strip_softmax",
+    "UndoQdq": "quantization.undo_qdq",
     "calibrate": "calibration.collect",
     "collect": "calibration.collect",
     "data_free_ranges": "calibration.data_free",
@@ -67,7 +69,7 @@ _MODULES: dict[str, str] = {
 __all__ = [
     "AbsorbBias", "Balance", "CorrectBias", "Equalize", "FoldBatchNorm", "FoldNormalization", "Images", "InsertQdq",
     "LowerToDyadic", "PackInt4", "Pass", "PassManager", "PassReport", "Ranges", "Recipe", "Report", "RoundWeights",
-    "Simplify", "StripSoftmax",
+    "Simplify", "StripSoftmax", "UndoQdq",
     "calibrate", "collect", "data", "data_free_ranges", "quantize", "ranges_from", "recipes", "run_recipe",
 ]  # fmt: skip
 

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from qir.errors import DataError, QuantizationError, StageError
+from qir.errors import DataError, LoweringError, QuantizationError, StageError
 from qir.graph import Graph, Stage
 from qir.io import load
 from qir.ops import op_of
@@ -22,8 +22,10 @@ from .calibration.data import batches
 from .calibration.data_free import BATCH_NORM_TABLE, data_free_ranges
 from .manager import PassManager
 from .quantization.dry_run import check_lowering, placeholder_ranges
+from .quantization.given_grids import GIVEN_RANGES
 from .quantization.lower_to_dyadic import LowerToDyadic
 from .quantization.ranges import Interval, Ranges
+from .quantization.undo_qdq import UndoQdq
 from .recipes import Recipe, recipe_of
 from .report import PassReport, Report
 
@@ -55,6 +57,9 @@ def quantize(
 ) -> tuple[Graph, Report]:
     """(integer graph, report) of a float model, or of one quantized by others (QDQ), which is only lowered.
 
+    Where parts of a QDQ model are float (weight-only, dynamically quantized), it goes through the recipe, and its
+    weights keep the grids that they have.
+
     model: a Graph, or what `qir.load` takes.  data: what `passes.data.batches` takes; a recipe with method "bn" needs
     none.  recipe: a name, a .toml file or a Recipe; further keyword arguments change its options.
     ranges: earlier ranges, instead of calibration.  input_ranges: what inputs hold, where that is known (always for
@@ -65,15 +70,34 @@ def quantize(
     """
     if not isinstance(model, Graph):
         model = load(model, input_shapes=input_shapes)
-    if model.stage is Stage.QDQ:
-        return PassManager([LowerToDyadic()]).run(model)
     chosen = recipe_of(recipe).but(**overrides)
+    first = Report([])
+    if model.stage is Stage.QDQ:
+        model, first = lowered_or_float(model, data is not None or ranges is not None or not chosen.needs_data)
+        if model.stage is Stage.INTEGER:
+            return model, first
     known = Ranges.load(ranges) if isinstance(ranges, str | Path) else ranges
     feeds = None if data is None else batches(data, model, batch_size=batch_size, samples=samples)
     done = run_recipe(
         chosen, model, feeds, ranges=known, executor=executor, progress=progress, input_ranges=input_ranges
     )
-    return done.graph, done.report
+    return done.graph, first + done.report
+
+
+def lowered_or_float(graph: Graph, can_calibrate: bool) -> tuple[Graph, Report]:
+    """A QDQ graph as an integer graph where all of it is quantized, else as the float graph behind it (`UndoQdq`).
+
+    Raises LoweringError where parts of it are not quantized and nothing is there to calibrate them with.
+    """
+    try:
+        return PassManager([LowerToDyadic()]).run(graph)
+    except LoweringError as error:
+        if not can_calibrate:
+            hint = "only parts of the model are quantized: with calibration data the others are, too"
+            raise LoweringError(error.message, where=error.where, hint=hint) from error
+        result, report = PassManager([UndoQdq()]).run(graph)
+        report.passes[0].note(f"not quantized throughout, so calibrated: {error}")
+        return result, report
 
 
 def run_recipe(
@@ -119,8 +143,9 @@ def run_recipe(
         else:
             calibration.note("biases are not corrected: neither data nor batch-norm statistics")
     calibration.seconds = time.perf_counter() - start
-    if input_ranges:
-        ranges = ranges.updated(input_ranges)
+    given: Mapping[str, Interval] = {**prepared.tables.get(GIVEN_RANGES, {}), **(input_ranges or {})}
+    if given:
+        ranges = ranges.updated(given)
     steps = recipe.quantize(ranges, prepared, means, feeds).passes
     lowering = next(i for i, step in enumerate(steps) if isinstance(step, LowerToDyadic))
     qdq, second = PassManager(steps[:lowering]).run(prepared)

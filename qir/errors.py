@@ -22,7 +22,7 @@ class QirError(Exception):
     """
 
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
-        self.where, self.hint = where, hint
+        self.where, self.message, self.hint = where, message, hint
         self.fact = f"{message} ({hint})" if hint else message
         super().__init__(escaped(f"{where}: {self.fact}" if where else self.fact, lines=True))
 

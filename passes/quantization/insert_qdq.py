@@ -16,6 +16,7 @@ from qir.types import Array, DType, QuantParams
 from ..manager import Pass
 from ..report import PassReport
 from .align_scales import Key, Solution
+from .given_grids import KEPT_LAYERS, given_grid
 from .grids import affine, symmetric, unit_interval, whole
 from .placement import (
     NARROW,
@@ -269,19 +270,24 @@ class _Inserter:
         if self.options.per_channel:
             axis = channel_axis(node) if side else row_axis(node)
         try:
-            q = self.options.scales.get(w.name) or weight_grid(w.array(), bits, axis, self.options.weight_range)
+            q = self.options.scales.get(w.name)
+            given = None if q is not None else given_grid(self.graph, w, axis)
+            q = q or given or weight_grid(w.array(), bits, axis, self.options.weight_range)
         except QuantizationError as error:
             raise QuantizationError(str(error), where=f"{node} weights {w.name!r}") from None
         key = (w, q.axis, q)
         if key not in self.dequantized:
-            self.dequantized[key] = self.dequantize(w, q)
+            self.dequantized[key] = self.dequantize(w, q, q.quantize(w.array()) if given is not None else None)
         self.graph.set_input(node, side, self.dequantized[key])
-        self.report.rewrote(f"weights to {q.dtype}", node.name)
+        if given is not None:
+            self.graph.tables.setdefault(KEPT_LAYERS, {})[node.name] = q
+        self.report.rewrote(f"weights to {q.dtype}" if given is None else "weights kept", node.name)
 
-    def dequantize(self, w: Value, q: QuantParams) -> Value:
-        """A constant as its integers and a DequantizeLinear."""
+    def dequantize(self, w: Value, q: QuantParams, codes: Array | None) -> Value:
+        """A constant as its integers (`codes`, or the nearest on the grid) and a DequantizeLinear."""
         g = self.graph
-        ints = g.add_constant(f"{w.name}.q", quantize_weights(w.array(), q), q.dtype, q)
+        codes = quantize_weights(w.array(), q) if codes is None else codes
+        ints = g.add_constant(f"{w.name}.q", codes, q.dtype, q)
         scale, zero = self.constants(q, w.name, w)
         attrs = {"axis": q.axis} if q.axis is not None else {}
         return g.add_node("DequantizeLinear", [ints, scale, zero], attrs, outputs=[g.fresh(f"{w.name}.dq")]).output

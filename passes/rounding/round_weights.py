@@ -26,6 +26,7 @@ from qir.types import Array, QuantParams
 from ..calibration.correct_bias import CorrectBias
 from ..calibration.stepper import Stepper
 from ..manager import Pass
+from ..quantization.given_grids import KEPT_LAYERS
 from ..report import PassReport
 from .adaround import AdaRoundOptions, Samples, activation_after, adaround, identity
 from .error_feedback import Floats, Grid, Metric, Rounded, damped, round_rows, shifted_target
@@ -88,6 +89,8 @@ class RoundWeights(Pass):
             if not op_of(node.op).linear:
                 continue
             reason = _unfit(node, floats.get(node.name))
+            if node.name in graph.tables.get(KEPT_LAYERS, {}):
+                reason = "its weights' integers are given"
             if reason:
                 report.missed(self.name, node.name, reason)
             else:

@@ -12,9 +12,8 @@ from qir.errors import DataError, QuantizationError
 from qir.files import write_text
 from qir.graph import Graph, Stage
 from qir.io import save, strip_border
-from qir.passes import LowerToDyadic, PassManager
 from qir.passes.calibration.data import Batches, batches
-from qir.passes.pipeline import run_recipe
+from qir.passes.pipeline import lowered_or_float, run_recipe
 from qir.passes.prepare.fold_normalization import PIXELS, FoldNormalization
 from qir.passes.quantization.ranges import Ranges
 from qir.passes.recipe_files import as_toml
@@ -34,12 +33,17 @@ def main(args: argparse.Namespace) -> int:
     recipe = chosen(args)
     start = time.perf_counter()
     graph = data.load_model(args.model, args.input_shape)
+    ranges, first = None, Report([])
     if graph.stage is Stage.QDQ:
+        graph, first = lowered_or_float(graph, args.data is not None or not recipe.needs_data)
+    if graph.stage is Stage.INTEGER and first.passes:
         show.say("quantized already: only lowered to integers, with the scales it has")
-        integer, report = PassManager([LowerToDyadic()]).run(graph)
-        ranges = None
+        integer, report = graph, first
     else:
+        if first.passes:
+            show.say("quantized in part: its weights keep their integers, the rest is calibrated")
         integer, report, ranges = quantized(args, recipe, graph)
+        report = first + report
     save(integer, output, opset=args.opset, io=args.io)
     if args.ranges and ranges is not None:
         ranges.save(args.ranges)

@@ -47,7 +47,7 @@ def ort_run(proto: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
     return [np.asarray(v) for v in session.run(None, feeds)]
 
 
-# -- twins: one float model, quantized by onnxruntime in its two formats ------------------------------------------------------------
+# -- twins: one float model, quantized by onnxruntime in its two formats ----------------------------
 class Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, x: Array) -> None:
         self.batches: Iterator[Array] = iter(np.split(x, 4))
