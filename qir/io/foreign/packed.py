@@ -69,7 +69,7 @@ def _zero_points(scope: Scope, raw: Raw, n: int, blocks: int, bits: int) -> Arra
     """(n, blocks), uint8."""
     zero = scope.data(raw.input(3))
     if zero is None:
-        return np.full((n, blocks), 1 << (bits - 1), np.uint8)
+        return np.full((n, blocks), 2 ** (bits - 1), np.uint8)
     if zero.dtype != np.uint8:
         if not np.array_equal(zero, np.clip(np.rint(zero), 0, (1 << bits) - 1)):
             raise UnsupportedError("zero points that are no integers", where=str(raw))
