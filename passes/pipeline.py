@@ -96,7 +96,7 @@ def lowered_or_float(graph: Graph, can_calibrate: bool) -> tuple[Graph, Report]:
             hint = "only parts of the model are quantized: with calibration data the others are, too"
             raise LoweringError(error.message, where=error.where, hint=hint) from error
         result, report = PassManager([UndoQdq()]).run(graph)
-        report.passes[0].note(f"not quantized throughout, so calibrated: {error}")
+        report.passes[0].note(f"not quantized throughout, so calibrated: {str(error).splitlines()[0]}")
         return result, report
 
 
