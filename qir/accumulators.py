@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .errors import VerifyError, named
 from .graph import Graph
 from .ops import op_of
 
@@ -11,5 +12,6 @@ from .ops import op_of
 def check_accumulators(graph: Graph) -> Iterator[tuple[str, str]]:
     """Violations as (where, message)."""
     for node in graph.nodes:
-        for message in op_of(node.op).overflows(node):
-            yield str(node), message
+        with named(VerifyError, node, "its accumulator cannot be checked"):
+            for message in op_of(node.op).overflows(node):
+                yield str(node), message

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+FOREIGN = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+"""What broken data do to Python, NumPy and onnx."""
 
 _HARMFUL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """What moves a terminal's cursor, colours or hides text or turns its direction; the line feed is not among it."""
@@ -110,3 +114,37 @@ class ParseError(QirError):
 
 class BackendError(QirError):
     """A runtime backend is missing or cannot run this graph."""
+
+
+class named:
+    """In a `with`: what broken data do to Python, NumPy and onnx leaves as `error`, naming the place.
+
+    Errors of ours that name no place get it.  message: what is said before the exception's own words, made when needed.
+    """
+
+    def __init__(self, error: type[QirError], where: object, message: str | Callable[[], str] = "is malformed") -> None:
+        self.error, self.where, self.message = error, where, message
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, QirError):
+            if error.where is None:
+                raise type(error)(str(error), where=str(self.where)) from error
+        elif isinstance(error, FOREIGN):
+            message = self.message if isinstance(self.message, str) else self.message()
+            raise self.error(f"{message}: {said(error)}", where=str(self.where)) from error
+
+
+def said(error: BaseException) -> str:
+    """What an exception of others says, in words where it says only a key or nothing."""
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, KeyError):
+        return f"{error} is not there"
+    return str(error) or type(error).__name__

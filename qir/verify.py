@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .accumulators import check_accumulators
-from .errors import GraphError, QirError, StageError, VerifyError
+from .errors import GraphError, QirError, StageError, VerifyError, named
 from .graph import Graph, Node, Stage, Value
 from .ops import FORBIDDEN, op_of
 from .types import DType
@@ -33,8 +33,9 @@ def verify(graph: Graph, stage: Stage | None = None) -> None:
     if stage is not None and graph.stage is not stage:
         raise StageError(f"is in stage {graph.stage.name}, not {stage.name}", where=f"graph {graph.name!r}")
     for invariant in INVARIANTS:
-        for where, message in invariant.check(graph):
-            raise VerifyError(f"{message} (invariant: {invariant.name})", where=where)
+        with named(VerifyError, f"graph {graph.name!r}", f"cannot be checked (invariant: {invariant.name})"):
+            for where, message in invariant.check(graph):
+                raise VerifyError(f"{message} (invariant: {invariant.name})", where=where)
 
 
 def violations(graph: Graph) -> list[str]:
@@ -100,9 +101,11 @@ def check_types(graph: Graph) -> Iterator[Violation]:
             yield _of(value), f"holds {data.dtype}{list(data.shape)}, its type is {value.type}"
     for node in graph.nodes:
         op = op_of(node.op)
-        for key in node.attrs:
-            if key not in op.attrs:
-                yield str(node), f"has an unknown attribute {key!r}"
+        try:
+            op.complete(node.attrs, str(node))
+        except QirError as error:
+            yield str(node), str(error).removeprefix(f"{node}: ")
+            continue
         try:
             wanted = op.infer_types(node)
         except QirError as error:
@@ -127,10 +130,11 @@ def check_quantization(graph: Graph) -> Iterator[Violation]:
                 yield _of(value), f"values {lo}..{hi} do not fit {value.dtype}"
     for node in graph.nodes:
         op = op_of(node.op)
-        if op.border:
-            yield from _check_linear(node)
-        elif op.is_integer_op:
-            yield from _check_grid(node)
+        with named(VerifyError, node, "its quantization cannot be checked"):
+            if op.border:
+                yield from _check_linear(node)
+            elif op.is_integer_op:
+                yield from _check_grid(node)
 
 
 def _check_linear(node: Node) -> Iterator[Violation]:
@@ -143,9 +147,26 @@ def _check_linear(node: Node) -> Iterator[Violation]:
         yield str(node), f"zero point is {zero.dtype}, the integers are {integers}"
 
 
+ZERO_POINTS = {
+    "zero_point": None, "a_zero_point": 0, "b_zero_point": 1, "x_zero_point": 0, "weight_zero_point": 1, "pad_value": 0,
+}  # fmt: skip
+"""Attributes that are an element of an input, or of the output."""
+
+
 def _check_grid(node: Node) -> Iterator[Violation]:
     """Limits inside the output's dtype, shifts that an int64 can take."""
-    attrs = node.attrs
+    attrs, op = node.attrs, op_of(node.op)
+    for index, word in enumerate(op.inputs.split()):
+        operand, value = op.operands.get(word.rstrip("?")), node.optional(index)
+        objection = operand.objection(value) if operand is not None and value is not None else None
+        if objection:
+            yield str(node), objection
+            return
+    for key, index in ZERO_POINTS.items():
+        if key in attrs:
+            kind = node.output.dtype if index is None else node.input(index).dtype
+            if not all(kind.lo <= z <= kind.hi for z in np.reshape(attrs[key], -1).tolist()):
+                yield str(node), f"{key} {attrs[key]} is outside {kind}"
     if {"lo", "hi", "dtype"} <= set(attrs):
         kind = DType(attrs["dtype"])
         if not kind.lo <= attrs["lo"] <= attrs["hi"] <= kind.hi:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..errors import ModelError, QirError, TypeInferenceError, UnsupportedError, refuse
+from ..errors import ModelError, TypeInferenceError, UnsupportedError, named, refuse
 from ..graph import Graph, Value
 from ..ops import op_of
 from ..types import Array, DType, TensorType
@@ -101,16 +101,12 @@ class Importer:
                 self.refusals.append(UnsupportedError(str(error), where=str(raw)))
             return
         try:
-            for node in self._expand(raw):
-                self._emit(node)
-        except QirError as error:
-            located = error if error.where is not None else type(error)(str(error), where=str(raw), hint=None)
-            if not isinstance(error, UnsupportedError | TypeInferenceError):
-                raise located from error
-            self.refusals.append(located)
+            with named(ModelError, raw):
+                for node in self._expand(raw):
+                    self._emit(node)
+        except (UnsupportedError, TypeInferenceError) as error:
+            self.refusals.append(error)
             self.lost.update(n for n in raw.outputs if n)
-        except (ValueError, IndexError, TypeError, KeyError, OverflowError) as error:
-            raise ModelError(f"is malformed: {error}", where=str(raw)) from error
 
     def _expand(self, raw: Raw) -> Iterable[Raw]:
         lower = lowering_of(raw)

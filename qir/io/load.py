@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from ..errors import ModelError, QirError, UnsupportedError
+from ..errors import ModelError, QirError, UnsupportedError, said
 from ..graph import Graph, Stage
 from ..ops import least_outputs, op_of
 from ..shapes import fold_shapes
@@ -52,16 +52,11 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, input_shapes: Shapes | 
     """
     where = "model" if isinstance(model, bytes | onnx.ModelProto) else f"file {str(model)!r}"
     try:
-        graph = _load(model, input_shapes)
-        if graph.stage is Stage.INTEGER:
-            verify(graph, Stage.INTEGER)
+        return _load(model, input_shapes)
     except QirError:
         raise
-    except MemoryError as error:
-        raise ModelError("needs more memory than there is", where=where) from error
     except Exception as error:  # what broken bytes do to NumPy, onnx and Python has no common class
-        raise ModelError(f"is broken: {type(error).__name__}: {error}", where=where) from error
-    return graph
+        raise ModelError(f"is broken: {said(error)}", where=where) from error
 
 
 def _load(model: str | Path | bytes | onnx.ModelProto, input_shapes: Shapes | None) -> Graph:
@@ -92,17 +87,19 @@ def _load(model: str | Path | bytes | onnx.ModelProto, input_shapes: Shapes | No
             importer.add(raw)
     importer.finish([o.name for o in proto.graph.output])
     graph.stage = _stage(graph, stage)
+    for name, params in quant.items():
+        if name in graph and graph.value(name).dtype is params.dtype:
+            value = graph.value(name)
+            value.type = replace(value.type, quant=params)
     if graph.stage is not Stage.INTEGER:
         fold_shapes(graph)
+        return graph
+    verify(graph, Stage.INTEGER)
     for name in strange_functions(graph, proto, opset):
         log.warning(
             "function %r of this model is not written as this version of qir writes it; "
             "qir's own executors compute what its name means, other runtimes what its body says", name,
         )  # fmt: skip
-    for name, params in quant.items():
-        if name in graph and graph.value(name).dtype is params.dtype:
-            value = graph.value(name)
-            value.type = replace(value.type, quant=params)
     return graph
 
 

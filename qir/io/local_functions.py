@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from ..errors import UnsupportedError
+from ..errors import ModelError, UnsupportedError, named
 from ..graph import Graph, Node, Value
 from ..ops import Op, op_of
 from ..types import DType
@@ -163,8 +163,11 @@ def strange_functions(graph: Graph, proto: onnx.ModelProto, opset: int) -> list[
         if call.domain != DOMAIN or call.op_type in strange or call.output[0] not in graph:
             continue
         node = graph.value(call.output[0]).producer
-        if node is not None and bodies[call.op_type] != _body_text(function_of(op_of(node.op), node, opset, wide)):
-            strange[call.op_type] = None
+        if call.op_type not in bodies:
+            raise ModelError(f"its local function {call.op_type!r} is not in the file", where=str(node))
+        with named(ModelError, node, "its local function cannot be written"):
+            if node is not None and bodies[call.op_type] != _body_text(function_of(op_of(node.op), node, opset, wide)):
+                strange[call.op_type] = None
     return list(strange)
 
 

@@ -104,10 +104,16 @@ def _check_node(node: onnx.NodeProto) -> None:
         raise ModelError("has no operator", where=where)
     if not any(node.output):
         raise ModelError("has no outputs", where=where)
+    given = [a.name for a in node.attribute]
+    if len(set(given)) < len(given):  # which one counts, each reader decides for itself
+        twice = next(name for name in given if given.count(name) > 1)
+        raise ModelError(f"attribute {twice!r} is given twice", where=where)
     for attr in node.attribute:
         if attr.type in (_ATTR.GRAPH, _ATTR.GRAPHS):
             raise UnsupportedError("control flow (a subgraph) is not supported", where=where,
                                    hint="export the model without If, Loop and Scan")  # fmt: skip
+        if attr.ref_attr_name:
+            raise ModelError(f"attribute {attr.name!r} is one of a function's, but this is none", where=where)
         if attr.type not in PLAIN_ATTRS:
             raise UnsupportedError(f"attribute {attr.name!r} is of an unsupported kind", where=where)
         if attr.type == _ATTR.TENSOR:

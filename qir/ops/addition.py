@@ -33,6 +33,7 @@ class IntegerAdd(Op):
     name = "qir.Add"
     accumulates = True
     inputs = "a b"
+    operands = {"a": Operand(), "b": Operand()}
     attrs = {
         "a_multiplier": REQUIRED, "b_multiplier": REQUIRED, "shift": REQUIRED, "a_zero_point": 0, "b_zero_point": 0,
         "zero_point": 0, "lo": REQUIRED, "hi": REQUIRED, "dtype": REQUIRED,

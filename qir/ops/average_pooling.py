@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import TypeInferenceError
 from ..lowering import Bounds, Deferred, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
-from .base import REQUIRED, Interval, Op, register
+from .base import REQUIRED, SIXTEEN_BITS, Interval, Op, register
 from .convolution import check_int32
 from .intervals import interval, joined, sum_overflow, times
 from .max_pooling import slide
@@ -105,6 +105,7 @@ class SumPool(Op):
     name = "qir.SumPool"
     accumulates = True
     inputs = "x"
+    operands = {"x": SIXTEEN_BITS}
     attrs = {
         "kernel_shape": REQUIRED, "strides": REQUIRED, "pads": REQUIRED, "dilations": REQUIRED, "pad_value": REQUIRED,
     }  # fmt: skip
@@ -113,6 +114,8 @@ class SumPool(Op):
         self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
     ) -> list[TensorType]:
         x = first(types)
+        if not isinstance(attrs["pad_value"], int):
+            raise TypeInferenceError(f"pad_value {attrs['pad_value']} is not one number")
         shape = conv_output(ints(x.shape), (1, 1, *attrs["kernel_shape"]), {**attrs, "auto_pad": "NOTSET"})
         return [TensorType(DType.INT32, (*x.shape[:2], *shape[2:]))]
 

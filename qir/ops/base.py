@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import LoweringError, QirError, TypeInferenceError, UnsupportedError
-from ..types import Array, Dim, TensorType
+from ..errors import LoweringError, ModelError, TypeInferenceError, UnsupportedError, named
+from ..types import Array, Dim, DType, TensorType
+from .attributes import taken
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
@@ -25,6 +26,32 @@ class _Required:
 
 REQUIRED: Any = _Required()
 """Default of an attribute that must be given."""
+
+
+@dataclass(frozen=True)
+class OperandKind:
+    """What an input of an integer operator may be: an integer of at most `bits`, or just of `dtype`."""
+
+    bits: int = 32
+    constant: bool = False
+    dtype: DType | None = None
+
+    def objection(self, value: Value) -> str | None:
+        """Why the value is none, or None where it is."""
+        kind = value.dtype
+        if self.dtype is not None:
+            if kind is not self.dtype:
+                return f"{value.name!r} is {kind}, {self.dtype} expected"
+        elif not kind.is_integer or kind.bits > self.bits:
+            return f"{value.name!r} is {kind}, an integer of at most {self.bits} bits expected"
+        return f"{value.name!r} is no constant" if self.constant and value.data is None else None
+
+
+INTEGER, SIXTEEN_BITS, EIGHT_BITS = OperandKind(), OperandKind(16), OperandKind(8)
+MASK = OperandKind(dtype=DType.BOOL)
+WEIGHTS = OperandKind(8, constant=True)
+INTEGER_CONSTANT = OperandKind(constant=True)
+INT32_CONSTANT, INT64_CONSTANT = (OperandKind(constant=True, dtype=d) for d in (DType.INT32, DType.INT64))
 
 Interval = tuple[int, int]
 """The least and the greatest that an integer can be."""
@@ -89,6 +116,8 @@ class Op(ABC):
     """Has no place in an integer graph, whatever its dtype."""
     accumulates: ClassVar[bool] = False
     """An integer operator that adds, subtracts or multiplies in a fixed width: `overflows` is its proof."""
+    operands: ClassVar[Mapping[str, OperandKind]] = {}
+    """Of an integer operator: what its inputs may be, by name.  Executors rely on it, `verify` checks it."""
     border: ClassVar[bool] = False
     """Stands between reals and integers."""
 
@@ -98,7 +127,10 @@ class Op(ABC):
         return self.name.startswith("qir.")
 
     def complete(self, attrs: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Attributes with defaults filled in.  Raises UnsupportedError on an unknown or missing one."""
+        """Attributes with defaults filled in.
+
+        Raises UnsupportedError on an unknown or missing one, ModelError on a value that it cannot have.
+        """
         unknown = set(attrs) - set(self.attrs)
         if unknown:
             raise UnsupportedError(f"unknown attribute {sorted(unknown)[0]!r}", where=where)
@@ -106,6 +138,14 @@ class Op(ABC):
         for key, value in full.items():
             if value is REQUIRED:
                 raise UnsupportedError(f"attribute {key!r} is missing", where=where)
+            if key in attrs and not (value is None and self.attrs[key] is None):
+                if self.attrs[key] is None and isinstance(value, list) and not value and key != "axes":
+                    full[key] = None  # exporters write empty lists for what they leave open
+                    continue
+                try:
+                    full[key] = taken(key, value)
+                except ValueError as error:
+                    raise ModelError(str(error), where=where) from None
         return full
 
     def settle(self, node: Node) -> None:  # noqa: B027  # optional
@@ -169,7 +209,7 @@ class Op(ABC):
 
         symbolic = any(isinstance(d, str) for v in node.inputs if v is not None for d in v.shape)
         unknown = any(v is not None and v.data is None for v in map(node.optional, self.shape_inputs))
-        try:
+        with named(TypeInferenceError, node, lambda: f"inputs {listed(node)} do not fit"):
             runs = [
                 self.infer(
                     node.attrs,
@@ -178,16 +218,14 @@ class Op(ABC):
                 )
                 for n in (BATCHES if symbolic or unknown else BATCHES[:1])
             ]
-        except QirError as error:
-            if error.where:
-                raise
-            raise type(error)(str(error), where=str(node)) from None
-        except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
-            shapes = ", ".join("-" if v is None else str(v.type) for v in node.inputs)
-            raise TypeInferenceError(f"inputs {shapes} do not fit: {error}", where=str(node)) from error
         if len(runs) == 1:
             return runs[0]
         return [merge_probes(a, b, str(node)) for a, b in zip(runs[0], runs[1], strict=True)]
+
+
+def listed(node: Node) -> str:
+    """The types of a node's inputs, for messages."""
+    return ", ".join("-" if v is None else str(v.type) for v in node.inputs)
 
 
 def _at(type: TensorType, batch: int) -> TensorType:

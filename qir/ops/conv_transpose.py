@@ -13,6 +13,7 @@ from ..errors import LoweringError, TypeInferenceError
 from ..lowering import Fixed, Lowering, Quantized
 from ..types import Array, QuantParams, TensorType
 from .base import Op, elements, register
+from .convolution import check_bias
 from .linear import fold
 from .requantize import quant_of
 
@@ -67,6 +68,7 @@ class ConvTranspose(Op):
         assert x is not None and w is not None
         if x.rank != w.rank or x.rank < 3 or x.shape[1] != w.shape[0] or int(w.shape[0]) % attrs["group"]:
             raise TypeInferenceError(f"x {x}, w {w} and group {attrs['group']} do not fit")
+        check_bias(types, int(w.shape[1]) * attrs["group"])
         kernel = [int(d) for d in w.shape[2:]]
         _, sizes, _, _ = geometry([int(d) for d in x.shape[2:]], kernel, attrs)
         return [TensorType(x.dtype, (x.shape[0], int(w.shape[1]) * attrs["group"], *sizes))]

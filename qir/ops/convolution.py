@@ -14,7 +14,7 @@ from ..lowering import Lowering, Quantized
 from ..types import Array, DType, TensorType
 from .base import REQUIRED, Op, elements, register
 from .exact_product import operand
-from .intervals import fits, interval, joined, weighted_overflow
+from .intervals import interval, joined, weighted_overflow
 from .linear import linear_weights
 from .requantize import quant_of
 from .windows import conv_output, resolve_pads, windows
@@ -51,7 +51,15 @@ def _shape(types: Sequence[TensorType | None], attrs: Mapping[str, Any]) -> tupl
         raise TypeInferenceError(f"x {x} and w {w} need the same rank, 3 or more")
     if xs[1] != ws[1] * attrs["group"] or ws[0] % attrs["group"]:
         raise TypeInferenceError(f"x {x}, w {w} and group {attrs['group']} do not fit")
+    check_bias(types, ws[0])
     return conv_output(xs, ws, attrs)
+
+
+def check_bias(types: Sequence[TensorType | None], channels: int) -> None:
+    """The third input, where it is there, has one number for each output channel.  Raises TypeInferenceError."""
+    bias = types[2] if len(types) > 2 else None
+    if bias is not None and bias.shape != (channels,):
+        raise TypeInferenceError(f"bias {bias} for {channels} channels")
 
 
 @register
@@ -131,6 +139,7 @@ class IntegerConv(Op):
     linear = True
     weights = 1
     inputs = "x w bias?"
+    operands = {"x": Operand(8), "w": Operand(8, constant=True), "bias": Operand(constant=True, dtype=DType.INT32)}
     outputs = "acc"
     attrs = {
         "strides": REQUIRED, "pads": REQUIRED, "dilations": REQUIRED, "group": 1, "pad_value": REQUIRED,
@@ -140,6 +149,11 @@ class IntegerConv(Op):
     def infer(
         self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
     ) -> list[TensorType]:
+        x = types[0]
+        if x is not None and x.rank > 2:
+            values = attrs["pad_value"]
+            if not isinstance(values, list) or len(values) not in (1, x.shape[1]):
+                raise TypeInferenceError(f"pad_value {values} is not one for all channels of {x}, or one for each")
         return [TensorType(DType.INT32, _shape(types, {**attrs, "auto_pad": "NOTSET"}))]
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
@@ -174,11 +188,7 @@ class IntegerConv(Op):
     def overflows(self, node: Node) -> Iterator[str]:
         x = interval(node.input(0))
         if any(node.attrs["pads"]):
-            values = [int(v) for v in node.attrs["pad_value"]]
-            kind = node.input(0).dtype
-            if not fits((min(values), max(values)), (kind.lo, kind.hi)):
-                yield f"pad value {values} is outside {kind}"
-            x = joined(x, *values)
+            x = joined(x, *node.attrs["pad_value"])
         yield from weighted_overflow(node, 0, x)
 
 

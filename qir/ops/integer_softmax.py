@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..dyadic import round_half_even, rounding_shift
 from ..errors import TypeInferenceError
 from ..types import Array, DType, TensorType
-from .base import REQUIRED, Op, register
+from .base import INT64_CONSTANT, MASK, REQUIRED, SIXTEEN_BITS, Op, register
 from .movement import axes_of, first
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ class IntegerSoftmax(Op):
 
     name = "qir.Softmax"
     inputs = "x exp_table reciprocal_table keep? fine_table?"
+    operands = {
+        "x": SIXTEEN_BITS, "exp_table": INT64_CONSTANT, "reciprocal_table": INT64_CONSTANT, "keep": MASK,
+        "fine_table": INT64_CONSTANT,
+    }  # fmt: skip
     attrs = {"axis": REQUIRED, "zero_point": REQUIRED, "dtype": REQUIRED}
     accumulates = True
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..errors import TypeInferenceError
 from ..types import Array, DType, TensorType
-from .base import Op, dim_at, elements, register
-from .convolution import check_int32
+from .base import EIGHT_BITS, INT32_CONSTANT, WEIGHTS, Op, dim_at, elements, register
+from .convolution import check_bias, check_int32
 from .exact_product import exact_pair, operand
 from .gemm import matmul_shape
 from .intervals import interval, minus, repeated_overflow, times, weighted_overflow
@@ -33,6 +33,7 @@ class IntegerMatMul(Op):
     linear = True
     weights = 1
     inputs = "x w bias?"
+    operands = {"x": EIGHT_BITS, "w": WEIGHTS, "bias": INT32_CONSTANT}
     outputs = "acc"
     attrs = {"weight_zero_point": 0}
 
@@ -43,6 +44,7 @@ class IntegerMatMul(Op):
         assert w is not None
         if w.rank != 2:
             raise TypeInferenceError(f"w {w} is not a matrix")
+        check_bias(types, int(w.shape[1]))
         return [TensorType(DType.INT32, matmul_shape(types[0], w))]
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
@@ -83,6 +85,7 @@ class IntegerMatMulActivations(Op):
     accumulates = True
     linear = True
     inputs = "a b"
+    operands = {"a": EIGHT_BITS, "b": EIGHT_BITS}
     outputs = "acc"
     attrs = {"a_zero_point": 0, "b_zero_point": 0}
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..dyadic import rounding_shift
 from ..types import Array, DType, TensorType
-from .base import REQUIRED, Op, register
+from .base import INTEGER, REQUIRED, Op, register
 from .convolution import check_int32
 from .elementwise import Elementwise, broadcast_type
 from .intervals import fits, interval, minus, times
@@ -30,6 +30,7 @@ class IntegerMul(Op):
     name = "qir.Mul"
     accumulates = True
     inputs = "a b"
+    operands = {"a": INTEGER, "b": INTEGER}
     attrs = {
         "multiplier": REQUIRED, "shift": REQUIRED, "a_zero_point": 0, "b_zero_point": 0, "zero_point": 0,
         "lo": REQUIRED, "hi": REQUIRED, "dtype": REQUIRED,
@@ -72,6 +73,7 @@ class _IntegerExtremum(Elementwise):
     """Larger or smaller of two tensors that share dtype, scale and zero point."""
 
     inputs = "a b"
+    operands = {"a": INTEGER, "b": INTEGER}
 
     def infer(
         self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]

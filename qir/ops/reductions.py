@@ -200,6 +200,7 @@ class IntegerReduceSum(Op):
     name = "qir.ReduceSum"
     accumulates = True
     inputs = "x"
+    operands = {"x": Operand(16)}
     attrs = {"axes": REQUIRED, "keepdims": 1}
 
     def infer(

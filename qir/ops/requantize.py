@@ -11,7 +11,7 @@ from ..dyadic import rounding_shift
 from ..errors import LoweringError, TypeInferenceError
 from ..lowering import FREE, Fixed, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
-from .base import REQUIRED, Op, register
+from .base import INT32_CONSTANT, INTEGER, REQUIRED, Op, register
 from .intervals import fits, interval, minus
 
 if TYPE_CHECKING:
@@ -53,6 +53,18 @@ def _along(v: Array, attrs: Mapping[str, Any], shape: Sequence[int]) -> Array:
     return np.reshape(v, full)
 
 
+def check_grid(x: TensorType, grid: Sequence[TensorType | None], axis: int) -> None:
+    """Scale and zero point are one number each, or one for each channel.  Raises TypeInferenceError."""
+    scale, zero = grid[0], grid[1] if len(grid) > 1 else None
+    if scale is None or not scale.dtype.is_float or (zero is not None and not zero.dtype.is_integer):
+        raise TypeInferenceError(f"scale {scale}, zero point {zero}: a float and an integer are wanted")
+    for part in (scale, *(() if zero is None else (zero,))):
+        if part.shape in ((), (1,)):
+            continue
+        if not -x.rank <= axis < x.rank or part.shape != (x.shape[axis],):
+            raise TypeInferenceError(f"{part} is not one number for each channel of {x} (axis {axis})")
+
+
 @register
 class QuantizeLinear(Op):
     """y = saturate(round_half_even(x / scale) + zero_point), computed in float32 as runtimes do."""
@@ -74,6 +86,7 @@ class QuantizeLinear(Op):
         x, zero = types[0], types[2] if len(types) > 2 else None
         if x is None or not x.dtype.is_float:
             raise TypeInferenceError("QuantizeLinear takes floats")
+        check_grid(x, types[1:], attrs["axis"])
         dtype = zero.dtype if zero is not None else DType(attrs["output_dtype"] or "uint8")
         return [TensorType(dtype, x.shape)]
 
@@ -119,6 +132,7 @@ class DequantizeLinear(Op):
         x, scale = types[0], types[1]
         if x is None or scale is None or not x.dtype.is_integer:
             raise TypeInferenceError("DequantizeLinear takes integers")
+        check_grid(x, types[1:], attrs["axis"])
         return [TensorType(scale.dtype, x.shape)]
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
@@ -164,16 +178,17 @@ class Requantize(Op):
     name = "qir.Requantize"
     accumulates = True
     inputs = "x multiplier shift"
+    operands = {"x": INTEGER, "multiplier": INT32_CONSTANT, "shift": INT32_CONSTANT}
     attrs = {"x_zero_point": 0, "zero_point": 0, "lo": REQUIRED, "hi": REQUIRED, "dtype": REQUIRED}
 
     def infer(
         self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
     ) -> list[TensorType]:
-        x, multiplier = types[0], types[1]
-        assert x is not None and multiplier is not None
-        shape = np.broadcast_shapes(x.shape, multiplier.shape)  # type: ignore[arg-type]  # ints here
-        if shape != x.shape:
-            raise TypeInferenceError(f"multiplier {multiplier} does not broadcast to {x}")
+        x, *factors = types
+        assert x is not None
+        for factor in factors:
+            if factor is None or np.broadcast_shapes(x.shape, factor.shape) != x.shape:  # type: ignore[arg-type]
+                raise TypeInferenceError(f"{factor} does not broadcast to {x}")
         return [TensorType(DType(attrs["dtype"]), x.shape)]
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:

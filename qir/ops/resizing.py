@@ -11,9 +11,9 @@ from ..dyadic import round_half_even
 from ..errors import LoweringError, TypeInferenceError
 from ..lowering import Bounds, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
-from .base import REQUIRED, Interval, Op, register
+from .base import INT32_CONSTANT, INT64_CONSTANT, INTEGER, REQUIRED, Interval, Op, register
 from .convolution import check_int32
-from .intervals import interval, joined, sum_overflow
+from .intervals import fits, interval, joined, sum_overflow
 from .movement import arg, axes_of, first, ints, move_all, optional_const
 from .requantize import quant_of
 from .resampling import linear_taps, nearest_index, outside, resized_axes
@@ -154,6 +154,13 @@ class Interpolate(Op):
     name = "qir.Interpolate"
     accumulates = True
     inputs = "x index0 index1 weight0 weight1"
+    operands = {
+        "x": INTEGER,
+        "index0": INT64_CONSTANT,
+        "index1": INT64_CONSTANT,
+        "weight0": INT32_CONSTANT,
+        "weight1": INT32_CONSTANT,
+    }
     attrs = {"axis": REQUIRED}
 
     def infer(
@@ -199,4 +206,8 @@ class Interpolate(Op):
         return joined((0, 0), *(e * reach for e in x))
 
     def overflows(self, node: Node) -> Iterator[str]:
+        size = node.input(0).shape[node.attrs["axis"]]
+        for index in (node.input(1).data, node.input(2).data):
+            if index is None or not isinstance(size, int) or not fits(joined((0, 0), *index.tolist()), (0, size - 1)):
+                yield f"indices along an axis of {size} are not all inside"
         yield from sum_overflow(self.accumulator_interval(node))

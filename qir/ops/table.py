@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import LoweringError, TypeInferenceError
 from ..lowering import Bounds, Clamped, Fixed, Form, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
-from .base import Op, register
+from .base import EIGHT_BITS, INTEGER_CONSTANT, Op, register
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
@@ -28,6 +28,7 @@ class Table(Op):
 
     name = "qir.Table"
     inputs = "x table"
+    operands = {"x": EIGHT_BITS, "table": INTEGER_CONSTANT}
     attrs = {"axis": None}
 
     def infer(

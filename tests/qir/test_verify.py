@@ -119,7 +119,7 @@ BREAKS: list[tuple[Callable[[Graph], None], str, str]] = [
     (shift, "quantization parameters are possible", r"a shift is outside 1\.\.62"),
     (negative_multiplier, "quantization parameters are possible", "a multiplier is negative"),
     (overflow, "accumulators cannot overflow", r"qir.Conv node 'c0.acc': channel \d can reach"),
-    (pad_value, "accumulators cannot overflow", r"pad value \[-1\] is outside uint8"),
+    (pad_value, "quantization parameters are possible", r"pad_value \[-1\] is outside uint8"),
     (float_inside, "the stage is what it says", "node 'mid': 's1' is float32"),
     (integer_operator_too_early, "the stage is what it says", "an integer operator in stage QDQ"),
 ]
