@@ -9,7 +9,7 @@ import numpy as np
 
 from ..dyadic import rounding, rounding_shift
 from ..types import Array, DType, TensorType
-from .base import REQUIRED, Op, register
+from .base import INTEGER, REQUIRED, Op, register
 from .intervals import fits, interval, minus, times
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class IntegerAdd(Op):
     name = "qir.Add"
     accumulates = True
     inputs = "a b"
-    operands = {"a": Operand(), "b": Operand()}
+    operands = {"a": INTEGER, "b": INTEGER}
     attrs = {
         "a_multiplier": REQUIRED, "b_multiplier": REQUIRED, "shift": REQUIRED, "a_zero_point": 0, "b_zero_point": 0,
         "zero_point": 0, "lo": REQUIRED, "hi": REQUIRED, "dtype": REQUIRED,

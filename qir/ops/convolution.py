@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import OverflowProofError, TypeInferenceError
 from ..lowering import Lowering, Quantized
 from ..types import Array, DType, TensorType
-from .base import REQUIRED, Op, elements, register
+from .base import EIGHT_BITS, INT32_CONSTANT, REQUIRED, WEIGHTS, Op, elements, register
 from .exact_product import operand
 from .intervals import interval, joined, weighted_overflow
 from .linear import linear_weights
@@ -139,7 +139,7 @@ class IntegerConv(Op):
     linear = True
     weights = 1
     inputs = "x w bias?"
-    operands = {"x": Operand(8), "w": Operand(8, constant=True), "bias": Operand(constant=True, dtype=DType.INT32)}
+    operands = {"x": EIGHT_BITS, "w": WEIGHTS, "bias": INT32_CONSTANT}
     outputs = "acc"
     attrs = {
         "strides": REQUIRED, "pads": REQUIRED, "dilations": REQUIRED, "group": 1, "pad_value": REQUIRED,

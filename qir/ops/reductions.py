@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import LoweringError, OverflowProofError
 from ..lowering import Bounds, Fixed, Lowering, Plain, Quantized
 from ..types import Array, DType, QuantParams, TensorType
-from .base import REQUIRED, Interval, Op, register
+from .base import REQUIRED, SIXTEEN_BITS, Interval, Op, register
 from .convolution import check_int32
 from .intervals import interval, sum_overflow, times
 from .movement import arg, axes_of, first, ints, move_all, optional_const
@@ -200,7 +200,7 @@ class IntegerReduceSum(Op):
     name = "qir.ReduceSum"
     accumulates = True
     inputs = "x"
-    operands = {"x": Operand(16)}
+    operands = {"x": SIXTEEN_BITS}
     attrs = {"axes": REQUIRED, "keepdims": 1}
 
     def infer(
