@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..errors import ModelError, TypeInferenceError, UnsupportedError, named, refuse
+from ..errors import ModelError, QirError, TypeInferenceError, UnsupportedError, named, refuse
 from ..graph import Graph, Value
 from ..ops import op_of
 from ..types import Array, DType, TensorType
