@@ -287,9 +287,23 @@ def more_depthwise(c: Case) -> None:
     c.conv(y, 20, (2, 3), group=20)
 
 
+def depthwise_walks(c: Case) -> None:
+    """Square windows of every size and stride, both signs; images taller and wider than what one thread takes."""
+    for sign, other in ((DType.UINT8, DType.INT8), (DType.INT8, DType.UINT8)):
+        x = c.input(sign, 20, 23, 14)
+        y = c.requantize(c.conv(x, 20, (3, 3), group=20, pads=[1, 0, 1, 1]), other, channels=20)
+        z = c.requantize(c.conv(y, 20, (5, 5), group=20, pads=[2, 2, 1, 2]), sign, channels=20)
+        z = c.requantize(c.conv(z, 20, (7, 7), group=20, pads=[3, 3, 3, 1]), other, channels=20)
+        c.requantize(c.conv(z, 20, (3, 3), group=20, strides=[2, 2], pads=[1, 1, 0, 1]), other, channels=20)
+        c.requantize(c.conv(z, 20, (5, 5), group=20, strides=[2, 2], pads=[2, 1, 2, 2]), sign, channels=20)
+        c.conv(z, 20, (3, 3), group=20, pads=[5, 1, 0, 1], pad_value=[-100 if other == DType.INT8 else 200])
+        c.conv(z, 20, (3, 3), group=20, pads=[0, 2, 0, 0])
+
+
 BUILDERS: tuple[Build, ...] = (
     conv_odd, conv_signed, conv_depthwise, conv_grouped_per_channel_pad, conv_one_dimensional, residual_block,
     first_layer, depthwise, split_products, four_bits, weights_of_others,
     logic, shapes, matrix_products, elementwise, windows, movement, channel_shuffle, interpolation, ranking, softmax,
     coarse_scales, channels_last, wide_movement, border, more_depthwise,
+    depthwise_walks,
 )  # fmt: skip

@@ -38,12 +38,9 @@ RESCALE = _struct(*_ints("multiplier shift x_zero zero_point lo hi"))
 EPILOGUE = _struct(
     *_ints("bias multiplier shift residual table output", POINTER),
     *_ints("output_stride output_offset residual_stride residual_offset", S64),
-    *_ints(
-        "per_channel store zero_point lo hi residual_bits residual_signed vectors residual_vectors "
-        "high_shifts narrow_sum"
-    ),
+    *_ints("store zero_point lo hi residual_bits residual_signed"),
     ("add_constant", S64),
-    *_ints("a_multiplier b_multiplier add_shift add_zero add_lo add_hi second_high"),
+    *_ints("a_multiplier b_multiplier add_shift add_zero add_lo add_hi"),
     ("second", POINTER),
     *_ints("second_stride second_offset", S64),
     *_ints("second_x_zero second_multiplier second_shift second_zero second_lo second_hi"),
@@ -64,7 +61,7 @@ DEPTHWISE_CONV = _struct(
     *_ints("x w", POINTER),
     *_ints(
         "batch height width channels out_height out_width kernel_h kernel_w stride_h stride_w dilation_h dilation_w "
-        "pad_top pad_left pad_value pixel_stride"
+        "pad_top pad_left pad_value pixel_stride rows nothing"
     ),
 )
 DIRECT_CONV = _struct(

@@ -142,10 +142,20 @@ _PLAIN = {
     ),
     "reduce.cu": ("pool<false>", "pool<true>", "reduce<0>", "reduce<1>", "reduce<2>", "reduce<3>", "softmax", "top_k"),
     "conv_igemm.cu": ("finish_splits<>",),
-    "conv_depthwise.cu": tuple(f"conv_depthwise<{s}, {k}>" for s in ("false", "true") for k in (0, 3, 5)),
+    "conv_depthwise.cu": tuple(f"conv_depthwise<{s}>" for s in ("false", "true")),
     "conv_direct.cu": ("conv_direct", "matmul_activations"),
 }  # fmt: skip
-PLAIN = {name: Kernel(source, f"qir::{name}") for source, names in _PLAIN.items() for name in names}
+
+WALKS = {(3, 1): 4, (3, 2): 4, (5, 1): 4, (5, 2): 4, (7, 1): 2}
+"""(side of the window, stride) that conv_depthwise_rows takes: how many columns a thread yields."""
+
+_DEPTHWISE = {
+    name: Kernel("conv_depthwise.cu", f"qir::{name}", threads=128)
+    for name in (f"conv_depthwise_rows<{s}, {k}, {d}>" for s in ("false", "true") for k, d in WALKS)
+}
+PLAIN = {name: Kernel(source, f"qir::{name}") for source, names in _PLAIN.items() for name in names} | _DEPTHWISE
+SPECIALISED = (PLAIN["finish_splits<>"], *_DEPTHWISE.values())
+"""Kernels other than tiles that are compiled for the program of their epilogue."""
 
 INSTANCES: tuple[Kernel, ...] = (*PLAIN.values(), *(t for tiles in CONV_TILES.values() for t in tiles))
 
@@ -159,7 +169,7 @@ def compiled(architecture: str) -> tuple[Kernel, ...]:
     """What CI compiles: kernels with an epilogue for programs that stand for those of networks, the rest as it is."""
     found: list[Kernel] = []
     for k in instances(architecture):
-        if isinstance(k, ConvTile) or k is PLAIN["finish_splits<>"]:
+        if isinstance(k, ConvTile) or k in SPECIALISED:
             programs = (STREAM, PLAIN_PROGRAM) if k.architectures[-1] == architecture else (STREAM,)
             found += [specialised(k, int(p)) for p in programs]
         else:

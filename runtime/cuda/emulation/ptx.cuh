@@ -13,6 +13,21 @@ inline void forget(u32&) {}
 inline void forget(s64&) {}
 inline void prefetch(const void*) {}
 
+inline u32 read_once(const void* p) {
+    emu::check_access(p, 4);
+    return *static_cast<const u32*>(p);
+}
+inline uint4 read_once4(const void* p) {
+    emu::check_access(p, 16);
+    return *static_cast<const uint4*>(p);
+}
+inline u32 permute_bytes(u32 a, u32 b, u32 selector) {
+    const u64 both = u64(b) << 32 | a;
+    u32 d = 0;
+    for (int i = 0; i < 4; ++i) d |= u32(both >> (selector >> (4 * i) & 7) * 8 & 255) << (8 * i);
+    return d;
+}
+
 // Remembers that the calling thread wrote to shared memory by the generic proxy.
 inline void note_write(const void* shared, std::size_t bytes) {
     if (!emu::block.proxies) return;
@@ -108,7 +123,7 @@ inline s32 dot4(u32 a, u32 b, s32 c) {
     return c;
 }
 
-inline s32 multiply_high_add(s32 a, s32 b, s32 c) { return s32((s64(a) * b >> 32) + c); }
+inline s32 multiply_high(s32 a, s32 b) { return s32(s64(a) * b >> 32); }
 
 inline s64 multiply_wide_add(s32 a, s32 b, s64 c) { return s64(a) * b + c; }
 

@@ -33,18 +33,4 @@ __device__ __forceinline__ s32 requantize(s32 x, s32 multiplier, int shift, s32 
     return clamp(rounding_shift(s64(x) * multiplier, shift) + zero_point, lo, hi);
 }
 
-// The same where shift is 33 to 62, in 32 bits: adding 2^(shift-1) leaves the low word of the product as it is, so that the
-// high word, |.| <= 2^30, tells the rest.
-__device__ __forceinline__ s32 requantize_high(s32 x, s32 multiplier, int shift, s32 zero_point, s32 lo, s32 hi) {
-    const s32 high = s32((s64(x) * multiplier) >> 32);
-    const s32 v = ((high + (s32(1) << (shift - 33))) >> (shift - 32)) + zero_point;
-    return v < lo ? lo : (v > hi ? hi : v);
-}
-
-// clamp((sum >> shift) + zero_point, lo, hi) where sum >> shift and what is added to it are known to fit 32 bits.
-__device__ __forceinline__ s32 shifted(s64 sum, int shift, s32 zero_point, s32 lo, s32 hi) {
-    const s32 v = s32(sum >> shift) + zero_point;
-    return v < lo ? lo : (v > hi ? hi : v);
-}
-
 }  // namespace qir

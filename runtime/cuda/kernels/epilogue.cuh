@@ -11,8 +11,8 @@ enum Store : int { STORE_I32 = 0, STORE_I8 = 1, STORE_I16 = 2 };
 // Arguments of an epilogue; mirrored by the NumPy structured dtype in runtime/cuda/arguments.py (same order, aligned).
 struct Epilogue {
     const s32* bias;        // (channels), or null
-    const s32* multiplier;  // (channels) when per_channel, else (1)
-    const s32* shift;       // likewise
+    const s32* multiplier;  // (channels), or null: sums as they are
+    const s32* shift;       // (channels)
     const void* residual;   // the other operand of a fused addition, laid out like the output, or null
     const void* table;      // 256 entries of the output dtype indexed by the low byte of the requantized value, or null
     void* output;           // element (m, c) at output[m * output_stride + output_offset + c]
@@ -20,20 +20,14 @@ struct Epilogue {
     s64 output_offset;
     s64 residual_stride;
     s64 residual_offset;
-    s32 per_channel;
     s32 store;              // Store
     s32 zero_point, lo, hi; // of the convolution's own requantization
     s32 residual_bits;      // 8, 16 or 32
     s32 residual_signed;
-    s32 vectors;            // 1: 16 channels of a pixel are stored (and constants read) as 16-byte words, past the last one too
-    s32 residual_vectors;   // 1: and the residual, of 8 or 16 bits, read so
-    s32 high_shifts;        // 1: every shift is at least 33
-    s32 narrow_sum;         // 1: the fused addition fits 32 bits once it is shifted
     // fused qir.Add: clamp(((v * a_multiplier + r * b_multiplier + add_constant) >> add_shift) + add_zero, lo, hi)
     s64 add_constant;       // 2^(shift-1) - z_a m_a - z_b m_b
     s32 a_multiplier, b_multiplier, add_shift, add_zero, add_lo, add_hi;
     // the result requantized once more, to 8 bits: what the next convolution reads of a wider residual stream
-    s32 second_high;        // 1: second_shift is at least 33
     void* second;           // or null
     s64 second_stride, second_offset;
     s32 second_x_zero, second_multiplier, second_shift, second_zero, second_lo, second_hi;
@@ -61,8 +55,7 @@ template <bool BIAS = true>
 __device__ __forceinline__ s32 finish(const Epilogue& e, s32 acc, s64 m, int c) {
     if (BIAS && e.bias) acc += e.bias[c];
     if (!e.multiplier) return acc;
-    const int k = e.per_channel ? c : 0;
-    s32 v = requantize(acc, e.multiplier[k], e.shift[k], e.zero_point, e.lo, e.hi);
+    s32 v = requantize(acc, e.multiplier[c], e.shift[c], e.zero_point, e.lo, e.hi);
     if (e.residual) {
         const s64 r = load_residual(e, m * e.residual_stride + e.residual_offset + c);
         const s64 sum = s64(v) * e.a_multiplier + r * e.b_multiplier + e.add_constant;
@@ -74,9 +67,7 @@ __device__ __forceinline__ s32 finish(const Epilogue& e, s32 acc, s64 m, int c) 
 // The second result, from the first.
 __device__ __forceinline__ s32 second_of(const Epilogue& e, s32 y) {
     const s32 x = y - e.second_x_zero;
-    return e.second_high
-        ? requantize_high(x, e.second_multiplier, e.second_shift, e.second_zero, e.second_lo, e.second_hi)
-        : requantize(x, e.second_multiplier, e.second_shift, e.second_zero, e.second_lo, e.second_hi);
+    return requantize(x, e.second_multiplier, e.second_shift, e.second_zero, e.second_lo, e.second_hi);
 }
 
 __device__ __forceinline__ void store(const Epilogue& e, s32 v, s64 m, int c) {
@@ -116,140 +107,12 @@ __device__ __forceinline__ void read_constants(s32 (&v)[N], const s32* from) {
     }
 }
 
-// 16 channels of a residual of 8 or 16 bits, from element `at` on, read before they are wanted.
-struct Residual {
-    Word words[2];
-
-    __device__ __forceinline__ Residual(const Epilogue& e, s64 at) {
-        if (!e.residual) return;
-        if (e.residual_bits == 8) {
-            words[0].bits = word_at(e.residual, at);
-        } else {
-            words[0].bits = word_at(e.residual, at * 2);
-            words[1].bits = word_at(e.residual, at * 2 + 16);
-        }
-    }
-
-    // Channels 4 * quad to 4 * quad + 3.
-    __device__ __forceinline__ void read(const Epilogue& e, int quad, s32 (&r)[4]) const {
-        if (e.residual_bits == 8) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                r[j] = e.residual_signed ? s32(words[0].as_s8[quad * 4 + j]) : s32(words[0].as_u8[quad * 4 + j]);
-        } else {
-            const Word& w = words[quad >> 1];
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                r[j] = e.residual_signed ? s32(w.as_s16[(quad & 1) * 4 + j]) : s32(w.as_u16[(quad & 1) * 4 + j]);
-        }
-    }
-};
-
-// What 16 channels need of the epilogue's constants, read once for all the pixels that a thread finishes.
-struct ChannelConstants {
-    s32 bias[16], multiplier[16];
-    u32 shifts[4];  // a byte each
-
-    __device__ __forceinline__ ChannelConstants(const Epilogue& e, int c) {
-        if (e.bias) {
-            read_constants<16>(bias, e.bias + c);
-        } else {
-#pragma unroll
-            for (int i = 0; i < 16; ++i) bias[i] = 0;
-        }
-        if (!e.multiplier) return;
-        if (e.per_channel) {
-            read_constants<16>(multiplier, e.multiplier + c);
-#pragma unroll
-            for (int q = 0; q < 4; ++q) {
-                s32 four[4];
-                read_constants<4>(four, e.shift + c + q * 4);
-                shifts[q] = u32(four[0]) | u32(four[1]) << 8 | u32(four[2]) << 16 | u32(four[3]) << 24;
-            }
-        } else {
-            const s32 one = e.multiplier[0];
-            const u32 by = u32(e.shift[0]) * 0x01010101u;
-#pragma unroll
-            for (int i = 0; i < 16; ++i) multiplier[i] = one, shifts[i / 4] = by;
-        }
-    }
-
-    __device__ __forceinline__ int shift(int i) const { return int(shifts[i / 4] >> (i % 4 * 8)) & 255; }
-};
-
-// The fused addition of a residual.
-__device__ __forceinline__ s32 add_residual(const Epilogue& e, s32 v, s32 r) {
-    const s64 sum = s64(v) * e.a_multiplier + (s64(r) * e.b_multiplier + e.add_constant);
-    return e.narrow_sum ? shifted(sum, e.add_shift, e.add_zero, e.add_lo, e.add_hi)
-                        : clamp((sum >> e.add_shift) + e.add_zero, e.add_lo, e.add_hi);
-}
-
-// Whether 16 channels of a pixel are finished together, by finish_words; otherwise one by one.
-__device__ __forceinline__ bool in_words(const Epilogue& e) { return e.vectors && (!e.residual || e.residual_vectors); }
-
-// finish and store of 16 channels of pixel m from c on (a multiple of 16), in 16-byte accesses. Four channels at a time,
-// so that few values are alive at once.
-__device__ __forceinline__ void finish_words(const Epilogue& e, const ChannelConstants& k, const s32 (&v)[16], s64 m, int c) {
-    const Residual residual(e, m * e.residual_stride + e.residual_offset + c);
-    u8* to = static_cast<u8*>(e.output);
-    const s64 at = m * e.output_stride + e.output_offset + c;
-    Word w, second;
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-        s32 y[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) y[j] = v[q * 4 + j] + k.bias[q * 4 + j];
-        if (e.multiplier) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const int i = q * 4 + j;
-                y[j] = e.high_shifts ? requantize_high(y[j], k.multiplier[i], k.shift(i), e.zero_point, e.lo, e.hi)
-                                     : requantize(y[j], k.multiplier[i], k.shift(i), e.zero_point, e.lo, e.hi);
-            }
-            if (e.residual) {
-                s32 r[4];
-                residual.read(e, q, r);
-#pragma unroll
-                for (int j = 0; j < 4; ++j) y[j] = add_residual(e, y[j], r[j]);
-            }
-            if (e.table) {
-#pragma unroll
-                for (int j = 0; j < 4; ++j) y[j] = look_up(e, y[j]);
-            }
-        }
-        if (e.second) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) second.as_s8[q * 4 + j] = s8(second_of(e, y[j]));
-            if (q == 3)
-                *reinterpret_cast<uint4*>(static_cast<u8*>(e.second) + m * e.second_stride + e.second_offset + c) = second.bits;
-        }
-        if (e.store == STORE_I8) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) w.as_s8[q * 4 + j] = s8(y[j]);
-            if (q == 3) *reinterpret_cast<uint4*>(to + at) = w.bits;
-        } else if (e.store == STORE_I16) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) w.as_s16[(q & 1) * 4 + j] = s16(y[j]);
-            if (q & 1) *reinterpret_cast<uint4*>(to + (at + (q - 1) * 4) * 2) = w.bits;
-        } else {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) w.as_s32[j] = y[j];
-            *reinterpret_cast<uint4*>(to + (at + q * 4) * 4) = w.bits;
-        }
-    }
-}
-
-// The same one by one; `channels`: how many there are in all.
+// 16 channels of pixel m from c on, one by one; `channels`: how many there are in all.
 template <bool BIAS = true>
 __device__ __forceinline__ void finish_singly(const Epilogue& e, const s32 (&v)[16], s64 m, int c, int channels) {
 #pragma unroll
     for (int i = 0; i < 16; ++i)
         if (c + i < channels) store(e, finish<BIAS>(e, v[i], m, c + i), m, c + i);
-}
-
-__device__ __forceinline__ void finish_chunk(const Epilogue& e, s32 (&v)[16], s64 m, int c, int channels) {
-    if (in_words(e)) finish_words(e, ChannelConstants(e, c), v, m, c);
-    else finish_singly(e, v, m, c, channels);
 }
 
 }  // namespace qir

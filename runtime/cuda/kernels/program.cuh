@@ -47,14 +47,16 @@ __device__ __forceinline__ bool has(const Epilogue& e, u32 flags) {
     return ((P == GENERAL ? e.program : P) & flags) != 0;
 }
 
-// W bytes (8 or 16), or twice as many, of global memory.
+// W bytes (4, 8 or 16), or twice as many, of global memory.
 template <int W>
 struct Words {
     u32 bits[W / 2];
 
     template <int COUNT>
     __device__ __forceinline__ void load(const void* from) {
-        if constexpr (COUNT == 2) {
+        if constexpr (COUNT == 1) {
+            bits[0] = *static_cast<const u32*>(from);
+        } else if constexpr (COUNT == 2) {
             const uint2 v = *static_cast<const uint2*>(from);
             bits[0] = v.x, bits[1] = v.y;
         } else {
@@ -69,7 +71,9 @@ struct Words {
 
 template <int COUNT>
 __device__ __forceinline__ void store_words(void* to, const u32* bits) {
-    if constexpr (COUNT == 2) {
+    if constexpr (COUNT == 1) {
+        *static_cast<u32*>(to) = bits[0];
+    } else if constexpr (COUNT == 2) {
         uint2 v;
         v.x = bits[0], v.y = bits[1];
         *static_cast<uint2*>(to) = v;
@@ -133,7 +137,7 @@ template <u32 P, int W>
 __device__ __forceinline__ s32 through(const Epilogue& e, const LineConstants<P, W>& k, const Words<W>& r, s32 v, int i) {
     if (!has<P>(e, SCALED)) return v;
     if (has<P>(e, SCALE_HIGH)) {
-        v = multiply_high_add(v, k.multiplier[i], k.low[i]) >> k.shift[i];
+        v = (multiply_high(v, k.multiplier[i]) + k.low[i]) >> k.shift[i];
     } else {
         const s64 wide = multiply_wide_add(v, k.multiplier[i], k.rounding(i)) >> k.shift[i];
         if (has<P>(e, SCALE_FITS)) v = s32(wide);

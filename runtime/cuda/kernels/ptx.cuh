@@ -24,6 +24,25 @@ __device__ __forceinline__ void forget(s64& v) {
 // Brings the line of global memory that holds `p` into the L2 cache.
 __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
+// Four bytes (sixteen) of memory that nobody writes while the kernel runs.
+__device__ __forceinline__ u32 read_once(const void* p) {
+    u32 v;
+    asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+__device__ __forceinline__ uint4 read_once4(const void* p) {
+    uint4 v;
+    asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
+// Byte i of the result: byte (selector >> 4i & 7) of the eight of a (0 to 3) and b.
+__device__ __forceinline__ u32 permute_bytes(u32 a, u32 b, u32 selector) {
+    u32 d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
+    return d;
+}
+
 // 16 bytes global -> shared. From sm_80 on asynchronous; before, through a register.
 __device__ __forceinline__ void copy16_async(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
@@ -145,12 +164,9 @@ __device__ __forceinline__ s32 dot4(u32 a, u32 b, s32 c) {
     return d;
 }
 
-// high word of a * b, plus c: one instruction.
-__device__ __forceinline__ s32 multiply_high_add(s32 a, s32 b, s32 c) {
-    s32 d;
-    asm("mad.hi.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
+// The high word of a * b. What is added to it is another instruction, which costs less than mad.hi: that wants its addend
+// in the upper of two registers, beside a zero, and two moves put it there.
+__device__ __forceinline__ s32 multiply_high(s32 a, s32 b) { return __mulhi(a, b); }
 
 // a * b + c in 64 bits: one instruction, where C++ makes several of operands that are the same for all threads.
 __device__ __forceinline__ s64 multiply_wide_add(s32 a, s32 b, s64 c) {

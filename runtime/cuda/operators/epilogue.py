@@ -96,15 +96,14 @@ def epilogue(plan: Plan, group: Group, image: bool, sums: tuple[Array, Array] | 
         program |= (Program.SCALE_LO if clamps[0] else 0) | (Program.SCALE_HI if clamps[1] else 0)
     if group.add is not None and residual is not None:
         held["residual"] = _like_output(plan, plan.at(residual), image)
-        addition = _addition(group, residual)
+        addition, narrow_sum = _addition(group, residual)
         fields.update(addition)
         x_dtype = group.add.output.dtype
         fields["residual_stride"], fields["residual_offset"] = pixel(held["residual"])
         in_words = _in_words(held["residual"], fields["residual_stride"]) and fields["residual_bits"] <= 16
-        fields["residual_vectors"] = int(in_words)
         known &= in_words and residual.dtype in _RESIDUALS and addition["add_zero"] == 0
         program |= _RESIDUALS.get(residual.dtype, Program(0))
-        if not addition["narrow_sum"]:
+        if not narrow_sum:
             program |= Program.SUM_WIDE
         ends = [v * addition["a_multiplier"] for v in value]
         more = [r * addition["b_multiplier"] for r in (residual.dtype.lo, residual.dtype.hi)]
@@ -123,7 +122,7 @@ def epilogue(plan: Plan, group: Group, image: bool, sums: tuple[Array, Array] | 
     if group.output.dtype.is_signed:
         program |= Program.OUT_SIGNED
     whole = channels % CHUNK == 0 or (out.storage.spare_channels and fields["output_stride"] % CHUNK == 0)
-    fields["vectors"] = int(whole and _in_words(out, fields["output_stride"]))
+    words = whole and _in_words(out, fields["output_stride"])
     if group.second is not None:
         held["second"] = more_out = plan.define(group.second.output, image)
         second = _second(group.second, value)
@@ -132,10 +131,10 @@ def epilogue(plan: Plan, group: Group, image: bool, sums: tuple[Array, Array] | 
         known &= second.known
         fields["second_stride"], fields["second_offset"] = pixel(more_out)
         whole = channels % CHUNK == 0 or (more_out.storage.spare_channels and fields["second_stride"] % CHUNK == 0)
-        fields["vectors"] &= int(whole and _in_words(more_out, fields["second_stride"]))
+        words &= whole and _in_words(more_out, fields["second_stride"])
     if residual is None and group.second is None and program & Program.OUT_8:
         program |= Program.NARROW
-    program = program | Program.WORDS if known and fields["vectors"] else Program(0)
+    program = program | Program.WORDS if known and words else Program(0)
     fields["program"] = int(program)
 
     def build() -> Array:
@@ -209,8 +208,7 @@ def _scale(plan: Plan, node: Node, channels: int, sums: tuple[Array, Array] | No
         constant = folded
     else:
         program |= Program.ZERO_LATER
-    fields = {"per_channel": 1, "zero_point": zero, "lo": node.attrs["lo"], "hi": node.attrs["hi"]}
-    fields["high_shifts"] = int(s.min() >= HIGH_SHIFT)
+    fields = {"zero_point": zero, "lo": node.attrs["lo"], "hi": node.attrs["hi"]}
     key = (id(sources[0]), id(sources[1]), channels, zero)
     padded = -(-channels // CHUNK) * CHUNK
     held: dict[str, Placement] = {}
@@ -236,7 +234,7 @@ def _second(node: Node, value: Range) -> _Step:
     fits = abs(constant) < 1 << 62 and max(abs(v) for v in ends) < 1 << 62
     fits &= INT32[0] <= values[0] and values[1] <= INT32[1] and dtype.numpy.itemsize == 1
     fields = {
-        "second_multiplier": multiplier, "second_shift": shift, "second_high": int(shift >= HIGH_SHIFT),
+        "second_multiplier": multiplier, "second_shift": shift,
         "second_x_zero": x_zero, "second_zero": zero, "second_lo": limits[0], "second_hi": limits[1],
         "second_constant": constant if fits else 0,
     }  # fmt: skip
@@ -273,8 +271,8 @@ def _like_output(plan: Plan, x: Placement, image: bool) -> Placement:
     return x
 
 
-def _addition(group: Group, residual: Value) -> dict[str, Any]:
-    """Fields of the fused qir.Add, its first operand being the convolution's value."""
+def _addition(group: Group, residual: Value) -> tuple[dict[str, Any], bool]:
+    """Fields of the fused qir.Add, its first operand being the convolution's value; whether 32 bits hold it shifted."""
     assert group.add is not None and group.requantize is not None
     a = group.add.attrs
     mine, other = ("a", "b") if group.add.input(0) is group.requantize.output else ("b", "a")
@@ -286,9 +284,9 @@ def _addition(group: Group, residual: Value) -> dict[str, Any]:
     zero = a["zero_point"]
     if sum_bound + (abs(zero) << shift) < 1 << 62:  # the zero point as part of the constant
         constant, zero = constant + (zero << shift), 0
-    return {
-        "narrow_sum": int(narrow),
+    fields = {
         "residual_bits": residual.dtype.numpy.itemsize * 8, "residual_signed": int(residual.dtype.is_signed),
         "add_constant": constant, "a_multiplier": m, "b_multiplier": r, "add_shift": shift,
         "add_zero": zero, "add_lo": a["lo"], "add_hi": a["hi"],
     }  # fmt: skip
+    return fields, narrow

@@ -9,67 +9,25 @@ from dataclasses import replace
 import numpy as np
 
 from qir.errors import BackendError
-from qir.types import Array, DType
+from qir.types import Array
 
-from ..arguments import CONV, DEPTHWISE_CONV, DIRECT_CONV, EPILOGUE, record, scalar
+from ..arguments import CONV, DIRECT_CONV, EPILOGUE, record, scalar
 from ..device.tensor_maps import SPANS, fits, image_map
-from ..instances import FOUR_BITS, MAPPED_ROWS, ConvTile, conv_tiles, kernel, specialised
+from ..instances import FOUR_BITS, MAPPED_ROWS, conv_tiles, kernel, specialised
 from ..planner.choices import candidates, slices_of
 from ..planner.fusion import Group
 from ..planner.placement import CHUNK, SMALL, Placement, pixel_of_image
 from ..planner.plan import Plan
 from ..program import PARTIAL_SUMS, Program
+from .depthwise import depthwise
 from .epilogue import epilogue
 from .moving import copy
+from .packing import centred, pack_weights, sums_of
 
 _LOG = logging.getLogger(__name__)
 
 LARGEST = 1 << 31
 """Cells of an image: the kernels count them in 32 bits (implicit_gemm.cuh, `origin`)."""
-
-
-def pack_weights(w_mkc: Array, tile: ConvTile) -> Array:
-    """(M, taps, C) weights as a tile's kernel reads them; M and K are rounded up to the tile, C to its cell."""
-    m, taps, c = w_mkc.shape
-    padded = -(-c // tile.cell) * tile.cell
-    k = taps * padded
-    out = np.zeros((-(-m // tile.columns) * tile.columns, -(-k // tile.depth) * tile.depth), np.int8)
-    wide = np.zeros((m, taps, padded), np.int8)
-    wide[..., :c] = w_mkc
-    out[:m, :k] = wide.reshape(m, k)
-    if tile.warpgroup:
-        return pack_swizzled(out, tile.columns)
-    return pack_nibbles(out) if tile.packed else out
-
-
-def pack_swizzled(w_nk: Array, columns: int) -> Array:
-    """(N, K) int8 weights -> (N / columns, K / 128, columns, 128): tiles in the order of conv_wgmma.cu, each one copy.
-
-    Chunk c (16 bytes) of row r of a tile lies at c ^ (r & 7).
-    """
-    n, k = w_nk.shape
-    chunks = w_nk.reshape(n // columns, columns, k // 128, 8, 16).transpose(0, 2, 1, 3, 4)
-    place = np.arange(8)[None, :] ^ (np.arange(columns)[:, None] & 7)  # an involution
-    return np.take_along_axis(chunks, place[None, None, :, :, None], axis=3).reshape(-1, k // 128, columns, 128)
-
-
-def pack_nibbles(w_nk: Array) -> Array:
-    """(N, K) int4 weights -> (N, K / 8) words as conv_igemm.cu wants them  [eight to an int32: HAWQ-V3 III-F]."""
-    n, k = w_nk.shape
-    steps = (w_nk.astype(np.uint8) & 15).astype(np.uint32).reshape(n, k // 32, 2, 4, 4)  # half, lane, byte
-    low, high = steps[:, :, 0], steps[:, :, 1]
-    words = np.zeros((n, k // 32, 4), np.uint32)
-    for i in range(4):
-        words |= (low[..., i] << np.uint32(8 * i)) | (high[..., i] << np.uint32(8 * i + 4))
-    return words.reshape(n, k // 8)
-
-
-def centred(w: Array, zero_point: int) -> Array | None:
-    """Weights without their zero point as int8, or None where that takes nine bits."""
-    if w.dtype == np.int8 and not zero_point:
-        return w
-    wide = w.astype(np.int16) - zero_point
-    return wide.astype(np.int8) if wide.min(initial=0) >= -128 and wide.max(initial=0) <= 127 else None
 
 
 def _two_dimensional(values: list[int], pair: bool, fill: int) -> tuple[int, int]:
@@ -101,7 +59,7 @@ def conv(plan: Plan, group: Group) -> None:
         images = _chunked(plan, x, SMALL if w.shape[1] <= SMALL else CHUNK)
         _tensor_cores(plan, group, images, images.strides[-1], taps, w, geometry)
     elif w_s8 is not None and attrs["group"] == x.shape[1] == w.shape[0]:
-        _depthwise(plan, group, _chunked(plan, x, CHUNK), w_s8, {**geometry, "pad_value": attrs["pad_value"][0]})
+        depthwise(plan, group, _chunked(plan, x, CHUNK), w_s8, {**geometry, "pad_value": attrs["pad_value"][0]})
     else:
         _direct(plan, group, x if pair else _lift(x), w, geometry)
 
@@ -129,7 +87,7 @@ def _tensor_cores(
     spans = [s for s in SPANS if plan.device.tensor_maps and fits(geometry, wide, s)]
     spans = [s for s in spans if _makes_map(plan, geometry, wide, pixel_stride, s)]
     tiles = [t for t in tiles if not t.tensor_map or t.cell in spans]
-    finish = epilogue(plan, group, image, _sums(taps, value.dtype))
+    finish = epilogue(plan, group, image, sums_of(taps, value.dtype))
     ways = candidates(tiles, pixels, m, count * wide, count)
     if plan.device.specialises:
         ways = [replace(w, program=int(finish.program if w.splits == 1 else PARTIAL_SUMS)) for w in ways]
@@ -162,7 +120,7 @@ def _tensor_cores(
     fields.update(split_step=pixels * pitch, out_channels=pitch)
 
     def partial() -> Array:
-        return record(EPILOGUE, output=sums.pointer, output_stride=pitch, vectors=1, program=int(PARTIAL_SUMS))
+        return record(EPILOGUE, output=sums.pointer, output_stride=pitch, program=int(PARTIAL_SUMS))
 
     launch((*grid, splits), partial)
     count = pixels * -(-m // (CHUNK if finish.program & Program.NARROW else CHUNK // 2))
@@ -174,14 +132,6 @@ def _tensor_cores(
             scalar("i4", pitch), finish(),
         ],
     )  # fmt: skip
-
-
-def _sums(taps: Array, x: DType) -> tuple[Array, Array]:
-    """Least and largest sum of products that (M, taps, C) weights make of activations of a dtype."""
-    flat = taps.reshape(len(taps), -1)
-    positive = np.maximum(flat, 0).sum(1, dtype=np.int64)
-    negative = np.minimum(flat, 0).sum(1, dtype=np.int64)
-    return positive * x.lo + negative * x.hi, positive * x.hi + negative * x.lo
 
 
 def _makes_map(plan: Plan, geometry: dict[str, int], wide: int, pixel_stride: int, span: int) -> bool:
@@ -205,23 +155,6 @@ def _key(group: Group, geometry: dict[str, int], m: int, c: int, pixel_stride: i
         f" k{g['kernel_h']}x{g['kernel_w']} s{g['stride_h']}x{g['stride_w']} d{g['dilation_h']}x{g['dilation_w']}"
         f" -> {g['out_height']}x{g['out_width']}x{m} {group.output.dtype}{residual}{'+table' if group.table else ''}"
     )
-
-
-def _depthwise(plan: Plan, group: Group, x: Placement, w: Array, geometry: dict[str, int]) -> None:
-    channels = w.shape[0]
-    padded = np.zeros((int(np.prod(w.shape[2:])), -(-channels // CHUNK) * CHUNK), np.int8)
-    padded[:, :channels] = w.reshape(channels, -1).T
-    origin = group.head.input(1).array()
-    weights = plan.packed.constant(padded, (id(origin), "depthwise"), origin)
-    side = geometry["kernel_h"] if geometry["kernel_h"] == geometry["kernel_w"] in (3, 5) else 0
-    flag = "true" if group.head.input(0).dtype.is_signed else "false"
-    finish = epilogue(plan, group, True)
-    count = geometry["batch"] * geometry["out_height"] * geometry["out_width"] * padded.shape[1] // CHUNK
-    fields = {**geometry, "channels": channels, "pixel_stride": x.strides[-1]}
-    plan.launch(
-        kernel(f"conv_depthwise<{flag}, {side}>"), (min(-(-count // 256), 65535),),
-        lambda: [record(DEPTHWISE_CONV, x=x.pointer, w=weights.pointer, **fields), finish()],
-    )  # fmt: skip
 
 
 def _direct(
