@@ -35,7 +35,7 @@ def device_of(name: str) -> Any:
 
 def ship(device: Any, raw: Path, out: Path) -> str:
     """Write the table of all that was measured so far."""
-    measured = json.loads(tuning.Table(device.name, raw).path.read_text())
+    measured = json.loads(tuning.TuningTable(device.name, raw).path.read_text())
     entries = {k: {"choice": v["choice"], "seconds": {}} for k, v in measured["entries"].items()}
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{tuning.slug(device.name)}.json"

@@ -26,11 +26,12 @@ import numpy as np
 
 from qir import DType
 from qir.runtime import Session
+from qir.runtime.cuda.compiler import compile_plan
 from qir.runtime.cuda.device.cupy_device import CupyDevice
 from qir.runtime.cuda.device.emulated import EmulatedDevice
 from qir.runtime.cuda.instances import ConvTile, instances
 from qir.runtime.cuda.planner.choices import Choice
-from qir.runtime.cuda.planner.plan import Packed, Plan
+from qir.runtime.cuda.planner.constants import Constants
 from qir.runtime.cuda.runner import Runner
 from qir.testing.integer import IntegerCase
 
@@ -111,12 +112,12 @@ class Turn:
 def try_case(name: str, case: IntegerCase, kind: str, device: Any, turns: int) -> Iterator[dict[str, Any]]:
     """One line a turn: what was launched, and which outputs differ."""
     want = Session(case.graph, "reference").run(case.feeds)
-    packed, number, most = Packed(device), 0, 1
+    packed, number, most = Constants(device), 0, 1
     while number < min(most, turns):
         turn, start = Turn(kind, number), time.perf_counter()
         line: dict[str, Any] = {"case": name, "kind": kind, "turn": number}
         try:
-            plan = Plan(case.graph, device, case.batch, case.graph.outputs, packed, turn)
+            plan = compile_plan(case.graph, device, case.batch, case.graph.outputs, packed, turn)
             most = turn.most
             if not turn.chosen:
                 return

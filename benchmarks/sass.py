@@ -26,11 +26,12 @@ import numpy as np
 import qir
 from qir import models
 from qir.errors import BackendError
+from qir.runtime.cuda.compiler import compile_plan
 from qir.runtime.cuda.device.emulated import EmulatedDevice
 from qir.runtime.cuda.device.nvrtc import Nvrtc, usage
 from qir.runtime.cuda.instances import ConvTile
 from qir.runtime.cuda.planner.choices import Choice
-from qir.runtime.cuda.planner.plan import Packed, Plan
+from qir.runtime.cuda.planner.constants import Constants
 from qir.runtime.cuda.program import Program
 
 DRAM, TENSOR, ISSUE = 4.3e12, 1.6e15, 132 * 2.3 * 1.98e9
@@ -112,7 +113,7 @@ def main() -> None:
     data = [{value.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}]
     integer, _ = qir.quantize(graph, data, method="minmax", equalize="none", correct_bias="none")
     device = Modelled(architecture="90a")
-    plan = Plan(integer, device, batch, integer.outputs, Packed(device), choose)
+    plan = compile_plan(integer, device, batch, integer.outputs, Constants(device), choose)
     size = {"int8": 1, "uint8": 1, "int16": 2, "int32": 4}
     print(f"# {net}, batch {batch}: static model, sm_90a\n")
     print("| layer | tile | program | registers | line | epilogue | DRAM, us | products, us | issue, us | us |")

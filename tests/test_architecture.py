@@ -130,7 +130,6 @@ KNOWN_CYCLES: dict[frozenset[str], str] = {
     frozenset({"qir.graph", "qir.lowering", "qir.ops", "qir.text", "qir.text_parser"}): (
         "a graph asks the registry what a node may be, and has its text form as methods; operators name graphs"
     ),
-    frozenset({"qir.runtime.cuda.operators", "qir.runtime.cuda.planner"}): "the CUDA backend is being rebuilt",
 }
 """Packages that import each other -> why."""
 
@@ -163,10 +162,7 @@ def components(arrows: dict[str, set[str]]) -> set[frozenset[str]]:
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
-KNOWN_NAMES: dict[str, str] = {
-    **dict.fromkeys(("Memory", "Packed", "Table"), "runtime/cuda, which is being rebuilt"),
-    "Split": "runtime/cpu/planner/finish_plan.py, which is being rebuilt",
-}
+KNOWN_NAMES: dict[str, str] = {}
 """Class names defined more than once -> why."""
 
 
@@ -179,7 +175,6 @@ def test_no_class_name_is_defined_twice() -> None:
 
 
 KNOWN_FOLDERS: dict[str, str] = {
-    "qir/cli": "one file a command",
     "qir/ops": "a registry: one file an operator or family of operators",
 }
 MOST_FILES = 15
@@ -246,9 +241,7 @@ TRAITS = (
     "commutative", "pointwise", "homogeneous", "nonnegative", "flat", "float_only", "border",
 )  # fmt: skip
 
-KNOWN_TABLES: dict[tuple[str, str], str] = {
-    ("runtime/cuda/operators/moving.py", "keeps_order"): "the CUDA backend is being rebuilt",
-}
+KNOWN_TABLES: dict[tuple[str, str], str] = {}
 """(file, trait) -> why a collection of names that equals what a trait says is no restatement of it."""
 
 

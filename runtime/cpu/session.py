@@ -14,14 +14,12 @@ from qir.graph import Graph, Value
 from qir.types import Array
 
 from ..backend import Backend, batch_of
+from ..compile.cache import PlanCache
 from ..profile import Profile
 from .planner.compiled import Compiled, Timing
 from .profile import summarize
 
 log = logging.getLogger(__name__)
-
-MAX_PLANS = 8
-"""Compiled plans kept by a session; the oldest goes first."""
 
 
 def has_numba() -> bool:
@@ -62,7 +60,7 @@ class Cpu(Backend):
         self.threads = threads or cores()
         self._lock = threading.Lock()
         self._packed: dict[str, Any] = {}
-        self._plans: dict[tuple[int, frozenset[str]], Compiled] = {}
+        self._plans: PlanCache[tuple[int, frozenset[str]], Compiled] = PlanCache()
         self._team = self._make_team(progress)
 
     def _make_team(self, progress: Callable[[str], None] | None) -> Any:
@@ -81,11 +79,9 @@ class Cpu(Backend):
     def plan(self, batch: int = 1, keep: Sequence[Value] = ()) -> Compiled:
         """The compiled plan for a batch size, with `keep` held in memory to the end."""
         key = (batch, frozenset(v.name for v in keep))
-        if key not in self._plans:
-            while len(self._plans) >= MAX_PLANS:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = Compiled(self.graph, batch, keep, self._team, self._packed, self.native)
-        return self._plans[key]
+        return self._plans.of(
+            key, lambda: Compiled(self.graph, batch, keep, self._team, self._packed, self.native)
+        )  # fmt: skip
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Arrays by name.  `outputs` may name intermediates: fusion then stops where one must exist."""

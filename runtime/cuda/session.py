@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,18 @@ from qir.graph import Graph, Stage
 from qir.types import Array
 
 from ..backend import Backend, batch_of
+from ..compile.cache import MOST_PLANS, PlanCache
 from ..interchange import host_array, on_gpu
 from ..profile import Profile
+from .compiler import compile_plan
 from .device.interface import Device, Tensor
 from .pending import Pending
-from .planner.plan import Packed, Plan
+from .planner.constants import Constants
+from .planner.plan import Plan
 from .profile import profile
 from .runner import Runner
-from .tuning import Table, switched_on
+from .tuning import TuningTable, switched_on
 from .tuning import tune as tune_plan
-
-PLANS = 8
-"""Batch sizes (and choices of outputs) whose plans are kept, by default."""
 
 
 class Cuda(Backend):
@@ -45,7 +44,7 @@ class Cuda(Backend):
     takes_device_tensors = True
 
     def __init__(
-        self, graph: Graph, device: Device | None = None, *, plans: int = PLANS, lanes: int = 1,
+        self, graph: Graph, device: Device | None = None, *, plans: int = MOST_PLANS, lanes: int = 1,
         tune: bool | str | Path | None = None,
     ) -> None:  # fmt: skip
         if graph.stage is not Stage.INTEGER:
@@ -60,10 +59,10 @@ class Cuda(Backend):
         self.graph = graph
         self.device: Device = device
         self._tune = device.tunes and switched_on() if tune is None else bool(tune)
-        self.packed = Packed(device)
-        self.table = Table(device.name, Path(tune) if isinstance(tune, (str, Path)) else None)
-        self._kept, self._lanes = plans, lanes
-        self._runners: OrderedDict[tuple[int, tuple[str, ...]], list[Runner]] = OrderedDict()
+        self.packed = Constants(device)
+        self.table = TuningTable(device.name, Path(tune) if isinstance(tune, (str, Path)) else None)
+        self._lanes = lanes
+        self._runners: PlanCache[tuple[int, tuple[str, ...]], list[Runner]] = PlanCache(plans)
         self._lock = threading.RLock()
 
     # -- running ------------------------------------------------------------------------------
@@ -167,30 +166,23 @@ class Cuda(Backend):
     def runner(self, batch: int, outputs: Sequence[str], stream: Any) -> Runner:
         """What runs a batch size and a choice of outputs, compiled once; the stream's own lane if there is one."""
         key = (batch, tuple(outputs))
-        lanes = self._runners.setdefault(key, [])
-        self._runners.move_to_end(key)
-        for lane in lanes:
-            if lane.stream == stream:
-                return lane
-        if lanes and len(lanes) == self._lanes:
+        new = key not in self._runners
+        lanes = self._runners.of(key, lambda: [Runner(self._compile(batch, outputs))])
+        own = lanes[:1] if new else [lane for lane in lanes if lane.stream == stream]
+        if own:
+            return own[0]
+        if len(lanes) == self._lanes:
             return next((lane for lane in lanes if not lane.busy), lanes[0])
-        try:
-            plan = lanes[0].plan if lanes else self._compile(batch, outputs)
-            lanes.append(Runner(plan))
-        finally:
-            if not lanes:
-                del self._runners[key]
-        while len(self._runners) > self._kept:
-            self._runners.popitem(last=False)
+        lanes.append(Runner(lanes[0].plan))
         return lanes[-1]
 
     def _compile(self, batch: int, outputs: Sequence[str]) -> Plan:
         values = [self.graph.value(n) for n in outputs]
         # what only candidates need, such as weights packed for other tiles, goes with `trial`
-        trial = Packed(self.device)
+        trial = Constants(self.device)
         if self._tune:
-            tune_plan(lambda chooser: Plan(self.graph, self.device, batch, values, trial, chooser), self.table)
-        return Plan(self.graph, self.device, batch, values, self.packed, self.table.choose)
+            tune_plan(lambda chooser: compile_plan(self.graph, self.device, batch, values, trial, chooser), self.table)
+        return compile_plan(self.graph, self.device, batch, values, self.packed, self.table.choose)
 
 
 __all__ = ["Cuda", "Pending"]

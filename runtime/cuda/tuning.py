@@ -41,7 +41,7 @@ def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-class Table:
+class TuningTable:
     """Measured choices of one device.  Threads may share it; processes merge what they measured on saving."""
 
     def __init__(self, device: str, folder: Path | None = None) -> None:
@@ -106,7 +106,7 @@ def switched_on() -> bool:
     return os.environ.get(SWITCH, "1").lower() not in ("0", "off", "false")
 
 
-def tune(compile_: Callable[[Chooser], Plan], table: Table) -> int:
+def tune(compile_: Callable[[Chooser], Plan], table: TuningTable) -> int:
     """Time the layers of a plan that the table does not know; returns how many.
 
     compile_: makes the plan with a chooser.  Plan after plan, every unknown layer takes its next candidate, and the

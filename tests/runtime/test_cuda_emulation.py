@@ -108,14 +108,16 @@ def test_tables_of_four_bits_have_an_entry_for_every_byte(kind: DType, axis: int
 def test_images_past_32_bits_are_refused() -> None:
     """A plan needs no memory yet: 2^31 cells of 16 channels, and one more."""
     from qir.errors import BackendError
+    from qir.runtime.cuda.compiler import compile_plan
     from qir.runtime.cuda.device.emulated import EmulatedDevice
-    from qir.runtime.cuda.planner.plan import Packed, Plan
+    from qir.runtime.cuda.planner.constants import Constants
+    from qir.runtime.cuda.planner.plan import Plan
 
     case, device = Case(0, 1), EmulatedDevice()
     case.graph.set_outputs([case.conv(case.input(DType.INT8, 32, 32, 32), 8, (3, 3))])
 
     def plan(batch: int) -> Plan:
-        return Plan(case.graph, device, batch, case.graph.outputs, Packed(device))
+        return compile_plan(case.graph, device, batch, case.graph.outputs, Constants(device))
 
     largest = 2**31 // (32 * 32 * 2) - 1
     assert plan(largest).arena_size > 2**34

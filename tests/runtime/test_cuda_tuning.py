@@ -13,12 +13,13 @@ import pytest
 from qir import DType
 from qir.errors import BackendError
 from qir.runtime.cuda import tuning
+from qir.runtime.cuda.compiler import compile_plan
 from qir.runtime.cuda.device.cupy_modules import kernel_version
 from qir.runtime.cuda.device.emulated import EmulatedDevice, EmulatedRecording
 from qir.runtime.cuda.device.interface import ImageMap, Launch
 from qir.runtime.cuda.instances import CONV_TILES, INSTANCES
 from qir.runtime.cuda.planner.choices import Choice, candidates, first
-from qir.runtime.cuda.planner.plan import Packed, Plan
+from qir.runtime.cuda.planner.constants import Constants
 from qir.runtime.cuda.runner import Runner
 from qir.runtime.cuda.session import Cuda
 from qir.runtime.session import Session
@@ -60,8 +61,8 @@ def test_every_candidate_yields_the_same_bits() -> None:
     device, turn, most = EmulatedDevice(), 0, 1
     seen: set[str] = set()
     while turn < most:
-        plan = Plan(
-            case.graph, device, case.batch, case.graph.outputs, Packed(device), lambda _, c, n=turn: c[n % len(c)]
+        plan = compile_plan(
+            case.graph, device, case.batch, case.graph.outputs, Constants(device), lambda _, c, n=turn: c[n % len(c)]
         )
         most = max(len(c) for _, c, _ in plan.choices.values())
         seen.update(choice.name for _, _, choice in plan.choices.values())
@@ -136,20 +137,20 @@ def test_off_means_the_heuristic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_tables_merge_and_survive_what_is_broken(tmp_path: Path) -> None:
     options = [Choice(t, 1) for t in CONV_TILES[False, 16, False]]
-    one, two = tuning.Table("A GPU", tmp_path), tuning.Table("A GPU", tmp_path)
+    one, two = tuning.TuningTable("A GPU", tmp_path), tuning.TuningTable("A GPU", tmp_path)
     one.update({"a": {"choice": options[1].name, "seconds": {}}})
     two.update({"b": {"choice": options[2].name, "seconds": {}}})  # of another process, meanwhile
-    three = tuning.Table("A GPU", tmp_path)
+    three = tuning.TuningTable("A GPU", tmp_path)
     assert three.choose("a", options) is options[1] and three.choose("b", options) is options[2]
     assert "a" in three and "c" not in three and three.choose("c", options) is options[0]
     assert three.choose("b", options[:2]) is options[0]  # a candidate that is no more
     assert [p.name for p in tmp_path.iterdir()] == [f"tuning-a-gpu-{kernel_version()}.json"]
-    assert "a" not in tuning.Table("B GPU", tmp_path)
+    assert "a" not in tuning.TuningTable("B GPU", tmp_path)
     for text in ("{", "[]", '{"device": "A GPU", "entries": {"a": 3}}', json.dumps({"device": "other"})):
         three.path.write_text(text)
-        assert "a" not in tuning.Table("A GPU", tmp_path)
+        assert "a" not in tuning.TuningTable("A GPU", tmp_path)
     (tmp_path / "file").write_text("")
-    tuning.Table("A GPU", tmp_path / "file").update({"a": {"choice": "x", "seconds": {}}})
+    tuning.TuningTable("A GPU", tmp_path / "file").update({"a": {"choice": "x", "seconds": {}}})
 
 
 def test_candidates_are_sensible() -> None:

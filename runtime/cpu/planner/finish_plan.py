@@ -18,7 +18,7 @@ Record = list[Number]
 
 
 @dataclass(frozen=True)
-class Split:
+class Halves:
     """m = 2^16 high + low and c = 2^16 c_high + c_low, as the kernels take them."""
 
     high: int
@@ -27,12 +27,12 @@ class Split:
     c_low: int
 
 
-def _split(m: int, c: int) -> Split:
+def _split(m: int, c: int) -> Halves:
     high, c_high = (m + 0x8000) >> 16, (c + 0x8000) >> 16
-    return Split(high, m - (high << 16), c_high, c - (c_high << 16))
+    return Halves(high, m - (high << 16), c_high, c - (c_high << 16))
 
 
-def _proved(parts: list[Split], shift: int) -> bool:
+def _proved(parts: list[Halves], shift: int) -> bool:
     """Whether every factor fits int16 and no sum of int16 times them leaves int32."""
     fits = all(-0x8000 <= n <= 0x7FFF for p in parts for n in (p.high, p.low))
     low = sum(abs(p.low) for p in parts) * 0x8000 + sum(abs(p.c_low) for p in parts)

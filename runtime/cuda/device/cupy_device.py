@@ -98,10 +98,10 @@ class CupyDevice:
         self._device.synchronize()
 
     # -- memory -------------------------------------------------------------------------------
-    def allocate(self, size: int, what: str = "a buffer") -> Memory:
+    def allocate(self, size: int, what: str = "a buffer") -> CupyMemory:
         with self._device:
             try:
-                memory = Memory(self.cupy.cuda.alloc(max(size, 16)))
+                memory = CupyMemory(self.cupy.cuda.alloc(max(size, 16)))
             except self.cupy.cuda.memory.OutOfMemoryError as error:
                 raise self._no_room(size, what) from error
             # The pool hands on what was freed in the order of the current stream: work there may still use it, and this
@@ -280,7 +280,7 @@ class CupyRecording:
             self._graph.launch(stream)
 
 
-class Memory:
+class CupyMemory:
     """A CuPy allocation with the address that plans use."""
 
     def __init__(self, memory: Any) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 
 from qir.errors import BackendError
 from qir.graph import Node, Value
-from qir.ops import op_of
+from qir.ops import REGISTRY, op_of
 from qir.ops.base import dim_at
 from qir.types import Array
 
 from ..arguments import scalar
 from ..planner.fusion import Group
-from ..planner.placement import CHUNK, Placement, pixel_of_image, row_major
+from ..planner.placement import CHUNK, Placement, pixel_of_image
 from ..planner.plan import Plan, shape_of
 from .chunks import chunked
 
@@ -46,7 +46,7 @@ def _bytes(p: Placement) -> Placement | None:
     return replace(p, dtype=np.dtype(np.int8), shape=tuple(shape), strides=tuple(strides), offset=p.offset * size)
 
 
-def _row_major(plan: Plan, x: Placement) -> Placement:
+def row_major_copy(plan: Plan, x: Placement) -> Placement:
     """x itself when it is contiguous, or a contiguous copy."""
     if x.contiguous:
         return x
@@ -56,7 +56,7 @@ def _row_major(plan: Plan, x: Placement) -> Placement:
 
 
 def reshape(plan: Plan, group: Group) -> None:
-    """Reshape, Flatten, Squeeze, Unsqueeze, Identity, Dropout: the same elements in row-major order."""
+    """Operators that keep the order: the same elements in row-major order."""
     node = group.head
     x, value = plan.at(node.input(0)), node.output
     y = plan.define(value)
@@ -68,7 +68,7 @@ def reshape(plan: Plan, group: Group) -> None:
     elif y.contiguous:
         copy(plan, x, y.reshaped(x.shape))
     else:
-        copy(plan, _row_major(plan, x).reshaped(y.shape), y)
+        copy(plan, row_major_copy(plan, x).reshaped(y.shape), y)
 
 
 def transpose(plan: Plan, group: Group) -> None:
@@ -228,7 +228,7 @@ def depth_to_space(plan: Plan, group: Group) -> None:
 
 
 OPERATORS = {
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"), reshape),
+    **{name: reshape for name, op in REGISTRY.items() if op.keeps_order},
     **dict.fromkeys(("Tile", "SpaceToDepth"), lookup),
     "Transpose": transpose,
     "Expand": expand,
@@ -239,5 +239,3 @@ OPERATORS = {
     "Slice": slice_,
     "DepthToSpace": depth_to_space,
 }
-
-__all__ = ["OPERATORS", "copy", "row_major"]

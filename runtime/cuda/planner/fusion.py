@@ -6,9 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from qir.graph import Graph, Node, Value
+from qir.ops import op_of
 
-LINEAR = ("qir.Conv", "qir.MatMul")
 SUMS = ("qir.SumPool", "qir.ReduceSum")
+"""Whose kernels rescale by one pair, and do nothing else."""
 
 
 @dataclass
@@ -52,7 +53,7 @@ def fuse(graph: Graph, kept: Collection[Value]) -> list[Group]:
         if node in taken:
             continue
         group = Group([node])
-        if node.op in LINEAR:
+        if op_of(node.op).linear and node.op != "qir.MatMulActivations":  # that one's kernel has no epilogue
             _extend(group, kept, taken)
             group.second = _second(group)
         elif node.op in SUMS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,59 +15,50 @@ from qir.types import Array
 
 from ...compile.tensors import assign_offsets
 from ..arguments import RANK, SHAPE, record
-from ..device.interface import Device, Launch, Memory
+from ..device.interface import Device, Launch
 from ..instances import Kernel, kernel
-from .choices import Choice, Chooser, first
-from .concatenation import Home, homes
-from .fusion import Group, fuse
+from .choices import Choice, Chooser
+from .concatenation import homes
+from .constants import Constants
+from .fusion import Group
 from .placement import ALIGNMENT, CHUNK, Placement, Storage, place, row_major
 
 
 class Plan:
-    """Compiles on construction; a `Runner` gives it memory and runs it.
+    """What operators fill: `compile_plan` calls them, group by group, and a `Runner` gives the plan memory and runs it.
 
     packed: constants that all plans of a session share; those that follow the batch are the plan's own (`local`).
-    chooser: which of the candidates of a layer is launched; any of them yields the same bits.
     """
 
     def __init__(
-        self, graph: Graph, device: Device, batch: int, outputs: Sequence[Value], packed: Packed,
-        chooser: Chooser = first,
+        self, graph: Graph, device: Device, batch: int, outputs: Sequence[Value], groups: Sequence[Group],
+        packed: Constants, chooser: Chooser,
     ) -> None:  # fmt: skip
         self.graph, self.device, self.batch, self.outputs = graph, device, batch, list(outputs)
-        self.packed, self.local = packed, Packed(device)
+        self.groups = {g.head: g for g in groups}
+        self.packed, self.local = packed, Constants(device)
         self.choices: dict[Node, tuple[str, list[Choice], Choice]] = {}
         self._chooser = chooser
         self._lock = threading.Lock()
         self.placements: dict[Value, Placement] = {}
         self._known: dict[Value, Array] = {}
-        self._homes: dict[Value, Home] = {}
         self._storages: dict[Storage, None] = {}
         self._step = 0
         self._one_dimensional = any(n.op == "qir.Conv" and n.input(1).type.rank == 3 for n in graph.nodes)
         self._pending: list[tuple[Callable[[], tuple[Kernel, tuple[int, ...], tuple[Array, ...]]], Node]] = []
         self._head: Node | None = None
-        self._compile()
+        self._homes = homes(graph, set(outputs), self._is_image)
+        for value in graph.inputs:
+            self.define(value)
 
     # -- compiling ----------------------------------------------------------------------------
-    def _compile(self) -> None:
-        from ..operators import OPERATORS
+    def begin(self, step: int, node: Node | None = None) -> None:
+        """What follows is part of a step, whose launches count as the node's (default: the last one's)."""
+        self._step, self._head = step, node or self._head
 
-        for value in self.graph.inputs:
-            self.define(value)
-        self._homes = homes(self.graph, set(self.outputs), self._is_image)
-        groups = fuse(self.graph, set(self.outputs))
-        self.groups = {g.head: g for g in groups}
-        for self._step, group in enumerate(groups, start=1):
-            if self._evaluate(group.nodes):
-                continue
-            operator = OPERATORS.get(group.head.op)
-            if operator is None:
-                raise BackendError("has no CUDA kernel", where=str(group.head))
-            self._head = group.head
-            operator(self, group)
-        self._step = len(groups) + 1
-        self.results = {v: self._result(v) for v in self.outputs}
+    def lay_out(self, results: dict[Value, Placement]) -> None:
+        """Ends the plan: lifetimes are known, so that every storage gets its offset in the arena."""
+        self.results = results
         for value in self.graph.inputs:
             self._touch(self.at(value).storage, 0)
         self.arena_size = assign_offsets(self._storages, ALIGNMENT, CHUNK)
@@ -88,7 +78,7 @@ class Plan:
                 storage.pointer = elsewhere.get(storage, base + offset)
             return [Launch(*build(), node) for build, node in self._pending]
 
-    def _evaluate(self, nodes: Sequence[Node]) -> bool:
+    def evaluate(self, nodes: Sequence[Node]) -> bool:
         """Shapes, and what is computed from shapes and constants alone, are known once the batch is: done here."""
         node = nodes[0]
         inputs = [v for v in node.inputs if v is not None]
@@ -107,17 +97,6 @@ class Plan:
             self._known[value] = data
             self.placements[value] = self.local.constant(data)
         return True
-
-    def _result(self, value: Value) -> Placement:
-        """Where an output is fetched from: row-major, copied there if it lives in another layout."""
-        from ..operators.moving import copy
-
-        placement = self.at(value)
-        if placement.contiguous:
-            return placement
-        flat = self.scratch(placement.shape, placement.dtype)
-        copy(self, placement, flat)
-        return flat
 
     def _touch(self, storage: Storage, step: int | None = None) -> None:
         at = self._step if step is None else step
@@ -199,35 +178,3 @@ def shape_of(shape: Sequence[int]) -> Array:
     if len(shape) > RANK:
         raise BackendError(f"a tensor of {len(shape)} axes; the CUDA kernels take {RANK}")
     return record(SHAPE, count=int(np.prod(shape)), dims=[1] * (RANK - len(shape)) + list(shape))
-
-
-class Packed:
-    """Constants on the device, uploaded once and shared by the plans of a session."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self._memory: dict[tuple[Any, ...], tuple[Memory, Placement, object]] = {}
-
-    def constant(self, array: Array, key: tuple[Any, ...] | None = None, origin: object = None) -> Placement:
-        """A constant array, row-major.
-
-        key: tells apart what was made from one array; default: the array itself.  origin: what ids in the key belong
-        to, kept so that they stay its own.
-        """
-        key = key or (id(array), "plain")
-        if key not in self._memory:
-            data = np.ascontiguousarray(array)
-            memory = self.device.allocate(data.nbytes, f"a constant, after {self.size:,} bytes of them")
-            self.device.upload(memory.pointer, data)
-            storage = Storage(data.nbytes, memory.pointer)
-            placement = Placement(storage, data.dtype, array.shape, row_major(array.shape))
-            self._memory[key] = (memory, placement, (array, origin))
-        return self._memory[key][1]
-
-    @property
-    def size(self) -> int:
-        """Bytes of constants on the device."""
-        return sum(p.storage.size for _, p, _ in self._memory.values())
-
-
-__all__ = ["Group", "Packed", "Plan"]
