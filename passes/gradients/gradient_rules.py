@@ -99,6 +99,9 @@ DERIVATIVES: dict[str, Callable[[Array, Array, Attrs], Array]] = {
     "Sqrt": lambda x, y, a: 0.5 / y,
     "Swish": _swish,
     "Tanh": lambda x, y, a: 1 - y * y,
+    "Cos": lambda x, y, a: -np.sin(x),
+    "Sin": lambda x, y, a: np.cos(x),
+    "Atan": lambda x, y, a: 1 / (1 + x * x),
     "ThresholdedRelu": lambda x, y, a: (x > a["alpha"]).astype(x.dtype),
 }
 """dy/dx of the unary functions, from x, y and the attributes."""

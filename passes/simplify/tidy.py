@@ -18,6 +18,7 @@ from .cleanup_rules import CLEANUP_RULES
 from .clip_rules import CLIP_RULES
 from .layout_rules import LAYOUT_RULES
 from .pad_rules import PAD_RULES
+from .resize_matrices import resizes_to_products
 
 RECOGNITION: tuple[type[Rule], ...] = (
     *CLEANUP_RULES, *PAD_RULES, *ACTIVATION_RULES, *CLIP_RULES, SubToAdd, DivToMul,
@@ -49,6 +50,7 @@ class Simplify(Pass):
         if folded:
             report.note(f"{folded} nodes folded into constants")
         split_sums(graph, report)
+        resizes_to_products(graph, report)
         rewrite(graph, RECOGNITION, report)
         rewrite(graph, RULES, report)
         if self.layout and any(n.op == "Transpose" for n in graph.nodes):

@@ -13,6 +13,7 @@ from ..graph import Graph, Value
 from ..ops import op_of
 from ..types import Array, DType, TensorType
 from .adapters import ADAPTERS, Raw, adapt
+from .decompose import decomposition_of
 from .foreign import lowering_of
 from .functions import DOMAIN, operator_of
 from .protos import DTYPE_ATTRS
@@ -95,7 +96,7 @@ class Importer:
         if not self.lost.isdisjoint(raw.inputs):
             self.lost.update(n for n in raw.outputs if n)
             try:
-                if raw.domain in STANDARD and raw.op not in ADAPTERS:
+                if raw.domain in STANDARD and raw.op not in ADAPTERS and decomposition_of(raw) is None:
                     op_of(raw.op)
             except UnsupportedError as error:
                 self.refusals.append(UnsupportedError(str(error), where=str(raw)))
@@ -109,14 +110,12 @@ class Importer:
             self.lost.update(n for n in raw.outputs if n)
 
     def _expand(self, raw: Raw) -> Iterable[Raw]:
-        lower = lowering_of(raw)
+        lower = lowering_of(raw) or decomposition_of(raw)
         if lower is not None:
             return lower(self, raw)
         if raw.domain == DOMAIN:
             raw.attrs = plain_attrs(raw)
             return [raw]
-        if raw.domain == "com.microsoft" and raw.op == "Gelu":
-            return [Raw("Gelu", raw.name, {}, raw.inputs, raw.outputs)]
         if raw.domain not in STANDARD:
             raise UnsupportedError(f"operator {raw.op!r} of domain {raw.domain!r} is not supported", where=str(raw))
         raw.attrs = plain_attrs(raw)

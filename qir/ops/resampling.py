@@ -33,13 +33,11 @@ class Axis:
 
 
 def check(attrs: Mapping[str, Any]) -> None:
-    """Raises UnsupportedError on what is not done: cubic, antialias; TypeInferenceError on unknown modes."""
-    if attrs["mode"] == "cubic":
-        raise UnsupportedError("cubic interpolation is not supported", hint="use linear or nearest")
-    if attrs["mode"] not in ("nearest", "linear"):
+    """Raises TypeInferenceError on unknown modes, UnsupportedError on antialiased nearest neighbours."""
+    if attrs["mode"] not in ("nearest", "linear", "cubic"):
         raise TypeInferenceError(f"mode {attrs['mode']!r} is unknown")
-    if attrs["antialias"]:
-        raise UnsupportedError("antialiased resizing is not supported", hint="set antialias=0")
+    if attrs["antialias"] and attrs["mode"] == "nearest":
+        raise UnsupportedError("antialiased nearest neighbours are not supported", hint="set antialias=0")
     for key, known in (("coordinate_transformation_mode", COORDINATES), ("nearest_mode", NEAREST)):
         if attrs[key] not in known:
             raise TypeInferenceError(f"{key} {attrs[key]!r} is unknown")
@@ -141,3 +139,37 @@ def linear_taps(attrs: Mapping[str, Any], axis: Axis) -> tuple[NDArray[np.int64]
     low = x.astype(np.int64)
     high = np.minimum(low + 1, axis.size - 1)
     return low, high, np.where(low == high, np.float32(0), x - low.astype(np.float32))
+
+
+def by_matrix(attrs: Mapping[str, Any]) -> bool:
+    """Whether more than two samples meet in an output: cubic and antialiased resizing."""
+    return attrs["mode"] == "cubic" or bool(attrs["antialias"])
+
+
+def _cubic(x: Array, a: float) -> Array:
+    """Keys' kernel  [R. Keys, Cubic convolution interpolation, 1981, eq. 4]."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def resize_matrix(attrs: Mapping[str, Any], axis: Axis) -> NDArray[np.float64]:
+    """(out, size): the resized axis is this times the axis, for linear and cubic modes, antialiased or not.
+
+    Samples beyond the border are those at the border, or with exclude_outside do not count.
+    """
+    at = coordinates(attrs, axis).astype(np.float64)[:, None]
+    cubic = attrs["mode"] == "cubic"
+    wide = max(1.0, 1.0 / axis.scale) if attrs["antialias"] else 1.0
+    reach = int(np.ceil((2 if cubic else 1) * wide))
+    taps = np.floor(at) + np.arange(1 - reach, reach + 1)
+    distance = (taps - at) / wide
+    weights = _cubic(distance, attrs["cubic_coeff_a"]) if cubic else np.clip(1 - np.abs(distance), 0, None)
+    if attrs["exclude_outside"]:
+        weights = np.where((taps >= 0) & (taps < axis.size), weights, 0.0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    matrix = np.zeros((axis.out, axis.size))
+    rows = np.broadcast_to(np.arange(axis.out)[:, None], taps.shape)
+    np.add.at(matrix, (rows, np.clip(taps, 0, axis.size - 1).astype(np.int64)), weights)
+    return matrix

@@ -16,7 +16,7 @@ from .convolution import check_int32
 from .intervals import fits, interval, joined, sum_overflow
 from .movement import arg, axes_of, first, ints, move_all, optional_const
 from .requantize import quant_of
-from .resampling import linear_taps, nearest_index, outside, resized_axes
+from .resampling import by_matrix, linear_taps, nearest_index, outside, resize_matrix, resized_axes
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
@@ -30,8 +30,8 @@ WEIGHT_BITS = 11
 class Resize(Op):
     """x resampled along `axes` to `sizes`, or by `scales`.
 
-    mode: "nearest" (all nearest modes) or "linear" (separable).  All coordinate transformations of ONNX.
-    Raises UnsupportedError on cubic and on antialias.
+    mode: "nearest" (all nearest modes), "linear" or "cubic" (separable), the latter two antialiased or not.  All
+    coordinate transformations of ONNX.  Cubic and antialiased ones are products of matrices once they are simplified.
     """
 
     name = "Resize"
@@ -63,6 +63,9 @@ class Resize(Op):
             beyond = beyond | outside(attrs, axis).reshape(along)
             if attrs["mode"] == "nearest":
                 y = np.take(y, nearest_index(attrs, axis), axis=axis.index)
+            elif by_matrix(attrs):
+                if axis.size != axis.out or axis.scale != 1:
+                    y = np.moveaxis(np.moveaxis(y, axis.index, -1) @ resize_matrix(attrs, axis).T, -1, axis.index)
             elif axis.size != axis.out or axis.scale != 1 or axis.roi != (0.0, 1.0):
                 low, high, weight = linear_taps(attrs, axis)
                 w = weight.reshape(along).astype(y.dtype)
@@ -83,6 +86,9 @@ class Resize(Op):
         axes = [a for a in resized_axes(node.attrs, shape, *rest) if not isinstance(x.shape[a.index], str)]
         if any(outside(node.attrs, a).any() for a in axes):
             raise LoweringError("extrapolates beyond its input", where=str(node))
+        if by_matrix(node.attrs):
+            raise LoweringError("is cubic or antialiased and no product of matrices yet", where=str(node),
+                                hint="run passes.Simplify")  # fmt: skip
         if node.attrs["mode"] == "nearest":
             picks = [(a.index, nearest_index(node.attrs, a), a.size) for a in axes]
             _gather(low, node, [(i, p) for i, p, size in picks if not np.array_equal(p, np.arange(size))])

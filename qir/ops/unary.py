@@ -247,3 +247,36 @@ class ThresholdedRelu(Unary):
     @staticmethod
     def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
         return np.where(x > attrs["alpha"], x, 0)
+
+
+@register
+class Cos(Unary):
+    """y = cos(x)"""
+
+    name = "Cos"
+
+    @staticmethod
+    def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
+        return np.cos(x)
+
+
+@register
+class Sin(Unary):
+    """y = sin(x)"""
+
+    name = "Sin"
+
+    @staticmethod
+    def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
+        return np.sin(x)
+
+
+@register
+class Atan(Unary):
+    """y = arctan(x)"""
+
+    name = "Atan"
+
+    @staticmethod
+    def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
+        return np.arctan(x)

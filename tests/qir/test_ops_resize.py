@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import qir
 from qir import DType, QuantParams
-from qir.errors import LoweringError, UnsupportedError
+from qir.errors import LoweringError
+from qir.passes import Simplify
+from qir.runtime import Session
+from qir.runtime.measure.exactness import exactness
 
 A = QuantParams.make(0.05, 120, DType.UINT8)
 W = QuantParams.make(0.0004, 11, DType.INT16)
@@ -74,9 +78,31 @@ def test_integers(seed: int, linear: bool, grid: QuantParams, integer_case: Any)
     assert {n.op for n in graph.nodes} <= {"QuantizeLinear", "Gather", "qir.Interpolate", "qir.Requantize"}
 
 
-def test_cubic_and_antialias_are_refused(one_node: Any) -> None:
-    x, scales = np.zeros((1, 1, 4, 4), np.float32), np.asarray([1, 1, 2, 2], np.float32)
-    with pytest.raises(UnsupportedError, match="cubic"):
-        one_node("Resize", [x, None, scales], {"mode": "cubic"})
-    with pytest.raises(UnsupportedError, match="antialias"):
-        one_node("Resize", [x, None, scales], {"mode": "linear", "antialias": 1})
+MATRICES = [
+    {"mode": "cubic"}, {"mode": "cubic", "cubic_coeff_a": -0.5}, {"mode": "cubic", "exclude_outside": 1},
+    {"mode": "cubic", "coordinate_transformation_mode": "align_corners"}, {"mode": "linear", "antialias": 1},
+    {"mode": "cubic", "coordinate_transformation_mode": "asymmetric"}, {"mode": "cubic", "antialias": 1},
+    {"mode": "cubic", "coordinate_transformation_mode": "pytorch_half_pixel", "cubic_coeff_a": -0.6},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("attrs", MATRICES, ids=str)
+@pytest.mark.parametrize("size", [(1, 2, 13, 9), (1, 2, 3, 4), (1, 2, 5, 16)])
+def test_cubic_and_antialiased_resizing(
+    agree_with_onnxruntime: Any, attrs: dict[str, Any], size: tuple[int, ...]
+) -> None:
+    x = np.random.default_rng(5).normal(size=(1, 2, 5, 7)).astype(np.float32)
+    agree_with_onnxruntime("Resize", [x, None, None, np.asarray(size)], attrs, tol=2e-5)
+
+
+def test_cubic_resizing_becomes_products_of_matrices(one_node: Any) -> None:
+    x = np.random.default_rng(5).normal(size=(2, 3, 5, 7)).astype(np.float32)
+    graph = one_node("Resize", [x, None, np.asarray([1, 1, 2, 1.5], np.float32)], {"mode": "cubic"})
+    simple, _ = Simplify().apply(graph)
+    assert [n.op for n in simple.nodes] == ["MatMul", "MatMul"]
+    want, got = (Session(g, "reference").run({"x0": x})["y0"] for g in (graph, simple))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    integer, _ = qir.quantize(graph, {"x0": x})
+    assert exactness(integer, {"x0": x}).exact
+    noise = Session(integer, "reference").run({"x0": x})["y0"] - want
+    assert (want**2).sum() > 1e3 * (noise**2).sum()
