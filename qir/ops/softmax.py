@@ -124,8 +124,8 @@ class MaskedSoftmax(Op):
 
     def function_body(self, body: Body, node: Node) -> None:
         """Of floats: the least number in place of what is dropped, then zeros there."""
-        zeros = np.zeros((), body.dtype("x").numpy)
-        least, zero = body.constant(zeros + np.finfo(zeros.dtype).min), body.constant(zeros)
+        kind = str(body.dtype("x"))
+        least, zero = (body.constant(np.asarray(v, kind)) for v in (float(np.finfo(kind).min), 0.0))
         y = body.op("Softmax", body.op("Where", "keep", "x", least), axis=node.attrs["axis"])
         body.op("Where", "keep", y, zero, output="y")
 
