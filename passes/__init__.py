@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .calibration.data_free import data_free_ranges
     from .calibration.images import Images
     from .manager import Pass, PassManager
+    from .masks.recognise import RecogniseMasks
     from .pipeline import quantize, run_recipe
     from .prepare.absorb_bias import AbsorbBias
     from .prepare.balance import Balance
@@ -50,6 +51,7 @@ _MODULES: dict[str, str] = {
     "PassReport": "report",
     "Ranges": "quantization.ranges",
     "Recipe": "recipes",
+    "RecogniseMasks": "masks.recognise",
     "Report": "report",
     "RoundWeights": "rounding.round_weights",
     "Simplify": "simplify.tidy",
@@ -68,8 +70,8 @@ _MODULES: dict[str, str] = {
 
 __all__ = [
     "AbsorbBias", "Balance", "CorrectBias", "Equalize", "FoldBatchNorm", "FoldNormalization", "Images", "InsertQdq",
-    "LowerToDyadic", "PackInt4", "Pass", "PassManager", "PassReport", "Ranges", "Recipe", "Report", "RoundWeights",
-    "Simplify", "StripSoftmax", "UndoQdq",
+    "LowerToDyadic", "PackInt4", "Pass", "PassManager", "PassReport", "Ranges", "Recipe", "RecogniseMasks", "Report",
+    "RoundWeights", "Simplify", "StripSoftmax", "UndoQdq",
     "calibrate", "collect", "data", "data_free_ranges", "quantize", "ranges_from", "recipes", "run_recipe",
 ]  # fmt: skip
 

@@ -21,6 +21,7 @@ from .calibration.correct_bias import analytic_means, empirical_means
 from .calibration.data import batches
 from .calibration.data_free import BATCH_NORM_TABLE, data_free_ranges
 from .manager import PassManager
+from .masks.recognise import check_scores
 from .quantization.dry_run import check_lowering, placeholder_ranges
 from .quantization.given_grids import GIVEN_RANGES
 from .quantization.lower_to_dyadic import LowerToDyadic
@@ -146,6 +147,7 @@ def run_recipe(
     given: Mapping[str, Interval] = {**prepared.tables.get(GIVEN_RANGES, {}), **(input_ranges or {})}
     if given:
         ranges = ranges.updated(given)
+    check_scores(prepared, ranges)
     steps = recipe.quantize(ranges, prepared, means, feeds).passes
     lowering = next(i for i, step in enumerate(steps) if isinstance(step, LowerToDyadic))
     qdq, second = PassManager(steps[:lowering]).run(prepared)

@@ -25,6 +25,7 @@ from qir.types import Array
 from .calibration.correct_bias import CorrectBias
 from .calibration.range_methods import METHODS, RangeOptions
 from .manager import Pass, PassManager
+from .masks.recognise import RecogniseMasks
 from .prepare.absorb_bias import AbsorbBias
 from .prepare.balance import Balance
 from .prepare.equalize import Equalize
@@ -125,7 +126,7 @@ class Recipe:
         steps: list[Pass] = [StripSoftmax()] if self.strip_softmax else []
         early = [p for p in self.extra if _stages(p) == {Stage.FLOAT}]
         late = [p for p in self.extra if p not in early and not {Stage.QDQ, Stage.INTEGER} & _stages(p)]
-        steps += [Simplify(), *early, FoldBatchNorm()]
+        steps += [RecogniseMasks(), Simplify(), *early, FoldBatchNorm()]
         if self.equalize != "none":
             steps.append(Balance() if self.equalize == "activations" else Equalize())
         if self.absorb_bias:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ..errors import LoweringError
 from ..lowering import FREE, Bounds, Deferred, Fixed, Lowering, Plain, Quantized
 from ..types import Array, DType, QuantParams, TensorType
 from .base import Op, register
@@ -91,6 +92,21 @@ class GreaterOrEqual(Logical):
     name = "GreaterOrEqual"
     inputs = "a b"
     function = np.greater_equal
+
+
+@register
+class IsNaN(Logical):
+    """y = x is no number. No integer is that: what tests for it behind a softmax is dropped (passes.RecogniseMasks)."""
+
+    name = "IsNaN"
+    inputs = "x"
+    function = np.isnan
+    float_only = True
+
+    def to_integer(self, low: Lowering, node: Node) -> None:
+        raise LoweringError(
+            "has no integer form", where=str(node), hint="integers are numbers: leave out the test and what it guards"
+        )
 
 
 @register

@@ -1,0 +1,1 @@
+"""Masks of attention, in whatever way an exporter writes them."""

@@ -1,0 +1,157 @@
+"""Masks of attention in every spelling: recognised, kept from grids, and as precise as attention without one."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import qir
+from qir import DType, TensorType
+from qir.errors import UnsupportedError
+from qir.graph import Value
+from qir.io import to_onnx
+from qir.passes.masks.recognise import RecogniseMasks
+from qir.runtime import Session
+from qir.runtime.measure.exactness import exactness
+from qir.testing.attention import SPELLINGS, AttentionBuilder
+
+
+def spelled(name: str) -> tuple[AttentionBuilder, qir.Graph]:
+    builder = AttentionBuilder()
+    return builder, builder.build(SPELLINGS[name])
+
+
+def of_opset(graph: qir.Graph, opset: int) -> onnx.ModelProto:
+    """The graph as that opset writes it."""
+    model = to_onnx(graph)
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        known = onnx.defs.get_schema(node.op_type, opset).attributes
+        for attribute in [a for a in node.attribute if a.name not in known]:
+            node.attribute.remove(attribute)
+        if node.op_type == "Unsqueeze" and opset < 13:
+            axes = constants[node.input[1]].tolist()
+            del node.input[1]
+            node.attribute.append(onnx.helper.make_attribute("axes", axes))
+    model.opset_import[0].version = opset
+    onnx.checker.check_model(model)
+    return model
+
+
+def kept_rows(name: str, feeds: dict[str, Any], y: Any) -> Any:
+    """Where a row keeps nothing, the least number gives all positions the same weight, and a mask none."""
+    return y[feeds["mask"] == 1] if name == "outer product" else y
+
+
+def sqnr(want: Any, got: Any) -> float:
+    return float(10 * np.log10((want.astype(np.float64) ** 2).sum() / ((want - got) ** 2).sum()))
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_every_spelling_is_recognised(name: str) -> None:
+    """One MaskedSoftmax, nothing of -1e4 or less, and what it computes is what the network computed."""
+    builder, graph = spelled(name)
+    after, report = RecogniseMasks().apply(graph)
+    assert [n.op for n in after.nodes if "Softmax" in n.op] == ["Softmax" if name == "none" else "MaskedSoftmax"]
+    assert not any("IsNaN" in n.op for n in after.nodes)
+    assert not any(
+        v.dtype.is_float and v.data.size and v.data.min() < -1e3 for v in after.constants if v.data is not None
+    )
+    assert bool(report["recognise_masks"].notes) == (name in ASSUMING)
+    feeds = builder.feeds(4, 1)
+    (want,) = Session(graph, "onnxruntime").run(feeds).values()
+    (got,) = Session(after, "reference").run(feeds).values()
+    np.testing.assert_allclose(*(kept_rows(name, feeds, y) for y in (got, want)), atol=2e-5)
+
+
+ASSUMING = {
+    "(1 - m) -1e4", "(1 - m) least", "(1 - float m) least", "filled", "integers", "outer product",
+    "one after the other", "limited, reshaped", "product behind", "subtracted",
+}  # fmt: skip
+"""Spellings that multiply an input by a large number: it is taken to hold zeros and ones, and the report says so."""
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_every_spelling_is_precise_and_exact(name: str) -> None:
+    builder, graph = spelled(name)
+    integer, _ = qir.quantize(graph, [builder.feeds(8, i) for i in range(2)])
+    feeds = builder.feeds(8, 9)
+    (want,) = Session(graph, "onnxruntime").run(feeds).values()
+    (got,) = Session(integer, "reference").run(feeds).values()
+    assert sqnr(*(kept_rows(name, feeds, y) for y in (want, got))) > 25
+    for other in ("onnxruntime", "cpu"):
+        assert exactness(integer, feeds, backends=("reference", other)).exact
+
+
+@pytest.mark.skipif(
+    not any(shutil.which(c) for c in ("c++", "g++", "clang++")), reason="the CUDA emulation needs a C++ compiler"
+)
+@pytest.mark.parametrize("name", ["causal -inf", "(1 - float m) least", "sdpa", "one after the other"])
+def test_masks_on_the_emulated_gpu(name: str) -> None:
+    from qir.runtime.cuda.device.emulated import EmulatedDevice
+
+    builder, graph = spelled(name)
+    integer, _ = qir.quantize(graph, [builder.feeds(8, 1)])
+    feeds = builder.feeds(3, 2)
+    (want,) = Session(integer, "reference").run(feeds).values()
+    (got,) = Session(integer, "cuda", device=EmulatedDevice(1)).run(feeds).values()
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 14, 18, 20, 21, 23])
+@pytest.mark.parametrize("name", ["causal -inf", "sdpa", "limited, reshaped", "product behind"])
+def test_opsets(name: str, opset: int) -> None:
+    builder, graph = spelled(name)
+    graph = qir.load(of_opset(graph, opset))
+    integer, _ = qir.quantize(graph, [builder.feeds(8, 1)])
+    feeds = builder.feeds(8, 9)
+    (want,), (got,) = (Session(g, "reference").run(feeds).values() for g in (graph, integer))
+    assert sqnr(want, got) > 25
+    assert sum(n.op == "qir.Softmax" and n.optional(3) is not None for n in integer.nodes) == 1
+
+
+def test_a_row_that_keeps_nothing_gives_zeros() -> None:
+    """Where SDPA cleans up its NaN: the mask of a whole sample is empty."""
+    builder, graph = spelled("sdpa")
+    integer, _ = qir.quantize(graph, [builder.feeds(8, 1)])
+    feeds = builder.feeds(4, 2)
+    feeds["mask"][1] = 0
+    (want,) = Session(graph, "onnxruntime").run(feeds).values()
+    (got,) = Session(integer, "onnxruntime").run(feeds).values()
+    assert np.isfinite(want).all() and sqnr(want, got) > 24
+    weights = next(n.output.name for n in integer.nodes if n.op == "qir.Softmax")
+    assert not Session(integer, "reference").run(feeds, outputs=[weights])[weights][1].any()
+
+
+def test_an_unknown_mask_is_refused_by_name() -> None:
+    """-10000 times something that is no boolean: quantized, nothing would be left of the scores."""
+
+    def soft_mask(m: AttentionBuilder, scores: Value) -> Value:
+        gate = m.op("Sigmoid", m.padding(DType.FLOAT32))
+        return m.op("Softmax", m.op("Add", scores, m.op("Mul", gate, m.const(-1e5))), axis=-1)
+
+    builder = AttentionBuilder()
+    graph = builder.build(soft_mask)
+    with pytest.raises(UnsupportedError, match=r"mask that is not recognised"):
+        qir.quantize(graph, [builder.feeds(2, 1)])
+
+
+def test_a_mask_that_is_an_input_of_large_numbers_is_refused_after_calibration() -> None:
+    """Nothing in the graph says that it is one; the data do."""
+
+    def given(m: AttentionBuilder, scores: Value) -> Value:
+        bias = m.graph.add_input("bias", TensorType(DType.FLOAT32, ("N", 1, m.length, m.length)))
+        return m.op("Softmax", m.op("Add", scores, bias), axis=-1)
+
+    builder = AttentionBuilder()
+    graph = builder.build(given)
+    feeds = builder.feeds(4, 1)
+    feeds["bias"] = np.where(builder.triangle(), 0, -1e9).astype(np.float32) + np.zeros((4, 1, 1, 1), np.float32)
+    with pytest.raises(UnsupportedError, match=r"reaches -1e\+09"):
+        qir.quantize(graph, [feeds])
+    feeds["bias"] = np.clip(feeds["bias"], -2, 0)
+    qir.quantize(graph, [feeds])
