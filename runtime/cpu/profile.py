@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from ..profile import Row
-from .planner.compiled import Timing
+from .compiled import Timing
 from .planner.steps import Step
 
 

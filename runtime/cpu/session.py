@@ -16,7 +16,7 @@ from qir.types import Array
 from ..backend import Backend, batch_of
 from ..compile.cache import PlanCache
 from ..profile import Profile
-from .planner.compiled import Compiled, Timing
+from .compiled import Compiled, Timing
 from .profile import summarize
 
 log = logging.getLogger(__name__)

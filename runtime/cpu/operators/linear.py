@@ -42,11 +42,11 @@ from ..kernels.record import (
     X_STRIDE,
     X,
 )
-from .builder import Builder
-from .chain import Chain, padded, rows_of
-from .in_place import write_in_place
+from ..planner.builder import Builder
+from ..planner.chain import Chain, padded, rows_of
+from ..planner.in_place import write_in_place
+from ..planner.steps import Step, constant, ref
 from .packing import BLOCK, Packed, Window, accumulator_limit, pack, segment_offsets, window_of, wrapped
-from .steps import Step, constant, ref
 
 PATCH_KIND = 2 if ELEMENT == 2 else 0
 """What the tile kernel reads: int16, or uint8 offset by 128 where activations are signed."""

@@ -36,10 +36,10 @@ from ..kernels.record import (
     X_STRIDE,
     X,
 )
-from .builder import Builder
-from .chain import Chain, padded
+from ..planner.builder import Builder
+from ..planner.chain import Chain, padded
+from ..planner.steps import Step, constant, ref
 from .packing import Packed, Window, accumulator_limit, crosswise_sums, magnitude, wrapped
-from .steps import Step, constant, ref
 
 STRETCH = 28
 """Tiles that are multiplied together."""

@@ -13,10 +13,10 @@ from qir.errors import BackendError
 from qir.graph import Graph, Value
 from qir.types import Array
 
-from ...compile.tensors import Buffer, View, assign_offsets
-from ..kernels.record import AT_PANEL, COUNTER_BYTES, DOOR_BYTES, STEP_WIDTH, TAIL_COUNT, TAIL_FIRST, TAIL_WIDTH
-from .builder import Builder
-from .steps import SLOT_SHIFT, AnyStep, Number, PythonStep, Ref, Step
+from ..compile.tensors import Buffer, View, assign_offsets
+from .kernels.record import AT_PANEL, COUNTER_BYTES, DOOR_BYTES, STEP_WIDTH, TAIL_COUNT, TAIL_FIRST, TAIL_WIDTH
+from .planner.builder import Builder
+from .planner.steps import SLOT_SHIFT, AnyStep, Number, PythonStep, Ref, Step
 
 SLACK = 256
 
@@ -40,7 +40,7 @@ class Compiled:
         threads = team.threads if native else 1
         builder = Builder(graph, batch, kept, threads, packed, native)
         if native:
-            from .emitters import EMITTERS
+            from .operators.emitters import EMITTERS
 
             builder.build(EMITTERS)
         else:

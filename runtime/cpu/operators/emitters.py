@@ -45,9 +45,11 @@ from ..kernels.record import (
     X_STRIDE,
     X,
 )
-from .builder import Builder, native
-from .chain import Chain, block_of, padded
-from .emit_movement import (
+from ..planner.builder import Builder, native
+from ..planner.chain import Chain, block_of, padded
+from ..planner.steps import Number, Step, constant, ref
+from .linear import emit_conv, emit_matmul, input_rows
+from .movement import (
     emit_concat,
     emit_depth_to_space,
     emit_gather,
@@ -56,10 +58,8 @@ from .emit_movement import (
     emit_split,
     emit_transpose,
 )
-from .emit_rowwise import emit_interpolate, emit_pad, emit_product, emit_softmax
-from .linear import emit_conv, emit_matmul, input_rows
 from .packing import Window, window_of
-from .steps import Number, Step, constant, ref
+from .rowwise import emit_interpolate, emit_pad, emit_product, emit_softmax
 
 
 def emit_pointwise(b: Builder, node: Node) -> bool:

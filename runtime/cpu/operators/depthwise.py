@@ -28,11 +28,11 @@ from ..kernels.record import (
     X_STRIDE,
     X,
 )
-from .builder import Builder
-from .chain import Chain, block_of, padded
+from ..planner.builder import Builder
+from ..planner.chain import Chain, block_of, padded
+from ..planner.steps import Step, constant, ref
 from .linear import input_rows
 from .packing import Window, accumulator_limit
-from .steps import Step, constant, ref
 
 ROW_KERNELS = ((3, 3), (5, 5))
 PATCH_LIMIT = 256 * 1024

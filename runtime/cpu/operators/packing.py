@@ -28,8 +28,8 @@ from ..kernels.record import (
     STRIDE_H,
     STRIDE_W,
 )
-from .builder import Builder
-from .steps import Number, Ref, constant
+from ..planner.builder import Builder
+from ..planner.steps import Number, Ref, constant
 
 LEAST_ODD_WORDS = 12
 """A shorter run with an odd number of words is not worth the word that the crosswise kernel would add."""

@@ -35,8 +35,8 @@ from ..kernels.record import (  # fmt: skip
     RANK,
     SOFTMAX,
 )
-from .builder import Builder, native
-from .steps import Ref, Step, constant, ref
+from ..planner.builder import Builder, native
+from ..planner.steps import Ref, Step, constant, ref
 
 
 def _vector(values: Sequence[int]) -> Ref:

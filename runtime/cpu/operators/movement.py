@@ -22,8 +22,8 @@ from ..kernels.record import (
     OP,
     RANK,
 )
-from .builder import Builder, native
-from .steps import Step, constant, ref
+from ..planner.builder import Builder, native
+from ..planner.steps import Step, constant, ref
 
 
 def emit_reshape(b: Builder, node: Node) -> bool:

@@ -1,0 +1,1 @@
+"""One function an operator: graph node to steps of a plan."""
