@@ -149,6 +149,7 @@ class Lowering:
     def __init__(self, source: Graph, graph: Graph) -> None:
         self.source, self.graph = source, graph
         self.forms: dict[Value, Form] = {}
+        self.halves: dict[Value, tuple[Value, Value]] = {}  # 16-bit operands of linear layers, by bytes (ops.halves)
         self.notes: list[str] = []
         self.node: Node | None = None
 
@@ -206,7 +207,7 @@ class Lowering:
         ratio = np.asarray(q.scale, dtype=np.float64) / target.scale[0]
         if len(set(q.zero_point)) != 1:
             raise LoweringError(f"{x.name!r} has a zero point for each channel", where=str(self.node))
-        return self.rescale(x, self._channels(ratio, q, x.type.rank), target, bounds, name, q.zero_point[0])
+        return self.rescale(x, self.channels(ratio, q, x.type.rank), target, bounds, name, q.zero_point[0])
 
     def rescale(
         self, x: Value, ratio: Array, target: QuantParams, bounds: Bounds, name: str, x_zero_point: int = 0
@@ -238,7 +239,7 @@ class Lowering:
         return g.add_node("Clip", [x, *limits], outputs=[name], quant=x.quant).output
 
     @staticmethod
-    def _channels(ratio: Array, q: QuantParams, rank: int) -> Array:
+    def channels(ratio: Array, q: QuantParams, rank: int) -> Array:
         """Per-channel numbers shaped to broadcast from the right against a tensor of `rank` axes."""
         if q.axis is None:
             return ratio.reshape(())

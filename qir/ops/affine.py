@@ -62,10 +62,13 @@ def affine(low: Lowering, node: Node, form: Form, factor: Reals, offset: Reals, 
         return Quantized(folded)
     q = quant_of(x)
     if q.per_channel:
-        raise LoweringError(
-            f"{x.name!r} has a scale for each channel and the constant does not follow it", where=str(node),
-            hint="insert a QuantizeLinear/DequantizeLinear pair before this operator",
-        )  # fmt: skip
+        ratio = low.channels(np.asarray(q.scale), q, rank) * factor
+        if (ratio <= 0).any() or not _fits(x, ratio):
+            raise LoweringError(
+                f"{x.name!r} has a scale for each channel and the constant does not follow it", where=str(node),
+                hint="insert a QuantizeLinear/DequantizeLinear pair before this operator",
+            )  # fmt: skip
+        return Deferred(lambda target, bounds, name: _emit_channels(low, x, ratio, offset, target, bounds, name))
     return Deferred(lambda target, bounds, name: emit_affine(low, x, factor, offset, target, bounds, name))
 
 
@@ -213,6 +216,16 @@ def emit_affine(
         x = multiply_constant(low, x, factor, fine, FREE if offset.any() else bounds, f"{name}.product")
         q, factor = quant_of(x), np.ones(())
     return add_constant(low, x, float(factor.reshape(())), offset, target, bounds, name)
+
+
+def _emit_channels(
+    low: Lowering, x: Value, ratio: Reals, offset: Reals, target: QuantParams, bounds: Bounds, name: str
+) -> Value:
+    """ratio * x + offset for an accumulator with a scale for each channel, in `ratio`: one grid first, a finer one."""
+    fine = wide_grid(target) if offset.any() else target
+    limits, stem = (FREE, f"{name}.fine") if offset.any() else (bounds, name)
+    made = low.rescale(x, ratio / fine.scale[0], fine, limits, stem)
+    return add_constant(low, made, 1.0, offset, target, bounds, name) if offset.any() else made
 
 
 def _fits(x: Value, constant: Reals) -> bool:

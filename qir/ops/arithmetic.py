@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from ..errors import LoweringError
 from ..lowering import Bounds, Clamped, Deferred, Fixed, Form, Lowering
-from ..types import Array, QuantParams
-from .affine import affine, emit_add, emit_mul, wide_grid
+from ..types import Array, DType, QuantParams
+from .affine import affine, emit_add, emit_mul, product_bound, wide_grid
 from .base import register
 from .elementwise import Elementwise
+from .halves import is_wide
+from .linear import LIMIT
 from .requantize import quant_of
 from .table import as_mapped, combine, require_mapped
 
@@ -57,6 +59,16 @@ def per_tensor(low: Lowering, node: Node, index: int) -> Value:
             hint="insert a QuantizeLinear/DequantizeLinear pair before this operator",
         )  # fmt: skip
     return x
+
+
+def narrower(low: Lowering, x: Value) -> Value:
+    """A 16-bit tensor with a zero point on a grid about 0, so that two of them can be multiplied in int32."""
+    q = quant_of(x)
+    if not is_wide(x) or not q.zero_point[0]:
+        return x
+    reach = max(x.dtype.hi - q.zero_point[0], q.zero_point[0] - x.dtype.lo)
+    grid = QuantParams((q.scale[0] * reach / DType.INT16.hi,), (0,), DType.INT16)
+    return low.requantize(x, grid, Bounds(), f"{x.name}.symmetric")
 
 
 def _of_one_tensor(a: Form, b: Form, f: Callable[[Array, Array], Array]) -> Form | None:
@@ -124,6 +136,8 @@ class Mul(Elementwise):
             low.set(node.output, same)
             return
         x, y = per_tensor(low, node, 0), per_tensor(low, node, 1)
+        if product_bound(x, y) >= LIMIT:
+            x, y = (narrower(low, v) for v in (x, y))
         low.set(node.output, Deferred(lambda target, bounds, name: emit_mul(low, x, y, target, bounds, name)))
 
 

@@ -14,13 +14,14 @@ from ..lowering import Lowering, Quantized
 from ..types import Array, DType, TensorType
 from .base import EIGHT_BITS, INT32_CONSTANT, REQUIRED, WEIGHTS, Op, elements, register
 from .exact_product import operand
+from .halves import is_wide, linear_in_halves
 from .intervals import interval, joined, weighted_overflow
-from .linear import linear_weights
+from .linear import LinearWeights, fold, weights_and_bias
 from .requantize import quant_of
 from .windows import conv_output, resolve_pads, windows
 
 if TYPE_CHECKING:
-    from ..graph import Node
+    from ..graph import Node, Value
     from ..io.functions import Body
 
 
@@ -93,20 +94,28 @@ class Conv(Op):
         x = low.quantized(node.input(0))
         q = quant_of(x)
         spatial = [int(d) for d in x.shape[2:]]
-        weights = linear_weights(low, node, q, channel_axis=0)
-        pads, strides, dilations = resolve_pads(spatial, weights.ints.shape[2:], node.attrs)
+        ints, quant, bias = weights_and_bias(low, node, channel_axis=0)
+        pads, strides, dilations = resolve_pads(spatial, ints.shape[2:], node.attrs)
         g = low.graph
-        name = node.output.name
-        acc = g.add_node(
-            "qir.Conv",
-            [x, *weights.constants(g, name)],
-            {
-                "strides": list(strides), "pads": list(pads), "dilations": list(dilations),
-                "group": node.attrs["group"], "pad_value": [q.zero_point[0]],
-                "weight_zero_point": weights.zero_point,
-            },
-            outputs=[f"{name}.acc"], quant=low.accumulator_quant(q, weights.quant, axis=1),
-        ).output  # fmt: skip
+        name, where = node.output.name, str(node)
+
+        def emit(source: Value, weights: LinearWeights, stem: str) -> Value:
+            q = quant_of(source)
+            return g.add_node(
+                "qir.Conv",
+                [source, *weights.constants(g, stem)],
+                {
+                    "strides": list(strides), "pads": list(pads), "dilations": list(dilations),
+                    "group": node.attrs["group"], "pad_value": [q.zero_point[0]],
+                    "weight_zero_point": weights.zero_point,
+                },
+                outputs=[f"{stem}.acc"], quant=low.accumulator_quant(q, weights.quant, axis=1),
+            ).output  # fmt: skip
+
+        if is_wide(x):
+            acc = linear_in_halves(low, x, ints, quant, bias, 0, 1, where, name, emit)
+        else:
+            acc = emit(x, fold(low, ints, quant, bias, q, 0, where), name)
         low.set(node.output, Quantized(acc))
 
     def macs(self, node: Node) -> int:

@@ -14,7 +14,8 @@ from ..lowering import Fixed, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
 from .affine import lower_affine
 from .base import Op, dim_at, elements, register
-from .linear import LIMIT, fold
+from .halves import halves, is_wide, joined_halves, linear_in_halves
+from .linear import LIMIT, LinearWeights, fold
 from .requantize import quant_of
 
 if TYPE_CHECKING:
@@ -184,18 +185,22 @@ def weights_right(
             "weights are not quantized constants", where=str(node),
             hint="insert a QuantizeLinear/DequantizeLinear pair on them (passes.InsertQdq does)",
         )  # fmt: skip
-    q = narrow_operand(x, node)
     if w.quant.per_channel and w.quant.axis != 1:
         raise LoweringError("weights are quantized along the summed axis", where=str(node))
     if len(set(w.quant.zero_point)) != 1:
         raise LoweringError("weights have a zero point for each channel", where=str(node))
-    reals = np.zeros(1) if bias is None else bias
-    folded = fold(low, w.ints, w.quant, np.broadcast_to(reals, (w.ints.shape[1],)), q, 1, str(node))
-    g = low.graph
-    return g.add_node(
-        "qir.MatMul", [x, *folded.constants(g, name)], {"weight_zero_point": folded.zero_point},
-        outputs=[f"{name}.acc"], quant=low.accumulator_quant(q, folded.quant, axis=x.type.rank - 1),
-    ).output  # fmt: skip
+    reals = np.broadcast_to(np.zeros(1) if bias is None else bias, (w.ints.shape[1],))
+    g, last, where = low.graph, x.type.rank - 1, str(node)
+
+    def emit(source: Value, folded: LinearWeights, stem: str) -> Value:
+        return g.add_node(
+            "qir.MatMul", [source, *folded.constants(g, stem)], {"weight_zero_point": folded.zero_point},
+            outputs=[f"{stem}.acc"], quant=low.accumulator_quant(quant_of(source), folded.quant, axis=last),
+        ).output  # fmt: skip
+
+    if is_wide(x) and not quant_of(x).per_channel:
+        return linear_in_halves(low, x, w.ints, w.quant, reals, 1, last, where, name, emit)
+    return emit(x, fold(low, w.ints, w.quant, reals, narrow_operand(x, node), 1, where), name)
 
 
 def narrow_operand(x: Value, node: Node) -> QuantParams:
@@ -210,7 +215,22 @@ def narrow_operand(x: Value, node: Node) -> QuantParams:
 
 
 def two_activations(low: Lowering, node: Node, a: Value, b: Value, name: str) -> Value:
-    """acc = sum (a - z_a)(b - z_b)   [docs/arithmetic.md 3].  Raises OverflowProofError where the sum is too long."""
+    """acc = sum (a - z_a)(b - z_b)   [docs/arithmetic.md 3].  Raises OverflowProofError where the sum is too long.
+
+    An operand of 16 bits is two of 8.
+    """
+    return _product(low, node, a, b, name)[0]
+
+
+def _product(low: Lowering, node: Node, a: Value, b: Value, name: str) -> tuple[Value, int]:
+    """(accumulator, a bound of its size)."""
+    for side, wide in ((0, a), (1, b)):
+        if is_wide(wide) and not quant_of(wide).per_channel:
+            pairs = [(half, b) if side == 0 else (a, half) for half in halves(low, wide)]
+            stems = (f"{name}.high", f"{name}.low")
+            parts = [_product(low, node, *pair, stem) for pair, stem in zip(pairs, stems, strict=True)]
+            accs, bounds = [p[0] for p in parts], [p[1] for p in parts]
+            return joined_halves(low, accs, [quant_of(v) for v in accs], bounds, name)
     qa, qb = narrow_operand(a, node), narrow_operand(b, node)
     length = a.shape[-1]
     if not isinstance(length, int):
@@ -220,7 +240,8 @@ def two_activations(low: Lowering, node: Node, a: Value, b: Value, name: str) ->
         raise OverflowProofError(f"{length} products of up to {span(qa) * span(qb)} do not fit int32", where=str(node))
     quant = QuantParams((qa.scale[0] * qb.scale[0],), (0,), DType.INT32)
     attrs = {"a_zero_point": qa.zero_point[0], "b_zero_point": qb.zero_point[0]}
-    return low.graph.add_node("qir.MatMulActivations", [a, b], attrs, outputs=[f"{name}.acc"], quant=quant).output
+    made = low.graph.add_node("qir.MatMulActivations", [a, b], attrs, outputs=[f"{name}.acc"], quant=quant).output
+    return made, worst
 
 
 def span(q: QuantParams) -> int:

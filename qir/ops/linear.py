@@ -38,15 +38,10 @@ class LinearWeights:
         return [w, None if self.bias is None else graph.add_constant(f"{name}.bias", self.bias)]
 
 
-def linear_weights(
-    low: Lowering, node: Node, x: QuantParams, channel_axis: int, *, bias_scale: float = 1.0
-) -> LinearWeights:
-    """Weights (input 1) and bias (input 2) of a linear node whose activation is quantized as `x`.
+def weights_and_bias(low: Lowering, node: Node, channel_axis: int) -> tuple[Array, QuantParams, NDArray[np.float64]]:
+    """Integers and quantization of a linear node's weights (input 1), and its bias (input 2) for each channel.
 
-    bias_i32 = round_half_even(b / (s_w s_x)) - z_x * sum(w - z_w)                         [docs/arithmetic.md 3]
-    Proof of no overflow: sum|w - z_w| * max|x - z_x| + |b| < 2^31 for each channel.  Where the bias alone is too
-    large, the channel's weight scale is widened until it fits, and a note says so.
-    Raises LoweringError (weights not quantized), OverflowProofError (a sum too long for int32).
+    Raises LoweringError (weights not quantized, along another axis, or with several zero points).
     """
     form = low.form(node.input(1))
     ints, quant = getattr(form, "ints", None), getattr(form, "quant", None)
@@ -63,14 +58,20 @@ def linear_weights(
     channels = ints.shape[channel_axis]
     bias = np.zeros(channels)
     if bias_value is not None:
-        bias = np.broadcast_to(low.real_constant(bias_value).reshape(-1), (channels,)) * bias_scale
-    return fold(low, ints, quant, bias, x, channel_axis, str(node))
+        bias = np.broadcast_to(low.real_constant(bias_value).reshape(-1), (channels,))
+    return ints, quant, bias
 
 
 def fold(
     low: Lowering, ints: Array, quant: QuantParams, bias: Array, x: QuantParams, axis: int, where: str
 ) -> LinearWeights:
-    """The arithmetic of `linear_weights`, from arrays."""
+    """Weights and bias of a layer whose activation is quantized as `x`.
+
+    bias_i32 = round_half_even(b / (s_w s_x)) - z_x * sum(w - z_w)                         [docs/arithmetic.md 3]
+    Proof of no overflow: sum|w - z_w| * max|x - z_x| + |b| < 2^31 for each channel.  Where the bias alone is too
+    large, the channel's weight scale is widened until it fits, and a note says so.
+    Raises OverflowProofError (a sum too long for int32).
+    """
     zero = quant.zero_point[0]
     scale = np.broadcast_to(np.asarray(quant.scale, np.float64), bias.shape).copy()
     span = max(x.dtype.hi - x.zero_point[0], x.zero_point[0] - x.dtype.lo)
