@@ -111,7 +111,7 @@ TAKES: Mapping[str, Take] = {
                      "x_zero_point", "zero_point"), _NARROW),
     "pad_value": _pad_value,  # one for each channel, where the operator has channels of different grids
     "shift": _integer(1, 62),
-    "block_size": _integer(0, 0),
+    "block_size": _integer(0, 1 << 31),
     **dict.fromkeys(("dtype", "output_dtype", "to"), _dtype),
     "approximate": _word("none", "tanh"),
     "auto_pad": _word("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"),

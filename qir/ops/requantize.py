@@ -53,13 +53,21 @@ def _along(v: Array, attrs: Mapping[str, Any], shape: Sequence[int]) -> Array:
     return np.reshape(v, full)
 
 
-def check_grid(x: TensorType, grid: Sequence[TensorType | None], axis: int) -> None:
-    """Scale and zero point are one number each, or one for each channel.  Raises TypeInferenceError."""
+def check_grid(x: TensorType, grid: Sequence[TensorType | None], axis: int, block: int) -> None:
+    """Scale and zero point are one number each, or one for each channel, or for each block of an axis.
+
+    Raises TypeInferenceError.
+    """
     scale, zero = grid[0], grid[1] if len(grid) > 1 else None
     if scale is None or not scale.dtype.is_float or (zero is not None and not zero.dtype.is_integer):
         raise TypeInferenceError(f"scale {scale}, zero point {zero}: a float and an integer are wanted")
     for part in (scale, *(() if zero is None else (zero,))):
         if part.shape in ((), (1,)):
+            continue
+        if block and -x.rank <= axis < x.rank:
+            want = [-(-int(d) // block) if i == axis % x.rank else int(d) for i, d in enumerate(x.shape)]
+            if list(part.shape) != want:
+                raise TypeInferenceError(f"{part} for blocks of {block} along axis {axis} of {x}, {want} expected")
             continue
         if not -x.rank <= axis < x.rank or part.shape != (x.shape[axis],):
             raise TypeInferenceError(f"{part} is not one number for each channel of {x} (axis {axis})")
@@ -86,7 +94,7 @@ class QuantizeLinear(Op):
         x, zero = types[0], types[2] if len(types) > 2 else None
         if x is None or not x.dtype.is_float:
             raise TypeInferenceError("QuantizeLinear takes floats")
-        check_grid(x, types[1:], attrs["axis"])
+        check_grid(x, types[1:], attrs["axis"], attrs["block_size"])
         dtype = zero.dtype if zero is not None else DType(attrs["output_dtype"] or "uint8")
         return [TensorType(dtype, x.shape)]
 
@@ -132,7 +140,7 @@ class DequantizeLinear(Op):
         x, scale = types[0], types[1]
         if x is None or scale is None or not x.dtype.is_integer:
             raise TypeInferenceError("DequantizeLinear takes integers")
-        check_grid(x, types[1:], attrs["axis"])
+        check_grid(x, types[1:], attrs["axis"], attrs["block_size"])
         return [TensorType(scale.dtype, x.shape)]
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:

@@ -42,7 +42,7 @@ WRONG: list[tuple[str, Any]] = [
     ("pads", [-1, 0]), ("pads", "ab"), ("dilations", [1 << 40]), ("alpha", float("nan")), ("alpha", ""), ("alpha", [1]),
     ("epsilon", float("inf")), ("auto_pad", "SAME"), ("auto_pad", 3), ("approximate", ""), ("mode", 1), ("shift", 0),
     ("shift", 63), ("multiplier", 1 << 40), ("zero_point", 0.5), ("dtype", "int5"), ("to", []), ("value", 3),
-    ("block_size", 16), ("pad_value", []), ("pad_value", ["a"]),
+    ("block_size", -16), ("pad_value", []), ("pad_value", ["a"]),
 ]  # fmt: skip
 
 

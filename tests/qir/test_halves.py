@@ -10,12 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qir.errors import TypeInferenceError
 from qir.graph import Graph, Stage
 from qir.io import load, to_onnx
 from qir.passes import LowerToDyadic
 from qir.runtime import Session
-from qir.types import Array, DType, TensorType
+from qir.types import Array
 
 KINDS = {"int16": (np.int16, 0), "uint16": (np.uint16, 30000), "shifted": (np.int16, -32768)}
 
@@ -136,14 +135,3 @@ def test_sixteen_bits_on_the_emulated_gpu(name: str) -> None:
     x = feeds(integer)
     mine = Session(integer, "cuda", device=EmulatedDevice(1)).run(x)["y"]
     assert np.array_equal(mine, Session(integer, backend="reference").run(x)["y"])
-
-
-@pytest.mark.parametrize("op", ["qir.Conv", "qir.MatMul", "qir.MatMulActivations"])
-def test_integer_products_take_bytes_only(op: str) -> None:
-    g = Graph("g", Stage.INTEGER)
-    shape = (1, 2, 4, 4) if op == "qir.Conv" else (2, 2)
-    x = g.add_input("x", TensorType(DType.UINT16, shape))
-    w = g.add_constant("w", np.ones((2, 2, 1, 1) if op == "qir.Conv" else (2, 2), np.int8))
-    attrs = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "pad_value": [0]} if op == "qir.Conv" else {}
-    with pytest.raises(TypeInferenceError, match="8 bits"):
-        g.add_node(op, [x, w], attrs)
