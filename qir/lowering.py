@@ -151,6 +151,7 @@ class Lowering:
         self.forms: dict[Value, Form] = {}
         self.halves: dict[Value, tuple[Value, Value]] = {}  # 16-bit operands of linear layers, by bytes (ops.halves)
         self.notes: list[str] = []
+        self._shared: dict[str, Value] = {}
         self.node: Node | None = None
 
     # -- what operators ask -------------------------------------------------------------------
@@ -194,6 +195,12 @@ class Lowering:
 
     def is_constant(self, value: Value) -> bool:
         return isinstance(self.form(value), Fixed)
+
+    def shared(self, name: str, data: Array) -> Value:
+        """A constant that many nodes read (a table of all networks), made once."""
+        if name not in self._shared:
+            self._shared[name] = self.graph.add_constant(name, data)
+        return self._shared[name]
 
     def note(self, text: str) -> None:
         """Something the report must say (a widened scale, a clipped bias)."""

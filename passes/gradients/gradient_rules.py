@@ -235,6 +235,12 @@ def _reduction(a: Attrs, xs: Arrays, y: Array, d: Array) -> tuple[Array, tuple[i
     return x, axes, y.reshape(kept), d.reshape(kept)
 
 
+@rule("ReduceL2")
+def _reduce_l2(a: Attrs, xs: Arrays, ys: Sequence[Array], ds: Arrays, needed: Sequence[bool]) -> list[Array | None]:
+    x, _, y, d = _reduction(a, xs, ys[0], some(ds[0]))
+    return [d * x / y, None][: len(xs)]
+
+
 @rule("ReduceSum", "ReduceMean")
 def _reduce_sum(a: Attrs, xs: Arrays, ys: Sequence[Array], ds: Arrays, needed: Sequence[bool]) -> list[Array | None]:
     x, _, _, d = _reduction(a, xs, ys[0], some(ds[0]))

@@ -4,7 +4,8 @@
     outputs = tape.forward({"x": x})
     grads = tape.backward({"logits": d_logits}, ["conv1.w", "x"])
 
-The forward pass is the operators' own `reference`; the rules are in `gradient_rules` and `gradient_windows`.
+The forward pass is the operators' own `reference`; the rules are in `gradient_rules`,
+`gradient_normalization` and `gradient_windows`.
 Integer and comparison operators (`Op.flat`) pass no gradient on; quantizers pass it straight through.
 """
 

@@ -174,6 +174,8 @@ def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], 
         return Need(bits, bits)
     if op.affine and sum(is_activation(v) for v in node.inputs) == 1:
         return Need(NARROW, WIDE)
+    if op.normalizes:
+        return Need(WIDE, WIDE)
     if op.additive:
         return Need(widths.residual, WIDE)
     if op.pools:

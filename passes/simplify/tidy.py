@@ -17,11 +17,12 @@ from .affine_rules import AFFINE_RULES, DivToMul, SubToAdd
 from .cleanup_rules import CLEANUP_RULES
 from .clip_rules import CLIP_RULES
 from .layout_rules import LAYOUT_RULES
+from .normalization_rules import NORMALIZATION_RULES
 from .pad_rules import PAD_RULES
 from .resize_matrices import resizes_to_products
 
 RECOGNITION: tuple[type[Rule], ...] = (
-    *CLEANUP_RULES, *PAD_RULES, *ACTIVATION_RULES, *CLIP_RULES, SubToAdd, DivToMul,
+    *CLEANUP_RULES, *PAD_RULES, *NORMALIZATION_RULES, *ACTIVATION_RULES, *CLIP_RULES, SubToAdd, DivToMul,
 )  # fmt: skip
 """Applied first: the constants that spell an activation must not be folded into a layer before it is recognised."""
 

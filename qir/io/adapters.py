@@ -174,6 +174,30 @@ def softmax_1(scope: Scope, raw: Raw) -> list[Raw]:
     ]
 
 
+@adapts("GroupNormalization", before=21)
+def group_normalization_18(scope: Scope, raw: Raw) -> list[Raw]:
+    """Before opset 21 scale and bias had one element a group, not a channel."""
+    groups, channels = int(raw.attrs.get("num_groups", 1)), scope.type(raw.inputs[0] or "").shape[1]
+    if channels == groups or isinstance(channels, str):
+        return [raw]
+    made: list[Raw] = []
+    inputs = list(raw.inputs)
+    for index, what in ((1, "scale"), (2, "bias")):
+        column, wide, flat = (scope.fresh(f"{raw.name}.{what}.{part}") for part in ("column", "wide", "flat"))
+        shapes = [
+            scope.constant(f"{raw.name}.{what}.shape", _ints(s))
+            for s in ([groups, 1], [groups, channels // groups], [channels])
+        ]
+        made += [
+            Raw("Reshape", column, {}, [inputs[index], shapes[0]], [column]),
+            Raw("Expand", wide, {}, [column, shapes[1]], [wide]),
+            Raw("Reshape", flat, {}, [wide, shapes[2]], [flat]),
+        ]
+        inputs[index] = flat
+    raw.inputs = inputs
+    return [*made, raw]
+
+
 @adapts("Upsample")
 def upsample(scope: Scope, raw: Raw) -> list[Raw]:
     """Upsample is Resize with asymmetric coordinates rounded down."""

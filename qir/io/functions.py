@@ -176,6 +176,13 @@ class Body:
         offset = self.power_of_two(self.op("Sub", self.int64(62), shift_i64))
         return self.op("Sub", self.cast(u, DType.INT64), offset)
 
+    def shift_right_natural(self, x_i64: str, shift: int) -> str:
+        """x >> shift for x that is never negative, up to 2^63 - 1."""
+        if self.opset >= 28:
+            return self.op("BitShift", x_i64, self.int64(shift), direction="RIGHT")
+        by = self.constant(np.asarray(shift, np.uint64))
+        return self.cast(self.op("BitShift", self.cast(x_i64, DType.UINT64), by, direction="RIGHT"), DType.INT64)
+
     def store(self, x_i64: str, attrs: Mapping[str, Any], reach: int) -> None:
         """+ zero_point, clamp to [lo, hi], cast to the output dtype, as `y`.
 

@@ -90,6 +90,8 @@ class Op(ABC):
     """x -> a x + b, elementwise or for each channel, where all other inputs are constants."""
     pools: ClassVar[bool] = False
     """A sum or mean over many elements of one tensor."""
+    normalizes: ClassVar[bool] = False
+    """Divides by a mean of squares of its input: reads it as wide as there is, since outliers decide the grid."""
     clamps: ClassVar[bool] = False
     """min(max(x, lo), hi): the quantizer behind it can do it."""
     limits: ClassVar[bool] = False

@@ -138,6 +138,22 @@ class ReduceSum(_Reduce):
 
 
 @register
+class ReduceL2(_Reduce):
+    """y = sqrt(sum of x^2 over the axes)."""
+
+    name = "ReduceL2"
+    homogeneous = True
+    nonnegative = True
+    function = staticmethod(lambda x, axis, keepdims: np.sqrt((x.astype(np.float64) ** 2).sum(axis, keepdims=keepdims)))
+
+    def to_integer(self, low: Lowering, node: Node) -> None:
+        raise LoweringError(
+            "has no integer form by itself", where=str(node),
+            hint="an L2 normalization x / ||x|| is recognised; a norm alone is not",
+        )  # fmt: skip
+
+
+@register
 class ReduceMean(_Reduce):
     """y = mean over the axes."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ops.normalize import inverse_root_table, normalize_constants
 from ..types import DType, QuantParams, TensorType
 from .integer import IntegerCase as Case
 
@@ -235,6 +236,20 @@ def softmax(c: Case) -> None:
         c.node("qir.Softmax", x, table, reciprocal, computed, fine, **attrs)
 
 
+def normalize(c: Case) -> None:
+    rng = np.random.default_rng(5)
+    for dtype, kind in ((DType.INT16, "int8"), (DType.UINT8, "int16")):
+        x = c.input(dtype, 4, 45)
+        grid, target = QuantParams.make(0.01, 0, dtype), QuantParams.make(0.01, 3, DType(kind))
+        for centre, gamma in ((True, rng.normal(size=45)), (False, rng.normal(size=(4, 1)))):
+            k = normalize_constants(grid, 45, centre, gamma, gamma, 1e-5, target, "here")
+            c.node(
+                "qir.Normalize", x, c.constant(k.multiplier_i32, np.int32), c.constant(k.offset_i64),
+                c.constant(inverse_root_table()), centre=int(centre), x_zero_point=0, extra=k.extra,
+                epsilon=k.epsilon, shift=k.shift, lo=target.dtype.lo, hi=target.dtype.hi, dtype=kind,
+            )  # fmt: skip
+
+
 def channels_last(c: Case) -> None:
     """Images as convolutions leave them: elementwise, pooling, copies by chunks of 16 channels; 19 channels in 32."""
     for channels in (16, 19):
@@ -304,6 +319,7 @@ BUILDERS: tuple[Build, ...] = (
     conv_odd, conv_signed, conv_depthwise, conv_grouped_per_channel_pad, conv_one_dimensional, residual_block,
     first_layer, depthwise, split_products, four_bits, weights_of_others,
     logic, shapes, matrix_products, elementwise, windows, movement, channel_shuffle, interpolation, ranking, softmax,
+    normalize,
     coarse_scales, channels_last, wide_movement, border, more_depthwise,
     depthwise_walks,
 )  # fmt: skip

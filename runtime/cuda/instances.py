@@ -140,7 +140,9 @@ _PLAIN = {
         *(f"{k}_elements<qir::{t}>" for k in ("copy", "gather", "lookup") for t in ("u8", "u16", "u32", "u64")),
         "fill_elements",
     ),
-    "reduce.cu": ("pool<false>", "pool<true>", "reduce<0>", "reduce<1>", "reduce<2>", "reduce<3>", "softmax", "top_k"),
+    "reduce.cu": (
+        "pool<false>", "pool<true>", *(f"reduce<{i}>" for i in range(4)), "softmax", "normalize", "top_k",
+    ),
     "conv_igemm.cu": ("finish_splits<>",),
     "conv_depthwise.cu": tuple(f"conv_depthwise<{s}>" for s in ("false", "true")),
     "conv_direct.cu": ("conv_direct", "matmul_activations"),

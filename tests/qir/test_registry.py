@@ -94,6 +94,7 @@ def test_homogeneous_operators_are(name: str) -> None:
     rest = {
         "PRelu": [np.asarray(0.25, np.float32)], "Reshape": [np.asarray([0, 3, 16])], "Squeeze": [np.asarray([], int)],
         "ReduceMean": [np.asarray([2, 3])], "ReduceMax": [np.asarray([2, 3])], "ReduceSum": [np.asarray([2, 3])],
+        "ReduceL2": [np.asarray([2, 3])],
         "Pad": [np.asarray([0, 0, 1, 1, 0, 0, 1, 1])], "Resize": [None, None, np.asarray([2, 3, 8, 8])],
     }  # fmt: skip
     op, more = op_of(name), rest.get(name, [])

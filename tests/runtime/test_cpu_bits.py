@@ -9,8 +9,9 @@ import pytest
 
 from qir.dyadic import common_dyadic, dyadic, dyadic_array
 from qir.graph import Graph, Stage, Value
+from qir.ops.normalize import inverse_root_table, normalize_constants
 from qir.runtime import Session
-from qir.types import DType, TensorType
+from qir.types import Array, DType, QuantParams, TensorType
 
 pytest.importorskip("numba")
 
@@ -337,6 +338,30 @@ def test_softmax_along_any_axis_with_masks(dtype: str) -> None:
         for mask in masks for a, z, d in ((1, 0, "uint8"), (-1, -128, "int8"), (2, 0, "uint8"))
     ]  # fmt: skip
     check(net, outs)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16"])
+def test_normalization_of_rows_and_channels(dtype: str) -> None:
+    net = Net(21, "N", 6, 5, 37, dtype=dtype)
+    grid, beta = QuantParams.make(0.01, 5 if dtype == "uint8" else 0, DType(dtype)), net.rng.normal(size=37)
+
+    def normalize(x: Value, gamma: Array, offset: Array, kind: str, centre: bool = True) -> Value:
+        target = QuantParams.make(0.02 if kind == "int8" else 0.0002, 3, DType(kind))
+        n = int(x.shape[-1])
+        c = normalize_constants(grid, n, centre, gamma, offset, 1e-5, target, "here")
+        parts = [net.const(v) for v in (c.multiplier_i32, c.offset_i64, inverse_root_table())]
+        return net.op(
+            "qir.Normalize", [x, *parts], centre=int(centre), x_zero_point=grid.zero_point[0], extra=c.extra,
+            epsilon=c.epsilon, shift=c.shift, lo=target.dtype.lo, hi=target.dtype.hi, dtype=kind,
+        )  # fmt: skip
+
+    rows = [normalize(net.x, net.rng.normal(size=37), beta, kind, centre)
+            for kind, centre in (("int8", True), ("int16", False), ("uint8", True))]  # fmt: skip
+    channels = net.rng.normal(size=(6, 1, 1))
+    across = net.op("Transpose", [net.x], perm=[0, 3, 2, 1])
+    check(
+        net, [*rows, normalize(net.x, channels, channels, "int16"), normalize(across, np.ones(1), np.ones(6), "int8")]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16"])

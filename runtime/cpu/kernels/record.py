@@ -32,6 +32,8 @@ STEP_WIDTH = 48
     M_OTHER_STRIDES,
     MASKED,
 ) = range(16, 31)
+# normalization: a row's mean is taken off or not, its constants repeat every N_PERIOD rows, one for each element or row
+N_CENTRE, N_EXTRA, N_EPSILON, N_SHIFT, N_OUT, N_PERIOD, N_STEP = range(31, 38)
 
 (
     GEMM,
@@ -47,7 +49,8 @@ STEP_WIDTH = 48
     SOFTMAX,
     INTERPOLATE,
     PRODUCT,
-) = range(13)
+    NORMALIZE,
+) = range(14)
 
 # tail records
 TAIL_WIDTH = 16

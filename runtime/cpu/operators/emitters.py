@@ -59,7 +59,7 @@ from .movement import (
     emit_transpose,
 )
 from .packing import Window, window_of
-from .rowwise import emit_interpolate, emit_pad, emit_product, emit_softmax
+from .rowwise import emit_interpolate, emit_normalize, emit_pad, emit_product, emit_softmax
 
 
 def emit_pointwise(b: Builder, node: Node) -> bool:
@@ -257,6 +257,7 @@ EMITTERS: dict[str, Callable[[Builder, Node], bool]] = {
     "DepthToSpace": emit_depth_to_space,
     "Pad": emit_pad,
     "qir.Softmax": emit_softmax,
+    "qir.Normalize": emit_normalize,
     "qir.Interpolate": emit_interpolate,
     "qir.MatMulActivations": emit_product,
     **dict.fromkeys(("qir.Requantize", "qir.Add", "qir.Mul", "qir.Table", "Clip"), emit_pointwise),

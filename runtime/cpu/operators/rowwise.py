@@ -30,6 +30,14 @@ from ..kernels.record import (  # fmt: skip
     M_SRC_STRIDES,
     M_ZERO_POINT,
     MASKED,
+    N_CENTRE,
+    N_EPSILON,
+    N_EXTRA,
+    N_OUT,
+    N_PERIOD,
+    N_SHIFT,
+    N_STEP,
+    NORMALIZE,
     OP,
     PRODUCT,
     RANK,
@@ -78,6 +86,44 @@ def _broadcast(view: View, like: View) -> View:
     extra = like.rank - view.rank
     strides = [0] * extra + [0 if n == 1 else s for n, s in zip(view.logical_shape, view.logical_strides, strict=True)]
     return replace(view, shape=like.shape, strides=tuple(strides[axis] for axis in like.order), order=like.order)
+
+
+def emit_normalize(b: Builder, node: Node) -> bool:
+    x, out, attrs = node.input(0), node.output, node.attrs
+    constants = [node.input(i).data for i in (1, 2, 3)]
+    if x.data is not None or x.dtype.bits < 8 or out.dtype.bits < 8 or any(c is None for c in constants):
+        return False
+    rank = x.type.rank
+    natural = tuple(range(rank))
+    source = b.view(x).reordered(natural)
+    if source.strides[-1] != source.dtype.itemsize:
+        packed = dense_view(source.logical_shape, natural, source.dtype)
+        b.copy(source, packed, [])
+        source = packed
+    target = b.destination(out, natural).reordered(natural)
+    multiplier, offset = (np.asarray(c) for c in constants[:2])
+    covered = max(multiplier.ndim, offset.ndim, 1)
+    step = int(max(multiplier.shape[-1:] + offset.shape[-1:], default=1) > 1)
+    shape = (*source.shape[rank - covered : rank - 1], source.shape[-1] if step else 1)
+    period = math.prod(shape[:-1])
+    lines = math.prod(source.shape[:-1])
+    b.add(
+        Step(
+            {
+                OP: NORMALIZE, CHUNKS: b.chunks(lines, source.size, 2048), M_SRC: ref(source), M_DST: ref(target),
+                M_SHAPE: _vector(source.shape), M_SRC_STRIDES: _vector(source.strides),
+                M_DST_STRIDES: _vector(target.strides), M_DTYPE: b.code(source), RANK: rank, N_OUT: b.code(target),
+                M_SCALE: constant(np.ascontiguousarray(np.broadcast_to(multiplier, shape).astype(np.int32))),
+                M_INDICES: constant(np.ascontiguousarray(np.broadcast_to(offset, shape).astype(np.int64))),
+                M_OTHER: constant(np.ascontiguousarray(np.asarray(constants[2], np.int64))),
+                M_ZERO_POINT: attrs["x_zero_point"], M_LO: attrs["lo"], M_HI: attrs["hi"], N_CENTRE: attrs["centre"],
+                N_EXTRA: attrs["extra"], N_EPSILON: attrs["epsilon"], N_SHIFT: attrs["shift"], N_PERIOD: period,
+                N_STEP: step,
+            },
+            [], [source], [target], [node.name], node.op,
+        )
+    )  # fmt: skip
+    return True
 
 
 def contiguous(b: Builder, view: View) -> View:

@@ -21,6 +21,7 @@ from ..kernels.epilogue import run_tail
 from ..kernels.gemm import gemm_chunk
 from ..kernels.intrinsics import KIND, as_pointer, atomic_load, carray, fetch_add, pause
 from ..kernels.movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
+from ..kernels.normalize import normalize_chunk
 from ..kernels.pooling import depthwise_region, pool_region
 from ..kernels.record import (
     AT_INSIDE,
@@ -39,6 +40,7 @@ from ..kernels.record import (
     GEMM,
     INTERPOLATE,
     LD,
+    NORMALIZE,
     OP,
     POOL,
     PRODUCT,
@@ -103,6 +105,8 @@ def run_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scra
         gather_chunk(step, chunk, pointers)
     elif op == SOFTMAX:
         softmax_chunk(step, chunk, pointers)
+    elif op == NORMALIZE:
+        normalize_chunk(step, chunk, pointers)
     elif op == INTERPOLATE:
         interpolate_chunk(step, chunk, pointers)
     elif op == PRODUCT:

@@ -98,6 +98,46 @@ __global__ void softmax(Shape rows, View x, View keep, View y, s32 n, s64 x_step
     }
 }
 
+// Rows of n elements centred and divided by their root mean square; one warp a row.           [docs/arithmetic.md 9a]
+__global__ void normalize(Shape rows, View x, View y, View multiplier, View offset, s64 x_step, s64 y_step, s64 m_step,
+                          s64 c_step, const s64* table, s32 n, s32 centre, s32 zero_point, s32 extra, s64 epsilon,
+                          s32 shift, s32 lo, s32 hi) {
+    const int lane = threadIdx.x & 31;
+    const s64 warps = s64(gridDim.x) * (blockDim.x >> 5);
+    const s64 zero = centre ? 0 : zero_point;
+    for (s64 i = s64(blockIdx.x) * (blockDim.x >> 5) + (threadIdx.x >> 5); i < rows.count; i += warps) {
+        const Index at(rows, i);
+        const s64 from = position(x, at), to = position(y, at), m = position(multiplier, at), c = position(offset, at);
+        s64 s1 = 0, s2 = 0;
+        for (int j = lane; j < n; j += 32) {
+            const s64 q = load(x, from + j * x_step) - zero;
+            s1 += q;
+            s2 += q * q;
+        }
+        for (int mask = 16; mask > 0; mask >>= 1) {
+            s1 += __shfl_xor_sync(0xffffffffu, s1, mask);
+            s2 += __shfl_xor_sync(0xffffffffu, s2, mask);
+        }
+        if (!centre) s1 = 0;
+        const s64 least = s64(1) << (2 * extra);
+        s64 u = (n * s2 - s1 * s1) * least + epsilon;
+        u = u < least ? least : u;
+        int e = 0;
+        for (int j = 1; j <= 30; ++j) e += u >= (s64(1) << (2 * j));
+        const s64 v = u << (60 - 2 * e);
+        const s64 r0 = table[(v >> 52) - 256];
+        const s64 h = ((s64(3) << 61) - (v >> 31) * (r0 * r0)) >> 31;
+        const s64 r1 = (r0 * h) >> 16;
+        const int g = 11 - extra + e;
+        for (int j = lane; j < n; j += 32) {
+            const s64 d = n * (load(x, from + j * x_step) - zero) - s1;
+            const s64 z = (d * r1 + (s64(1) << (g - 1))) >> g;
+            const s64 t = (z * load(multiplier, m + j * m_step) + load(offset, c + j * c_step)) >> shift;
+            put(y, to + j * y_step, clamp(t, lo, hi));
+        }
+    }
+}
+
 // The k greatest (or least) of each row, in order, ties by the lower index (or the higher one, for ArgMax's
 // select_last_index); one thread a row.
 __global__ void top_k(Shape rows, View x, View values, View indices, s32 n, s32 k, s64 x_step, s64 values_step,

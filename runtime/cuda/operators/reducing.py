@@ -197,6 +197,25 @@ def _broadcast(p: Placement, shape: tuple[int, ...]) -> Placement:
     return Placement(p.storage, p.dtype, shape, (*[0] * extra, *strides), p.offset)
 
 
+def normalize(plan: Plan, group: Group) -> None:
+    """qir.Normalize: a warp a row."""
+    node = group.head
+    x, y = plan.at(node.input(0)), plan.define(node.output)
+    m, c = (_broadcast(plan.at(node.input(i)), x.shape) for i in (1, 2))
+    table, attrs, last = plan.at(node.input(3)), node.attrs, len(x.shape) - 1
+    rows = [_without(p, last) for p in (x, y, m, c)]
+    plan.elements(
+        "normalize", rows[0].shape,
+        lambda: [
+            *(r.view() for r in rows), *(scalar("i8", p.strides[last]) for p in (x, y, m, c)),
+            scalar("u8", table.storage.pointer), scalar("i4", x.shape[last]), scalar("i4", attrs["centre"]),
+            scalar("i4", attrs["x_zero_point"]), scalar("i4", attrs["extra"]), scalar("i8", attrs["epsilon"]),
+            scalar("i4", attrs["shift"]), scalar("i4", attrs["lo"]), scalar("i4", attrs["hi"]),
+        ],
+        width=32,
+    )  # fmt: skip
+
+
 def _select(
     plan: Plan, x: Placement, values: Placement | None, indices: Placement | None, axis: int, k: int, largest: bool,
     last: bool,
@@ -251,6 +270,7 @@ OPERATORS = {
     "qir.SumPool": sum_pool,
     "qir.ReduceSum": reduce_sum,
     "qir.Softmax": softmax,
+    "qir.Normalize": normalize,
     "MaxPool": max_pool,
     **dict.fromkeys(REDUCTIONS, reduce_standard),
     "ArgMax": arg_max,
