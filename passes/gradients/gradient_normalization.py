@@ -9,6 +9,9 @@ import numpy as np
 from qir.types import Array
 
 from .gradient_rules import Arrays, Attrs, rule, some, unbroadcast
+from .gradient_windows import RULES
+
+__all__ = ["RULES"]
 
 
 def _row_norm(a: Attrs, xs: Arrays, d: Array, centre: bool) -> list[Array | None]:

@@ -20,7 +20,7 @@ from qir.graph import Graph, Node, Value
 from qir.ops import op_of
 from qir.types import Array
 
-from .gradient_windows import RULES  # the same table, with that module's rules in it
+from .gradient_normalization import RULES  # one table, with the rules of all three modules in it
 
 
 class Tape:

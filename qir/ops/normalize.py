@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dyadic import MAX_SHIFT, MIN_SHIFT, round_half_even, rounding_shift
+from ..dyadic import MAX_SHIFT, MIN_SHIFT, round_half_even, rounding, rounding_shift
 from ..errors import LoweringError, TypeInferenceError
 from ..lowering import Bounds
 from ..types import Array, DType, QuantParams, TensorType
@@ -85,7 +85,7 @@ def normalize_constants(
         )  # fmt: skip
     shift = shifts[-1]
     multiplier = round_half_even(slope * 2.0**shift).astype(np.int32)
-    offset = round_half_even(start * 2.0**shift) + (1 << (shift - 1))
+    offset = round_half_even(start * 2.0**shift) + rounding(shift)
     return NormalizeConstants(k, round(4**k * noise), shift, multiplier, offset)
 
 
