@@ -21,7 +21,6 @@ from ..kernels.epilogue import run_tail
 from ..kernels.gemm import gemm_chunk
 from ..kernels.intrinsics import KIND, as_pointer, atomic_load, carray, fetch_add, pause
 from ..kernels.movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
-from ..kernels.normalize import normalize_chunk
 from ..kernels.pooling import depthwise_region, pool_region
 from ..kernels.record import (
     AT_INSIDE,
@@ -53,7 +52,8 @@ from ..kernels.record import (
     TAIL_FIRST,
     WINOGRAD,
 )
-from ..kernels.rowwise import interpolate_chunk, product_chunk, softmax_chunk
+from ..kernels.rows.normalize import normalize_chunk
+from ..kernels.rows.rowwise import interpolate_chunk, product_chunk, softmax_chunk
 from ..kernels.winograd import winograd_chunk
 
 SPINS = 2000
@@ -176,7 +176,7 @@ def _build(digest: int) -> Any:
 
 def _digest() -> int:
     """A number that changes with the source of any kernel, and with the kind of CPU they are made for."""
-    kernels = sorted((Path(__file__).parents[1] / "kernels").glob("*.py"))
+    kernels = sorted((Path(__file__).parents[1] / "kernels").rglob("*.py"))
     text = b"".join(path.read_bytes() for path in (*kernels, Path(__file__)))
     return int.from_bytes(hashlib.blake2b(text + KIND.encode(), digest_size=6).digest(), "little")
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .intrinsics import as_pointer, carray
-from .memory import address
-from .movement import line_offset, lines_of
-from .record import (  # fmt: skip
+from ..intrinsics import as_pointer, carray
+from ..memory import address
+from ..movement import line_offset, lines_of
+from ..record import (  # fmt: skip
     CHUNKS,
     M_DST,
     M_DST_STRIDES,
