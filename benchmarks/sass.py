@@ -99,7 +99,7 @@ def choose(key: str, candidates: Sequence[Choice]) -> Choice:
 
     def rank(choice: Choice) -> tuple[bool, bool, int, int]:
         tile = choice.tile
-        return tile.tensor_map, tile.warpgroup, min(tile.columns, channels, 128), -tile.columns
+        return tile.tensor_map or tile.patch, tile.warpgroup, min(tile.columns, channels, 128), -tile.columns
 
     return max((c for c in candidates if c.splits == 1), key=rank)
 

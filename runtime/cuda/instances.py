@@ -50,6 +50,7 @@ class ConvTile(Kernel):
 
     cell, packed: see conv_igemm.cu.  warpgroup: conv_wgmma.cu, with its own order of weights and slices of K;
     tensor_map: its kernel that reads the image through one.  four: native four-bit products.
+    patch: conv_patch.cu, whose rows are pixels of a patch.
     """
 
     rows: int = 64
@@ -60,14 +61,17 @@ class ConvTile(Kernel):
     warpgroup: bool = False
     tensor_map: bool = False
     four: bool = False
+    patch: bool = False
 
     @property
     def depth(self) -> int:
         """K's of one slice: what the K of weights is rounded up to."""
-        return 128 if self.warpgroup else 64
+        return 128 if self.warpgroup else 32 if self.patch else 64
 
     @property
     def shared_bytes(self) -> int:
+        if self.patch:  # weights, two patches, distances of taps
+            return PATCH_STEPS * self.columns * 32 + 2 * PATCH_CELLS * 4 + PATCH_STEPS * 8 * 4
         if self.warpgroup:  # barriers, and room to align to 1024
             return self.stages * ((self.rows + self.columns) * self.depth + 16) + 1024 - 128
         return self.stages * (self.rows * 64 + self.columns * (32 if self.packed else 64))
@@ -102,12 +106,25 @@ def wgmma_tile(signed: bool, columns: int, stages: int, span: int = 0) -> ConvTi
     )  # fmt: skip
 
 
+PATCH_CELLS, PATCH_STEPS, PATCH_ROWS, PATCH_COLUMNS = 2048, 8, 8, 16
+"""Of conv_patch.cu: room for a patch, products along K at most, and its tile of the output."""
+
+
+def patch_tile(signed: bool, columns: int) -> ConvTile:
+    """The instance of conv_patch for so many output channels at a time."""
+    return ConvTile(
+        "conv_patch.cu", f"qir::conv_patch<{str(signed).lower()}, {columns}>", threads=128,
+        rows=PATCH_ROWS * PATCH_COLUMNS, columns=columns, cell=4, patch=True,
+    )  # fmt: skip
+
+
 TILES = ((64, 64, 2, 3), (128, 64, 4, 3), (64, 128, 2, 3), (128, 128, 2, 3))
 WGMMA_TILES = ((64, 4), (128, 3), (256, 4))
 CONV_TILES = {
     (signed, cell, packed): (
         *(conv_tile(signed, cell, packed, *t) for t in TILES[: 2 if cell == 4 else 3 if packed else 4]),
         *(conv_tile(signed, cell, packed, *t, four=True) for t in TILES[:3] if packed),
+        *(patch_tile(signed, n) for n in (64, 32, 16) if cell == 4),
         *(wgmma_tile(signed, *t, s) for s in (0, 128, 64) for t in WGMMA_TILES if cell == 16 and not packed),
     )
     for signed in (False, True)

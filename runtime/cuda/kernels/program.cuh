@@ -107,7 +107,10 @@ struct LineConstants {
     s32 multiplier[W], shift[W], low[W], high[W];  // low, high: of the rounding constant; low alone where 32 bits do
     s64 add_constant, second_constant;  // in registers: no instruction takes both a factor and an addend from elsewhere
 
-    __device__ __forceinline__ LineConstants(const Epilogue& e, int c) {
+    LineConstants() = default;
+    __device__ __forceinline__ LineConstants(const Epilogue& e, int c) { read(e, c); }
+
+    __device__ __forceinline__ void read(const Epilogue& e, int c) {
         add_constant = e.add_constant, second_constant = e.second_constant;
         if (has<P>(e, WITH_RESIDUAL)) forget(add_constant);
         if (has<P>(e, SECOND)) forget(second_constant);

@@ -13,8 +13,18 @@ from qir.types import Array
 
 from ..arguments import CONV, DIRECT_CONV, EPILOGUE, record, scalar
 from ..device.tensor_maps import SPANS, fits, image_map
-from ..instances import FOUR_BITS, MAPPED_ROWS, conv_tiles, kernel, specialised
-from ..planner.choices import candidates, slices_of
+from ..instances import (
+    FOUR_BITS,
+    MAPPED_ROWS,
+    PATCH_CELLS,
+    PATCH_COLUMNS,
+    PATCH_ROWS,
+    PATCH_STEPS,
+    conv_tiles,
+    kernel,
+    specialised,
+)  # fmt: skip
+from ..planner.choices import MOST_BLOCKS, candidates, slices_of
 from ..planner.fusion import Group
 from ..planner.placement import CHUNK, SMALL, Placement, pixel_of_image
 from ..planner.plan import Plan
@@ -87,16 +97,23 @@ def _tensor_cores(
     spans = [s for s in SPANS if plan.device.tensor_maps and fits(geometry, wide, s)]
     spans = [s for s in spans if _makes_map(plan, geometry, wide, pixel_stride, s)]
     tiles = [t for t in tiles if not t.tensor_map or t.cell in spans]
+    fit = (
+        patch_cells(geometry) <= PATCH_CELLS and count <= PATCH_STEPS * 8 and geometry["out_height"] >= PATCH_ROWS // 2
+    )
+    tiles = [t for t in tiles if not t.patch or fit]
     finish = epilogue(plan, group, image, sums_of(taps, value.dtype))
     ways = candidates(tiles, pixels, m, count * wide, count)
     if plan.device.specialises:
         ways = [replace(w, program=int(finish.program if w.splits == 1 else PARTIAL_SUMS)) for w in ways]
     choice = plan.choose(group, _key(group, geometry, m, c, pixel_stride), ways)
     tile, splits = choice.tile, choice.splits
-    order = (id(origin), tile.cell, tile.packed, tile.warpgroup, tile.columns)
+    order = (id(origin), tile.cell, tile.packed, tile.warpgroup, tile.patch, tile.columns)
     packed = plan.packed.constant(pack_weights(taps, tile), order, origin)
     channels, slices = -(-m // tile.columns) * tile.columns, slices_of(tile, count * wide, count)
     grid = (-(-pixels // tile.rows), channels // tile.columns)
+    if tile.patch:
+        across, down = -(-geometry["out_width"] // PATCH_COLUMNS), -(-geometry["out_height"] // PATCH_ROWS)
+        grid = (min(geometry["batch"] * across * down, MOST_BLOCKS), channels // tile.columns)
     fields = {
         **geometry, "out_channels": m, "channels": -(-c // tile.cell) * tile.cell, "k_padded": slices * tile.depth,
         "pixel_stride": pixel_stride, "split_slices": -(-slices // splits),
@@ -132,6 +149,13 @@ def _tensor_cores(
             scalar("i4", pitch), finish(),
         ],
     )  # fmt: skip
+
+
+def patch_cells(g: dict[str, int]) -> int:
+    """Cells of a patch of conv_patch.cu: what a tile reaches, its rows in whole words of four."""
+    rows = (PATCH_ROWS - 1) * g["stride_h"] + (g["kernel_h"] - 1) * g["dilation_h"] + 1
+    columns = (PATCH_COLUMNS - 1) * g["stride_w"] + (g["kernel_w"] - 1) * g["dilation_w"] + 1
+    return rows * (-(-(columns + -g["pad_left"] % 4) // 4) * 4)
 
 
 def _makes_map(plan: Plan, geometry: dict[str, int], wide: int, pixel_stride: int, span: int) -> bool:

@@ -20,6 +20,8 @@ def pack_weights(w_mkc: Array, tile: ConvTile) -> Array:
     out[:m, :k] = wide.reshape(m, k)
     if tile.warpgroup:
         return pack_swizzled(out, tile.columns)
+    if tile.patch:
+        return pack_fragments(out, tile.columns)
     return pack_nibbles(out) if tile.packed else out
 
 
@@ -32,6 +34,19 @@ def pack_swizzled(w_nk: Array, columns: int) -> Array:
     chunks = w_nk.reshape(n // columns, columns, k // 128, 8, 16).transpose(0, 2, 1, 3, 4)
     place = np.arange(8)[None, :] ^ (np.arange(columns)[:, None] & 7)  # an involution
     return np.take_along_axis(chunks, place[None, None, :, :, None], axis=3).reshape(-1, k // 128, columns, 128)
+
+
+def pack_fragments(w_nk: Array, columns: int) -> Array:
+    """(N, K) int8 weights -> (N / columns, K / 32, columns / 16, 32 lanes, 16) as conv_patch.cu wants them.
+
+    Its lanes hold words of 8 (4, where there are 16 columns) consecutive channels, in pairs over the n-tiles.
+    """
+    n, k = w_nk.shape
+    words = 4 if columns == 16 else 8
+    # group, lane's word, pair of n-tiles, n-tile of it, column of the lane; step, half, lane's four k's
+    sizes = (n // columns, columns // (4 * words), 4, words // 4, 2, 2, k // 32, 2, 4, 4)
+    parts = w_nk.reshape(sizes).transpose(0, 6, 1, 3, 2, 5, 8, 4, 7, 9)
+    return np.ascontiguousarray(parts).reshape(n // columns, k // 32, columns // 16, 32, 16)
 
 
 def pack_nibbles(w_nk: Array) -> Array:

@@ -55,17 +55,24 @@ def candidates(
 
     That is never one with a tensor map: those are taken where they have been timed and found faster.
     """
-    fitting = [t for t in tiles if t.columns <= max(64, -(-channels // 64) * 64)] or list(tiles[:1])
+    patches = [t for t in tiles if t.patch]
+    patches.sort(key=lambda t: (max(channels - t.columns, 0), t.columns))  # the narrowest that takes all channels
+    fitting = [t for t in tiles if not t.patch and t.columns <= max(64, -(-channels // 64) * 64)]
+    fitting = patches[:1] + (fitting or [t for t in tiles if not t.patch][:1])
     full = [t for t in fitting if _blocks(t, pixels, channels) >= 200]
     least = min(t.rows * t.columns for t in fitting)
     small = [t for t in fitting if t.rows * t.columns == least]
     tile = max(full or small, key=lambda t: (t.rows * t.columns, t.warpgroup, t.four, not t.tensor_map))
-    parts = min(TARGET_BLOCKS // _blocks(tile, pixels, channels), depth // 512)
+    if patches:
+        tile = patches[0]
+    parts = 1 if tile.patch else min(TARGET_BLOCKS // _blocks(tile, pixels, channels), depth // 512)
     found = [Choice(tile, _even(slices_of(tile, depth, taps), parts))]
     for tile in fitting:
         slices = slices_of(tile, depth, taps)
         for splits in (1, 2, 4, 8, 16):
-            if splits > 1 and (splits * 2 > slices or splits * _blocks(tile, pixels, channels) > MOST_BLOCKS):
+            if splits > 1 and (
+                tile.patch or splits * 2 > slices or splits * _blocks(tile, pixels, channels) > MOST_BLOCKS
+            ):
                 break
             found.append(Choice(tile, _even(slices, splits)))
     return list(dict.fromkeys(found))
