@@ -96,7 +96,40 @@ def is_fused(value: Value) -> bool:
     if value.producer is None or value.is_output or len(uses) != 1:
         return False
     node, index = uses[0]
+    if joins_layer(node) and layer_of(value):
+        return True
     return index == 0 and op_of(node.op).clamps and all(v is None or v.is_constant for v in node.inputs[1:])
+
+
+def layer_of(value: Value) -> bool:
+    """Whether a value is the accumulator of a layer with constant weights, or one with constants folded into it."""
+    node = value.producer
+    if node is None:
+        return False
+    if weights_side(node) is not None:
+        return True
+    joined = joins_layer(node)
+    return joined is not None and is_fused(joined)
+
+
+def joins_layer(node: Node) -> Value | None:
+    """The activation of a factor or an offset that goes into the weights and the bias of the layer before it.
+
+    Constants along the layer's outputs: the last axis of a product of matrices of any rank, where a Gemm has none.
+    """
+    if not op_of(node.op).affine or len(node.inputs) != 2:
+        return None
+    given = [v for v in node.inputs if v is not None]
+    values, constants = [v for v in given if is_activation(v)], [v for v in given if v.is_constant]
+    if len(values) != 1 or len(constants) != 1 or values[0].shape != node.output.shape or node.op == "Div":
+        return None
+    shape, last = constants[0].shape, values[0].shape[-1:]
+    layer = values[0].producer
+    if layer is None or not (layer.op == "MatMul" or joins_layer(layer) is not None):
+        return None
+    if node.op == "Mul" and not (constants[0].array() > 0).all():
+        return None
+    return values[0] if all(d == 1 for d in shape[:-1]) and (shape[-1:] == last or shape[-1:] in ((), (1,))) else None
 
 
 def first_and_last(graph: Graph) -> set[Node]:

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dyadic import common_dyadic, dyadic, round_half_even
-from ..errors import LoweringError
+from ..errors import LoweringError, OverflowProofError
 from ..lowering import FREE, Bounds, Deferred, Fixed, Form, Lowering, Quantized
 from ..types import Array, DType, QuantParams
-from .linear import LIMIT
+from .linear import LIMIT, fold
 from .requantize import output_grid, quant_of
 from .table import Mapped, as_mapped
 
@@ -172,7 +172,7 @@ def fold_into_layer(low: Lowering, node: Node, x: Value, factor: Reals, offset: 
     centred = np.abs(w.astype(np.float64) - layer.attrs["weight_zero_point"])
     sums = centred.sum(axis=tuple(a for a in range(w.ndim) if a != w_axis))
     if (sums * max(abs(source.dtype.lo), source.dtype.hi) + np.abs(bias) >= LIMIT).any():
-        return None
+        return _widened(low, node, layer, w, w_axis, scale, bias)
     uniform = q.axis is None and len(set(scale.tolist())) == 1
     quant = QuantParams(
         (float(scale[0]),) if uniform else tuple(float(s) for s in scale), (0,) * (1 if uniform else channels),
@@ -185,6 +185,27 @@ def fold_into_layer(low: Lowering, node: Node, x: Value, factor: Reals, offset: 
         kept = g.add_constant(f"{name}.w", w, kind, _times(w_value.quant, k, kind))
     inputs = [layer.input(0), kept, g.add_constant(f"{name}.bias", bias.astype(np.int32))]
     return g.add_node(layer.op, inputs, layer.attrs, outputs=[f"{name}.acc"], quant=quant).output
+
+
+def _widened(
+    low: Lowering, node: Node, layer: Node, w: Array, w_axis: int, scale: Reals, bias: NDArray[np.int64]
+) -> Value | None:
+    """The layer with its weights' scales widened until the bias fits (docs/arithmetic.md 3); None where none do."""
+    source, w_value, zero = layer.input(0), layer.input(1), int(layer.attrs["weight_zero_point"])
+    x = quant_of(source)
+    others = tuple(a for a in range(w.ndim) if a != w_axis)
+    reals = (bias + x.zero_point[0] * (w.astype(np.int64) - zero).sum(axis=others)) * scale
+    per_channel = tuple(float(s) / x.scale[0] for s in scale)
+    quant = QuantParams(per_channel, (zero,) * len(per_channel), w_value.dtype, w_axis)
+    try:
+        folded = fold(low, w, quant, reals, x, w_axis, str(node))
+    except OverflowProofError:
+        return None
+    axis = 1 if layer.op == "qir.Conv" else source.type.rank - 1
+    return low.graph.add_node(
+        layer.op, [source, *folded.constants(low.graph, node.output.name)], layer.attrs,
+        outputs=[f"{node.output.name}.acc"], quant=low.accumulator_quant(x, folded.quant, axis=axis),
+    ).output  # fmt: skip
 
 
 def finer(w_value: Value, w: Array, steps: Reals) -> int:

@@ -97,12 +97,12 @@ _NUMBER, _NARROW = _integer(), _integer(DType.INT32.lo, DType.INT32.hi)
 
 TAKES: Mapping[str, Take] = {
     **dict.fromkeys(
-        ("allowzero", "antialias", "ceil_mode", "count_include_pad", "exclude_outside", "keepdims", "largest",
+        ("allowzero", "antialias", "ceil_mode", "centre", "count_include_pad", "exclude_outside", "keepdims", "largest",
          "noop_with_empty_axes", "saturate", "select_last_index", "sorted", "storage_order", "training_mode", "transA",
          "transB"), _flag),
     **dict.fromkeys(
         ("alpha", "beta", "cubic_coeff_a", "epsilon", "extrapolation_value", "gamma", "momentum"), _real),
-    **dict.fromkeys(("blocksize", "group", "num_outputs"), _SIZE),
+    **dict.fromkeys(("blocksize", "group", "num_groups", "num_outputs", "p"), _SIZE),
     **dict.fromkeys(("dilations", "kernel_shape", "output_shape", "strides"), _SIZES),
     **dict.fromkeys(("output_padding", "pads"), _PADS),
     **dict.fromkeys(("axes", "perm"), _integers()),
@@ -111,6 +111,9 @@ TAKES: Mapping[str, Take] = {
                      "x_zero_point", "zero_point"), _NARROW),
     "pad_value": _pad_value,  # one for each channel, where the operator has channels of different grids
     "shift": _integer(1, 62),
+    "extra": _integer(0, 15),
+    "noise": _integer(0, 1 << 62),
+    "stash_type": _integer(0, 1 << 31),
     "block_size": _integer(0, 1 << 31),
     **dict.fromkeys(("dtype", "output_dtype", "to"), _dtype),
     "approximate": _word("none", "tanh"),

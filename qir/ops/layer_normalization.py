@@ -68,7 +68,7 @@ def lower_normalize(
                 g.add_constant(f"{name}.offset", c.offset_i64), table,
             ],
             {
-                "centre": int(centre), "x_zero_point": q.zero_point[0], "extra": c.extra, "epsilon": c.epsilon,
+                "centre": int(centre), "x_zero_point": q.zero_point[0], "extra": c.extra, "noise": c.noise,
                 "shift": c.shift, **grid_limits(target, bounds),
             },
             outputs=[name if rows is None else f"{name}.y"], quant=target,

@@ -47,7 +47,7 @@ class NormalizeConstants:
     that broadcast against x."""
 
     extra: int
-    epsilon: int
+    noise: int
     shift: int
     multiplier_i32: NDArray[np.int32]
     offset_i64: NDArray[np.int64]
@@ -101,7 +101,7 @@ class Normalize(Op):
     x: int8, uint8 or int16.  multiplier: int32, offset: int64, broadcast against x; the output's zero point and the
     rounding constant are inside the offset.  table: `inverse_root_table`.  With q = x, or x - x_zero_point where
     `centre` is 0, S1 = sum q (0 where `centre` is 0), S2 = sum q^2, k = extra:
-    d = n q - S1,  u = max(4^k (n S2 - S1^2) + epsilon, 4^k),  e = #{j in 1..30: u >= 4^j},  v = u 4^(30 - e),
+    d = n q - S1,  u = max(4^k (n S2 - S1^2) + noise, 4^k),  e = #{j in 1..30: u >= 4^j},  v = u 4^(30 - e),
     r0 = T[(v >> 52) - 256],  h = (3 2^61 - (v >> 31) r0^2) >> 31,  r1 = (r0 h) >> 16 = 2^(31 + e) / sqrt(u),
     g = 11 - k + e,  z = (d r1 + 2^(g - 1)) >> g = 2^20 (q - mean) / sqrt(variance).
     """
@@ -110,7 +110,7 @@ class Normalize(Op):
     accumulates = True
     inputs = "x multiplier offset table"
     attrs = {
-        "centre": REQUIRED, "x_zero_point": REQUIRED, "extra": REQUIRED, "epsilon": REQUIRED, "shift": REQUIRED,
+        "centre": REQUIRED, "x_zero_point": REQUIRED, "extra": REQUIRED, "noise": REQUIRED, "shift": REQUIRED,
         "lo": REQUIRED, "hi": REQUIRED, "dtype": REQUIRED,
     }  # fmt: skip
 
@@ -135,7 +135,7 @@ class Normalize(Op):
         q = x if attrs["centre"] else x - attrs["x_zero_point"]
         s1 = q.sum(axis=-1, keepdims=True) if attrs["centre"] else np.zeros((*q.shape[:-1], 1), np.int64)
         d = n * q - s1
-        u = (n * (q * q).sum(axis=-1, keepdims=True) - s1 * s1 << 2 * k) + attrs["epsilon"]
+        u = (n * (q * q).sum(axis=-1, keepdims=True) - s1 * s1 << 2 * k) + attrs["noise"]
         u = np.maximum(u, 1 << 2 * k)
         e = (u[..., None] >= POWERS).sum(axis=-1).astype(np.int64)
         v = u << (2 * (30 - e))
@@ -159,7 +159,7 @@ class Normalize(Op):
             d = body.op("Sub", d, s1)
             u = body.op("Sub", u, body.op("Mul", s1, s1))
         least = body.int64(1 << 2 * k)
-        u = body.op("Add", body.op("Mul", u, least), body.int64(attrs["epsilon"]))
+        u = body.op("Add", body.op("Mul", u, least), body.int64(attrs["noise"]))
         # onnxruntime's Max of int64 is wrong beyond int32 (see `Body.store`)
         u = body.op("Where", body.op("Less", u, least), least, u)
         reached = body.op("GreaterOrEqual", body.op("Unsqueeze", u, last), body.int64(POWERS))
@@ -190,15 +190,15 @@ class Normalize(Op):
         if not isinstance(n, int) or not 1 <= n <= MAX_ELEMENTS:
             yield f"rows of {n} elements, 1 to {MAX_ELEMENTS} are proven"
             return
-        if not (0 <= k <= MOST_EXTRA and MIN_SHIFT <= shift <= MAX_SHIFT and int(attrs["epsilon"]) >= 0):
-            yield f"extra {k}, shift {shift} or epsilon {attrs['epsilon']} is out of its range"
+        if not (0 <= k <= MOST_EXTRA and MIN_SHIFT <= shift <= MAX_SHIFT and int(attrs["noise"]) >= 0):
+            yield f"extra {k}, shift {shift} or noise {attrs['noise']} is out of its range"
             return
         lo, hi = interval(x)
         if not attrs["centre"] and not x.dtype.lo <= attrs["x_zero_point"] <= x.dtype.hi:
             yield f"zero point {attrs['x_zero_point']} is no {x.dtype}"
             return
         reach = _reach(lo, hi, attrs["x_zero_point"], bool(attrs["centre"]))
-        if 4**k * n * n * reach**2 + int(attrs["epsilon"]) >= (1 << 62) - 1:
+        if 4**k * n * n * reach**2 + int(attrs["noise"]) >= (1 << 62) - 1:
             yield f"4^{k} times the squares of {n} elements of [{lo}, {hi}] does not fit 62 bits"
         if n * (x.dtype.hi - x.dtype.lo) >= 1 << 30:
             yield f"{n} times a difference of {x.dtype} does not fit 30 bits"

@@ -246,7 +246,7 @@ def normalize(c: Case) -> None:
             c.node(
                 "qir.Normalize", x, c.constant(k.multiplier_i32, np.int32), c.constant(k.offset_i64),
                 c.constant(inverse_root_table()), centre=int(centre), x_zero_point=0, extra=k.extra,
-                epsilon=k.epsilon, shift=k.shift, lo=target.dtype.lo, hi=target.dtype.hi, dtype=kind,
+                noise=k.noise, shift=k.shift, lo=target.dtype.lo, hi=target.dtype.hi, dtype=kind,
             )  # fmt: skip
 
 

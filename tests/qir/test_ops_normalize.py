@@ -86,7 +86,7 @@ def test_at_most_one_step_from_float(n: int, centre: bool, dtype: DType) -> None
         target = QuantParams.make(float(np.abs(want).max()) / kind.hi, 3, kind)
         c = normalize_constants(grid, n, centre, gamma, beta, epsilon, target, "here")
         attrs = {
-            "centre": int(centre), "x_zero_point": zero, "extra": c.extra, "epsilon": c.epsilon, "shift": c.shift,
+            "centre": int(centre), "x_zero_point": zero, "extra": c.extra, "noise": c.noise, "shift": c.shift,
             "lo": kind.lo, "hi": kind.hi, "dtype": str(kind),
         }  # fmt: skip
         (got,) = op_of("qir.Normalize").reference(attrs, x, c.multiplier_i32, c.offset_i64, inverse_root_table())
@@ -111,7 +111,7 @@ def integer_graph(**changes: Any) -> Graph:
     x = g.add_input("x", TensorType(DType.INT16, ("N", 8)))
     arrays = {"multiplier": c.multiplier_i32, "offset": c.offset_i64, "table": inverse_root_table()}
     attrs: dict[str, Any] = {
-        "centre": 1, "x_zero_point": 0, "extra": c.extra, "epsilon": c.epsilon, "shift": c.shift, "lo": -128, "hi": 127,
+        "centre": 1, "x_zero_point": 0, "extra": c.extra, "noise": c.noise, "shift": c.shift, "lo": -128, "hi": 127,
         "dtype": "int8",
     }  # fmt: skip
     values = [g.add_constant(k, changes.get(k, v)) for k, v in arrays.items()]
@@ -123,8 +123,8 @@ def integer_graph(**changes: Any) -> Graph:
 def test_the_proof_of_a_file() -> None:
     verify(integer_graph())
     for change in (
-        {"extra": 16}, {"epsilon": 1 << 62}, {"shift": 63}, {"offset": np.full(8, 1 << 62)},
-        {"table": np.roll(inverse_root_table(), 1)}, {"epsilon": -1},
+        {"extra": 16}, {"noise": 1 << 62}, {"shift": 63}, {"offset": np.full(8, 1 << 62)},
+        {"table": np.roll(inverse_root_table(), 1)}, {"noise": -1},
     ):  # fmt: skip
         with pytest.raises(QirError):
             verify(integer_graph(**change))

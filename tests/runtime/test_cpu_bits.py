@@ -352,7 +352,7 @@ def test_normalization_of_rows_and_channels(dtype: str) -> None:
         parts = [net.const(v) for v in (c.multiplier_i32, c.offset_i64, inverse_root_table())]
         return net.op(
             "qir.Normalize", [x, *parts], centre=int(centre), x_zero_point=grid.zero_point[0], extra=c.extra,
-            epsilon=c.epsilon, shift=c.shift, lo=target.dtype.lo, hi=target.dtype.hi, dtype=kind,
+            noise=c.noise, shift=c.shift, lo=target.dtype.lo, hi=target.dtype.hi, dtype=kind,
         )  # fmt: skip
 
     rows = [normalize(net.x, net.rng.normal(size=37), beta, kind, centre)

@@ -117,7 +117,7 @@ def emit_normalize(b: Builder, node: Node) -> bool:
                 M_INDICES: constant(np.ascontiguousarray(np.broadcast_to(offset, shape).astype(np.int64))),
                 M_OTHER: constant(np.ascontiguousarray(np.asarray(constants[2], np.int64))),
                 M_ZERO_POINT: attrs["x_zero_point"], M_LO: attrs["lo"], M_HI: attrs["hi"], N_CENTRE: attrs["centre"],
-                N_EXTRA: attrs["extra"], N_EPSILON: attrs["epsilon"], N_SHIFT: attrs["shift"], N_PERIOD: period,
+                N_EXTRA: attrs["extra"], N_EPSILON: attrs["noise"], N_SHIFT: attrs["shift"], N_PERIOD: period,
                 N_STEP: step,
             },
             [], [source], [target], [node.name], node.op,

@@ -209,7 +209,7 @@ def normalize(plan: Plan, group: Group) -> None:
         lambda: [
             *(r.view() for r in rows), *(scalar("i8", p.strides[last]) for p in (x, y, m, c)),
             scalar("u8", table.storage.pointer), scalar("i4", x.shape[last]), scalar("i4", attrs["centre"]),
-            scalar("i4", attrs["x_zero_point"]), scalar("i4", attrs["extra"]), scalar("i8", attrs["epsilon"]),
+            scalar("i4", attrs["x_zero_point"]), scalar("i4", attrs["extra"]), scalar("i8", attrs["noise"]),
             scalar("i4", attrs["shift"]), scalar("i4", attrs["lo"]), scalar("i4", attrs["hi"]),
         ],
         width=32,
