@@ -179,7 +179,7 @@ def run(name: str, path: Path, recipe: str, cuda: bool) -> dict[str, Any]:
     few = {k: np.take(test[k], range(min(test[k].shape[axes.get(k, 0)], 4)), axes.get(k, 0)) for k in names}
     row["exact"] = {b: exactness(integer, few, backends=("reference", b)).exact for b in ("onnxruntime", "cpu")}
     if cuda:
-        from qir.runtime.cuda.emulated import EmulatedDevice
+        from qir.runtime.cuda.device.emulated import EmulatedDevice
 
         session = Session(integer, "cuda", device=EmulatedDevice())
         reference = Session(integer, "reference").run(few)

@@ -22,6 +22,7 @@ from .calibration.data import batches
 from .calibration.data_free import BATCH_NORM_TABLE, data_free_ranges
 from .manager import PassManager
 from .masks.recognise import check_scores
+from .prepare.center_inputs import center_inputs
 from .quantization.dry_run import check_lowering, placeholder_ranges
 from .quantization.given_grids import GIVEN_RANGES
 from .quantization.lower_to_dyadic import LowerToDyadic
@@ -133,6 +134,9 @@ def run_recipe(
             means = empirical_means(seen)
         if ranges is None and recipe.needs_data:
             ranges = ranges_from(seen, recipe.method, bits=recipe.bits, options=recipe.range_options)
+            centred = center_inputs(prepared, seen, ranges, means or {}, recipe.headroom, calibration)
+            if centred is not None:
+                prepared, ranges, means = centred.graph, centred.ranges, centred.means if means is not None else None
     if ranges is None:
         ranges = data_free_ranges(prepared, input_ranges=input_ranges)
         calibration.note("no data: ranges from batch-norm statistics")

@@ -109,13 +109,17 @@ class Real(Form):
 
     def emit(self, low: Lowering, target: QuantParams, bounds: Bounds, name: str) -> Value:
         g = low.graph
-        if target.per_channel or target.dtype.bits > 16:
-            raise LoweringError(f"an input is quantized to 16 bits at most, with one scale, not to {target.dtype}")
-        scale = g.add_constant(f"{name}.scale", np.asarray(target.scale[0], dtype=np.float32))
-        zero = g.add_constant(
-            f"{name}.zero_point", np.asarray(target.zero_point[0], dtype=target.dtype.numpy), target.dtype
-        )
-        q = g.add_node("QuantizeLinear", [self.value, scale, zero], outputs=[f"{name}.q"], quant=target).output
+        if target.dtype.bits > 16:
+            raise LoweringError(f"an input is quantized to 16 bits at most, not to {target.dtype}")
+        own = target.per_channel
+        steps = np.asarray(target.scale if own else target.scale[0], dtype=np.float32)
+        zeros = np.asarray(target.zero_point if own else target.zero_point[0], dtype=target.dtype.numpy)
+        scale = g.add_constant(f"{name}.scale", steps)
+        zero = g.add_constant(f"{name}.zero_point", zeros, target.dtype)
+        attrs = {"axis": target.axis} if own else {}
+        q = g.add_node("QuantizeLinear", [self.value, scale, zero], attrs, outputs=[f"{name}.q"], quant=target).output
+        if own and bounds == FREE:
+            return q
         lo, hi = bounds.on(target)
         return q if (lo, hi) == (target.dtype.lo, target.dtype.hi) else low.clamp(q, lo, hi, name)
 

@@ -16,6 +16,7 @@ from qir.io import load, to_onnx
 from qir.running import session
 from qir.types import Array
 
+from ..feature_axes import feature_axis
 from ..quantization.placement import is_activation, observed
 from ..quantization.ranges import Interval, Ranges, TensorRange
 from .data_free import data_free_ranges
@@ -107,11 +108,19 @@ def _sane(interval: Interval) -> Interval:
 
 
 def channel_axes(graph: Graph, names: Iterable[str]) -> dict[str, int]:
-    """Axis of the channels: 1, but the last one where a MatMul (or a Gemm) reads the tensor."""
+    """Axis of the channels: 1, but the last one where a MatMul (or a Gemm) reads the tensor.
+
+    Of an input: the one along which what reads it weighs it.
+    """
     axes: dict[str, int] = {}
     for name in names:
-        users = {node.op for node, _ in graph.value(name).uses()}
+        value = graph.value(name)
+        users = {node.op for node, _ in value.uses()}
         axes[name] = -1 if "MatMul" in users else 1
+        if value.producer is None and is_activation(value):
+            own = {feature_axis(node, index) for node, index in value.uses()}
+            axis = own.pop() if len(own) == 1 else None
+            axes[name] = axes[name] if axis is None else axis
     return axes
 
 

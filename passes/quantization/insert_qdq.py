@@ -19,6 +19,7 @@ from .align_scales import Key, Solution
 from .given_grids import KEPT_LAYERS, given_grid
 from .grids import affine, symmetric, unit_interval, whole
 from .placement import (
+    INPUT_CHANNELS,
     NARROW,
     WIDE,
     QuantizerPlacement,
@@ -173,8 +174,9 @@ class _Inserter:
         """source -> QuantizeLinear -> DequantizeLinear on the grid `q`."""
         g = self.graph
         scale, zero = self.constants(q, stem, source)
-        ints = g.add_node("QuantizeLinear", [source, scale, zero], outputs=[g.fresh(f"{stem}.q")], quant=q)
-        back = g.add_node("DequantizeLinear", [ints.output, scale, zero], outputs=[g.fresh(f"{stem}.dq")])
+        attrs = {"axis": q.axis} if q.axis is not None else {}
+        ints = g.add_node("QuantizeLinear", [source, scale, zero], attrs, outputs=[g.fresh(f"{stem}.q")], quant=q)
+        back = g.add_node("DequantizeLinear", [ints.output, scale, zero], attrs, outputs=[g.fresh(f"{stem}.dq")])
         self.report.rewrote(f"quantize to {q.dtype}", value.name)
         return back.output
 
@@ -198,7 +200,8 @@ class _Inserter:
         """The grid of a tensor at `bits`: its class's range, in the dtype the options say."""
         key = self.solution.root(self.plan.key(value, bits))
         if key not in self.grids:
-            self.grids[key] = self._grid(key, value, bits)
+            own = self.graph.tables.get(INPUT_CHANNELS, {}).get(value.name) if bits == WIDE else None
+            self.grids[key] = _by_channel(*own) if own else self._grid(key, value, bits)
         return self.grids[key]
 
     def apart(self, value: Value, bits: int) -> QuantParams | None:
@@ -291,6 +294,11 @@ class _Inserter:
         scale, zero = self.constants(q, w.name, w)
         attrs = {"axis": q.axis} if q.axis is not None else {}
         return g.add_node("DequantizeLinear", [ints, scale, zero], attrs, outputs=[g.fresh(f"{w.name}.dq")]).output
+
+
+def _by_channel(axis: int, scales: tuple[float, ...]) -> QuantParams:
+    """The 16-bit grids of an input's channels."""
+    return QuantParams(scales, (0,) * len(scales), DType.INT16, axis)
 
 
 def channel_axis(node: Node) -> int | None:

@@ -25,6 +25,9 @@ from .align_scales import Key, Relations
 
 WIDE, NARROW = 16, 8
 
+INPUT_CHANNELS = "input_channels"
+"""Table of a graph: input name -> (axis, scales) of the 16-bit grids that its channels have, see `center_inputs`."""
+
 
 @dataclass(frozen=True)
 class Widths:
@@ -98,6 +101,8 @@ def is_fused(value: Value) -> bool:
     node, index = uses[0]
     if joins_layer(node) and layer_of(value):
         return True
+    if in_channels(value) and (op_of(node.op).affine or op_of(node.op).clamps):
+        return all(v is value or v is None or v.is_constant for v in node.inputs)
     return index == 0 and op_of(node.op).clamps and all(v is None or v.is_constant for v in node.inputs[1:])
 
 
@@ -130,6 +135,20 @@ def joins_layer(node: Node) -> Value | None:
     if node.op == "Mul" and not (constants[0].array() > 0).all():
         return None
     return values[0] if all(d == 1 for d in shape[:-1]) and (shape[-1:] == last or shape[-1:] in ((), (1,))) else None
+
+
+def in_channels(value: Value) -> bool:
+    """Whether a value is an affine map of an input whose channels have grids of their own: it waits for the next."""
+    node = value.producer
+    while node is not None and op_of(node.op).affine:
+        operands = [v for v in node.inputs if v is not None and is_activation(v)]
+        if len(operands) != 1:
+            return False
+        (value,) = operands
+        if value.producer is None:
+            return value.name in value.graph.tables.get(INPUT_CHANNELS, {})
+        node = value.producer if len(value.uses()) == 1 and not value.is_output else None
+    return False
 
 
 def first_and_last(graph: Graph) -> set[Node]:
@@ -183,7 +202,8 @@ def place(graph: Graph, widths: Widths) -> QuantizerPlacement:
                 needs[(node, index)] = _need(node, index, wanted, ends, widths)
     for value in graph.inputs:
         if is_activation(value):
-            wanted[value] = max(_wanted(value, needs, widths), widths.input)
+            own = value.name in graph.tables.get(INPUT_CHANNELS, {})
+            wanted[value] = WIDE if own else max(_wanted(value, needs, widths), widths.input)
     return _spread(graph, wanted, needs)
 
 

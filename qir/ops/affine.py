@@ -49,6 +49,8 @@ def affine(low: Lowering, node: Node, form: Form, factor: Reals, offset: Reals, 
     if isinstance(form, Fixed):
         return Fixed(form.data * factor + offset)
     rank = node.output.type.rank
+    if isinstance(form, ByChannel) and (factor > 0).all() and _fits(form.x, form.factor * factor):
+        return ByChannel(form.x, form.factor * factor, form.offset * factor + offset)
     mapped = as_mapped(form)
     if mapped is not None:
         got = _mapped(mapped, factor, offset, rank)
@@ -68,7 +70,7 @@ def affine(low: Lowering, node: Node, form: Form, factor: Reals, offset: Reals, 
                 f"{x.name!r} has a scale for each channel and the constant does not follow it", where=str(node),
                 hint="insert a QuantizeLinear/DequantizeLinear pair before this operator",
             )  # fmt: skip
-        return Deferred(lambda target, bounds, name: _emit_channels(low, x, ratio, offset, target, bounds, name))
+        return ByChannel(x, ratio, offset)
     return Deferred(lambda target, bounds, name: emit_affine(low, x, factor, offset, target, bounds, name))
 
 
@@ -97,6 +99,18 @@ class Shifted(Form):
         fine = QuantParams((target.scale[0] / self.factor / FINE,), (0,), DType.INT32)
         x = self.inner.emit(low, fine, FREE, f"{name}.fine")
         return emit_affine(low, x, np.asarray(self.factor), np.asarray(self.offset), target, bounds, name)
+
+
+@dataclass(frozen=True)
+class ByChannel(Form):
+    """factor * x + offset of integers whose scale differs by channels: maps of maps stay one, until a grid is known."""
+
+    x: Value
+    factor: Reals
+    offset: Reals
+
+    def emit(self, low: Lowering, target: QuantParams, bounds: Bounds, name: str) -> Value:
+        return _emit_channels(low, self.x, self.factor, self.offset, target, bounds, name)
 
 
 def channel_vector(array: Reals, rank: int) -> tuple[int, Reals] | None:

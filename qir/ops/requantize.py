@@ -9,7 +9,7 @@ import numpy as np
 
 from ..dyadic import rounding_shift
 from ..errors import LoweringError, TypeInferenceError
-from ..lowering import FREE, Fixed, Lowering, Quantized
+from ..lowering import FREE, Fixed, Lowering, Quantized, Real
 from ..types import Array, DType, QuantParams, TensorType
 from .base import INT32_CONSTANT, INTEGER, REQUIRED, Op, register
 from .intervals import fits, interval, minus
@@ -120,7 +120,7 @@ class QuantizeLinear(Op):
         if isinstance(form, Fixed):
             low.set(node.output, Fixed(form.data, q.quantize(form.data), q))
             return
-        if q.per_channel:
+        if q.per_channel and not isinstance(form, Real):
             raise LoweringError("activations are quantized per tensor", where=str(node))
         low.set(node.output, Quantized(form.emit(low, q, FREE, node.input(0).name)))
 

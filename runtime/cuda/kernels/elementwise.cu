@@ -57,11 +57,12 @@ __global__ void extremum_elements(Shape shape, View a, View b, View y, s32 large
     }
 }
 
-// The border: float32 to integers.
-__global__ void quantize_elements(Shape shape, View x, View y, float scale, Grid grid) {
+// The border: float32 to integers; `scale` may stride along a channel axis.
+__global__ void quantize_elements(Shape shape, View x, View scale, View y, Grid grid) {
     QIR_FOR_EACH(i, shape.count) {
         const Index at(shape, i);
-        put(y, position(y, at), quantized(static_cast<const float*>(x.data)[position(x, at)], scale, grid));
+        const float s = static_cast<const float*>(scale.data)[position(scale, at)];
+        put(y, position(y, at), quantized(static_cast<const float*>(x.data)[position(x, at)], s, grid));
     }
 }
 

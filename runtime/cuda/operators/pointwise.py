@@ -10,7 +10,7 @@ import numpy as np
 from qir.graph import Node, Value
 from qir.ops.addition import addition_constant
 from qir.ops.requantize import params_of
-from qir.types import Array
+from qir.types import Array, QuantParams
 
 from ..arguments import GRID, KINDS, RANK, record, scalar
 from ..instances import kernel
@@ -192,13 +192,20 @@ def relu(plan: Plan, group: Group) -> None:
 
 
 def quantize(plan: Plan, group: Group) -> None:
-    """The border's QuantizeLinear (per tensor)."""
+    """The border's QuantizeLinear, per tensor or per channel."""
     node = group.head
     q = params_of(node)
     x, y = plan.at(node.input(0)), plan.define(node.output)
     grid = record(GRID, zero_point=q.zero_point[0], lo=q.dtype.lo, hi=q.dtype.hi)
     pixels = int(np.prod(x.shape[2:]))
-    if x.contiguous and len(x.shape) == 4 and y.storage.spare_channels and y.strides[-1] == SMALL and y.offset == 0:
+    if (
+        q.axis is None
+        and x.contiguous
+        and len(x.shape) == 4
+        and y.storage.spare_channels
+        and y.strides[-1] == SMALL
+        and y.offset == 0
+    ):
         count = x.shape[0] * pixels
         plan.launch(
             kernel("quantize_pixels"), (min(-(-count // 256), 65535),),
@@ -208,7 +215,16 @@ def quantize(plan: Plan, group: Group) -> None:
             ],
         )  # fmt: skip
         return
-    plan.elements("quantize_elements", y.shape, lambda: [x.view(), y.view(), scalar("f4", q.scale[0]), grid])
+    scale = _channel_scales(plan, node, q, len(y.shape))
+    plan.elements("quantize_elements", y.shape, lambda: [x.view(), scale.view(y.shape), y.view(), grid])
+
+
+def _channel_scales(plan: Plan, node: Node, q: QuantParams, rank: int) -> Placement:
+    """The scale of a border operator, of as many axes as its tensor."""
+    shape = [1] * rank
+    if q.axis is not None:
+        shape[q.axis] = len(q.scale)
+    return plan.at(node.input(1)).reshaped(shape)
 
 
 def dequantize(plan: Plan, group: Group) -> None:
@@ -216,13 +232,7 @@ def dequantize(plan: Plan, group: Group) -> None:
     node = group.head
     q = params_of(node)
     x, y = plan.at(node.input(0)), plan.define(node.output)
-    shape = [1] * len(y.shape)
-    if q.axis is not None:
-        shape[q.axis] = len(q.scale)
-    data = node.input(1).array()
-    scale = (
-        plan.at(node.input(1)).reshaped(shape) if data.size > 1 else plan.at(node.input(1)).reshaped([1] * len(shape))
-    )
+    scale = _channel_scales(plan, node, q, len(y.shape))
     plan.elements(
         "dequantize_elements", y.shape,
         lambda: [x.view(), scale.view(y.shape), y.view(), scalar("i8", q.zero_point[0])],
