@@ -119,10 +119,14 @@ def patch_tile(signed: bool, columns: int) -> ConvTile:
 
 
 TILES = ((64, 64, 2, 3), (128, 64, 4, 3), (64, 128, 2, 3), (128, 128, 2, 3))
-WGMMA_TILES = ((64, 4), (128, 3), (256, 4))
+NARROW_TILES = ((128, 32, 8, 3), (128, 16, 8, 3))
+"""rows, columns, warps along the rows, stages of conv_igemm; those of few channels in their own width."""
+
+WGMMA_TILES = ((16, 4), (32, 4), (64, 4), (128, 3), (256, 4))
 CONV_TILES = {
     (signed, cell, packed): (
         *(conv_tile(signed, cell, packed, *t) for t in TILES[: 2 if cell == 4 else 3 if packed else 4]),
+        *(conv_tile(signed, cell, packed, *t) for t in NARROW_TILES if cell == 16 and not packed),
         *(conv_tile(signed, cell, packed, *t, four=True) for t in TILES[:3] if packed),
         *(patch_tile(signed, n) for n in (64, 32, 16) if cell == 4),
         *(wgmma_tile(signed, *t, s) for s in (0, 128, 64) for t in WGMMA_TILES if cell == 16 and not packed),

@@ -17,6 +17,10 @@ inline u32 read_once(const void* p) {
     emu::check_access(p, 4);
     return *static_cast<const u32*>(p);
 }
+inline uint2 read_once2(const void* p) {
+    emu::check_access(p, 8);
+    return *static_cast<const uint2*>(p);
+}
 inline uint4 read_once4(const void* p) {
     emu::check_access(p, 16);
     return *static_cast<const uint4*>(p);

@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(THREADS, 1) conv_igemm(Conv p, Epilogue e) {
     constexpr int WM = BM / WARPS_M, WN = BN / WARPS_N;
     constexpr int TM = WM / 16, TN = WN / 8;
     constexpr int B_BYTES = PACKED ? BN * BK / 2 : BN * BK;
-    static_assert(WM % 16 == 0 && WN % 16 == 0 && BM % 64 == 0 && BN % 64 == 0, "tile");
+    static_assert(WM % 16 == 0 && WN % 16 == 0 && BM % 64 == 0, "tile");
     static_assert(WARPS_M * 16 * (BN + 8) * 4 <= STAGES * (BM * BK + B_BYTES), "staging");
     QIR_DYNAMIC_SHARED(u8, shared);
     u8* a_tiles = shared;

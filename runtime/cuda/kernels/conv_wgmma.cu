@@ -11,6 +11,8 @@
 // Weights come packed so: for each BN channels and each slice one tile of BN * 128 bytes, swizzled, as it is wanted.
 // Accumulators begin as the bias and leave through shared memory, a warp by itself: its 16 rows, 16 channels of a pixel to
 // a thread, always the same channels, so that their multipliers and shifts stay in registers.
+// Where BN is 16 or 32 they are finished where they are: channels are dealt to the columns of a tile so that a lane has
+// several consecutive ones.
 // Split K: as in conv_igemm.cu.
 //
 // conv_wgmma_tma: a block of 288 threads; one thread asks for both tiles (see there).
@@ -27,6 +29,17 @@ constexpr int WGMMA_ROWS = 128;
 constexpr int WGMMA_SLICE = 128;
 constexpr int PRODUCERS = 64;
 constexpr int CONSUMERS = 256;
+
+// Channels of a pixel that a lane has side by side in its accumulators; 2 are those of the instruction itself.
+template <int BN>
+constexpr int LANE_CHANNELS = BN == 16 ? 4 : BN == 32 ? 8 : 2;
+
+// Channel of a tile of column 2 * q + i of n-tile j.
+template <int BN>
+__device__ __forceinline__ constexpr int column_channel(int j, int q, int i) {
+    constexpr int W = LANE_CHANNELS<BN>;
+    return j / (W / 2) * (4 * W) + q * W + j % (W / 2) * 2 + i;
+}
 
 // A K-major tile of rows of SPAN bytes (128 or 64) with the swizzle of that span: 8 * SPAN bytes between groups of eight
 // rows (the leading offset is not used then, and written as 1).  Adding 2 to a descriptor moves it on by 32 bytes of K.
@@ -58,7 +71,7 @@ __device__ __forceinline__ void prefetch_residual(const Conv& p, const Epilogue&
 template <int BN, int STAGES>
 struct Ring {
     static constexpr int A_BYTES = WGMMA_ROWS * WGMMA_SLICE, B_BYTES = BN * WGMMA_SLICE;
-    static_assert(WGMMA_ROWS * (BN + 8) * 4 <= STAGES * (A_BYTES + B_BYTES), "staging");
+    static_assert(BN <= 32 || WGMMA_ROWS * (BN + 8) * 4 <= STAGES * (A_BYTES + B_BYTES), "staging");
     u8 *a, *b;
     u64 *full, *empty;
     s64 first_row;
@@ -118,6 +131,46 @@ __device__ __forceinline__ void finish_rows(const Conv& p, const Epilogue& e, co
     }
 }
 
+// The accumulators of a warp's 16 rows, `live` of them real, where they are: in every group of 4 * W columns a lane has W
+// consecutive channels of two rows (see pack_swizzled of operators/packing.py), four lanes whole sectors.
+template <u32 P, int BN>
+__device__ __forceinline__ void finish_accumulators(const Conv& p, const Epilogue& e, const s32 (&acc)[BN / 2], s64 first, int live,
+                                                    u8* output) {
+    constexpr int W = LANE_CHANNELS<BN>, LINES = BN / (4 * W);
+    const int lane = threadIdx.x & 31, g = lane >> 2, start = blockIdx.y * BN + (lane & 3) * W;
+    const int size = has<P>(e, OUT_8) ? 1 : has<P>(e, OUT_16) ? 2 : 4;
+    const s64 m = first + g;
+    u8* to = output + (m * e.output_stride + e.output_offset + start) * size;
+    const s64 residual_at = m * e.residual_stride + e.residual_offset + start;
+    const s64 second_at = m * e.second_stride + e.second_offset + start;
+#pragma unroll
+    for (int r = 0; r < LINES; ++r) {
+        const int c = start + r * 4 * W;
+        if (c >= p.out_channels) return;
+        Words<W> residual[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+            if (g + half * 8 < live)
+                load_line<P, W>(e, residual[half], residual_at + (half * 8 * u32(e.residual_stride) + r * 4 * W));
+        const LineConstants<P, W> constants(e, c);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            if (g + half * 8 >= live) continue;
+            s32 v[W];
+#pragma unroll
+            for (int j = 0; j < W; ++j) v[j] = acc[(r * (W / 2) + j / 2) * 4 + half * 2 + j % 2];
+            if (has<P>(e, WORDS)) {
+                finish_line<P, W>(e, constants, residual[half], v, to, half * 8 * u32(e.output_stride) + r * 4 * W,
+                                  second_at + (half * 8 * u32(e.second_stride) + r * 4 * W));
+            } else {
+#pragma unroll
+                for (int j = 0; j < W; ++j)
+                    if (c + j < p.out_channels) store(e, finish<false>(e, v[j], m + half * 8, c + j), m + half * 8, c + j);
+            }
+        }
+    }
+}
+
 // What the two multiplying warpgroups do.  A_SPAN: bytes of a swizzled row of A, 128 or 64 (two such tiles then).
 template <bool x_signed, u32 P, int A_SPAN, int BN, int STAGES>
 __device__ __forceinline__ void multiply_and_finish(const Conv& p, const Epilogue& e, const Ring<BN, STAGES>& ring) {
@@ -126,12 +179,12 @@ __device__ __forceinline__ void multiply_and_finish(const Conv& p, const Epilogu
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     s32 acc[BN / 2];  // begins as the bias of its channels
 #pragma unroll
-    for (int j = 0; j < BN / 8; ++j) {
-        const int c = blockIdx.y * BN + j * 8 + (lane & 3) * 2;
+    for (int j = 0; j < BN / 8; ++j)
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-            acc[j * 4 + i] = acc[j * 4 + 2 + i] = e.bias && c + i < p.out_channels ? e.bias[c + i] : 0;
-    }
+        for (int i = 0; i < 2; ++i) {
+            const int c = blockIdx.y * BN + column_channel<BN>(j, lane & 3, i);
+            acc[j * 4 + i] = acc[j * 4 + 2 + i] = e.bias && c < p.out_channels ? e.bias[c] : 0;
+        }
     int stage = 0, before = 0;
     u32 parity = 0;
     for (int slice = 0; slice < slices; ++slice) {
@@ -148,29 +201,35 @@ __device__ __forceinline__ void multiply_and_finish(const Conv& p, const Epilogu
         if (++stage == STAGES) stage = 0, parity ^= 1;
     }
     wgmma_wait<0>();
-    named_barrier(1, CONSUMERS);  // nobody reads the buffers any more
-
-    s32* rows = reinterpret_cast<s32*>(ring.a) + warp * 16 * (BN + 8);
-#pragma unroll
-    for (int j = 0; j < BN / 8; ++j)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-            stage_pair<BN>(rows, (lane >> 2) + half * 8, j * 8 + (lane & 3) * 2, acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]);
-    __syncwarp();
 
     const s64 first = first_row + warp * 16, left = s64(p.batch) * p.out_height * p.out_width - first;
     const int live = left < 16 ? int(left) : 16;
     u8* output = static_cast<u8*>(e.output);
     if (gridDim.z > 1) output += blockIdx.z * p.split_step * 4;
-    if (!has<P>(e, WORDS)) {
-        const int column = lane % (BN / 16) * 16, c = blockIdx.y * BN + column;
-        if (c >= p.out_channels) return;
-        for (int row = lane / (BN / 16); row < live; row += 32 / (BN / 16))
-            finish_staged_singly<BN>(e, rows, row, column, first + row, c, p.out_channels);
+    if constexpr (BN <= 32) {
+        finish_accumulators<P, BN>(p, e, acc, first, live, output);
         return;
+    } else {
+        named_barrier(1, CONSUMERS);  // nobody reads the buffers any more
+
+        s32* rows = reinterpret_cast<s32*>(ring.a) + warp * 16 * (BN + 8);
+#pragma unroll
+        for (int j = 0; j < BN / 8; ++j)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                stage_pair<BN>(rows, (lane >> 2) + half * 8, j * 8 + (lane & 3) * 2, acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]);
+        __syncwarp();
+
+        if (!has<P>(e, WORDS)) {
+            const int column = lane % (BN / 16) * 16, c = blockIdx.y * BN + column;
+            if (c >= p.out_channels) return;
+            for (int row = lane / (BN / 16); row < live; row += 32 / (BN / 16))
+                finish_staged_singly<BN>(e, rows, row, column, first + row, c, p.out_channels);
+            return;
+        }
+        if (has<P>(e, NARROW)) finish_rows<P, BN, 16>(p, e, rows, first, live, output);
+        else finish_rows<P, BN, 8>(p, e, rows, first, live, output);
     }
-    if (has<P>(e, NARROW)) finish_rows<P, BN, 16>(p, e, rows, first, live, output);
-    else finish_rows<P, BN, 8>(p, e, rows, first, live, output);
 }
 
 // A gathered by cp.async: any padding value, any number of channels.

@@ -1,6 +1,8 @@
 // What happens to an accumulator before it is stored: bias, dyadic requantize, residual addition, clamp, table.
 // One definition for every kernel that ends in one, so that the arithmetic exists once.
 #pragma once
+#include <ptx.cuh>
+
 #include "view.cuh"
 
 namespace qir {
@@ -95,13 +97,13 @@ __device__ __forceinline__ uint4 word_at(const void* p, s64 byte) {
     return *reinterpret_cast<const uint4*>(static_cast<const u8*>(p) + byte);
 }
 
-// N int32 constants of consecutive channels.
+// N int32 constants of consecutive channels, which nobody writes while the kernel runs.
 template <int N>
 __device__ __forceinline__ void read_constants(s32 (&v)[N], const s32* from) {
 #pragma unroll
     for (int i = 0; i < N / 4; ++i) {
         Word w;
-        w.bits = word_at(from, i * 16);
+        w.bits = read_once4(from + i * 4);
 #pragma unroll
         for (int j = 0; j < 4; ++j) v[i * 4 + j] = w.as_s32[j];
     }

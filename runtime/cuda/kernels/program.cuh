@@ -55,14 +55,14 @@ struct Words {
     template <int COUNT>
     __device__ __forceinline__ void load(const void* from) {
         if constexpr (COUNT == 1) {
-            bits[0] = *static_cast<const u32*>(from);
+            bits[0] = read_once(from);
         } else if constexpr (COUNT == 2) {
-            const uint2 v = *static_cast<const uint2*>(from);
+            const uint2 v = read_once2(from);
             bits[0] = v.x, bits[1] = v.y;
         } else {
 #pragma unroll
             for (int i = 0; i < COUNT; i += 4) {
-                const uint4 v = *reinterpret_cast<const uint4*>(static_cast<const u8*>(from) + i * 4);
+                const uint4 v = read_once4(static_cast<const u8*>(from) + i * 4);
                 bits[i] = v.x, bits[i + 1] = v.y, bits[i + 2] = v.z, bits[i + 3] = v.w;
             }
         }

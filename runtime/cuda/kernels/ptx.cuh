@@ -24,10 +24,15 @@ __device__ __forceinline__ void forget(s64& v) {
 // Brings the line of global memory that holds `p` into the L2 cache.
 __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// Four bytes (sixteen) of memory that nobody writes while the kernel runs.
+// Four bytes (eight, sixteen) of memory that nobody writes while the kernel runs.
 __device__ __forceinline__ u32 read_once(const void* p) {
     u32 v;
     asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+__device__ __forceinline__ uint2 read_once2(const void* p) {
+    uint2 v;
+    asm("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
     return v;
 }
 __device__ __forceinline__ uint4 read_once4(const void* p) {

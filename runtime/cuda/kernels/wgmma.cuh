@@ -86,6 +86,8 @@ __device__ __forceinline__ void wgmma_wait() {
 // 8j + lane%4 * 2 + 0, 1.
 template <bool a_signed, int N>
 __device__ __forceinline__ void wgmma(s32 (&d)[N / 2], u64 a, u64 b) {
+#define QIR_NAMES_8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define QIR_NAMES_16 QIR_NAMES_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define QIR_NAMES_0 \
     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
@@ -105,14 +107,23 @@ __device__ __forceinline__ void wgmma(s32 (&d)[N / 2], u64 a, u64 b) {
     asm volatile("wgmma.mma_async.sync.aligned." SHAPE ".s32." TYPE ".s8 {" NAMES "}, " A ", " B ", 1;" \
                  : __VA_ARGS__ \
                  : "l"(a), "l"(b))
+#define QIR_WGMMA_16(TYPE) QIR_WGMMA("m64n16k32", TYPE, QIR_NAMES_8, "%8", "%9", QIR_D4(0), QIR_D4(4))
+#define QIR_WGMMA_32(TYPE) \
+    QIR_WGMMA("m64n32k32", TYPE, QIR_NAMES_16, "%16", "%17", QIR_D4(0), QIR_D4(4), QIR_D4(8), QIR_D4(12))
 #define QIR_WGMMA_64(TYPE) QIR_WGMMA("m64n64k32", TYPE, QIR_NAMES_0, "%32", "%33", QIR_D32(0))
 #define QIR_WGMMA_128(TYPE) \
     QIR_WGMMA("m64n128k32", TYPE, QIR_NAMES_0 "," QIR_NAMES_1, "%64", "%65", QIR_D32(0), QIR_D32(32))
 #define QIR_WGMMA_256(TYPE) \
     QIR_WGMMA("m64n256k32", TYPE, QIR_NAMES_0 "," QIR_NAMES_1 "," QIR_NAMES_2 "," QIR_NAMES_3, "%128", "%129", \
               QIR_D32(0), QIR_D32(32), QIR_D32(64), QIR_D32(96))
-    static_assert(N == 64 || N == 128 || N == 256, "columns");
-    if constexpr (N == 64) {
+    static_assert(N == 16 || N == 32 || N == 64 || N == 128 || N == 256, "columns");
+    if constexpr (N == 16) {
+        if constexpr (a_signed) QIR_WGMMA_16("s8");
+        else QIR_WGMMA_16("u8");
+    } else if constexpr (N == 32) {
+        if constexpr (a_signed) QIR_WGMMA_32("s8");
+        else QIR_WGMMA_32("u8");
+    } else if constexpr (N == 64) {
         if constexpr (a_signed) QIR_WGMMA_64("s8");
         else QIR_WGMMA_64("u8");
     } else if constexpr (N == 128) {
@@ -125,6 +136,8 @@ __device__ __forceinline__ void wgmma(s32 (&d)[N / 2], u64 a, u64 b) {
 #undef QIR_WGMMA_256
 #undef QIR_WGMMA_128
 #undef QIR_WGMMA_64
+#undef QIR_WGMMA_32
+#undef QIR_WGMMA_16
 #undef QIR_WGMMA
 #undef QIR_D32
 #undef QIR_D4
@@ -132,6 +145,8 @@ __device__ __forceinline__ void wgmma(s32 (&d)[N / 2], u64 a, u64 b) {
 #undef QIR_NAMES_2
 #undef QIR_NAMES_1
 #undef QIR_NAMES_0
+#undef QIR_NAMES_16
+#undef QIR_NAMES_8
 }
 
 }  // namespace qir

@@ -25,13 +25,21 @@ def pack_weights(w_mkc: Array, tile: ConvTile) -> Array:
     return pack_nibbles(out) if tile.packed else out
 
 
+def lane_channels(columns: int) -> int:
+    """W: channels of a pixel that a lane finishes where its accumulators are, by the columns of a tile."""
+    return 4 if columns == 16 else 8
+
+
 def pack_swizzled(w_nk: Array, columns: int) -> Array:
     """(N, K) int8 weights -> (N / columns, K / 128, columns, 128): tiles in the order of conv_wgmma.cu, each one copy.
 
-    Chunk c (16 bytes) of row r of a tile lies at c ^ (r & 7).
+    Chunk c (16 bytes) of row r of a tile lies at c ^ (r & 7).  In tiles of 16 or 32 columns row 8 j + 2 q + i of a
+    group of 4 W is channel q W + 2 j + i.
     """
     n, k = w_nk.shape
-    chunks = w_nk.reshape(n // columns, columns, k // 128, 8, 16).transpose(0, 2, 1, 3, 4)
+    words = lane_channels(columns) if columns <= 32 else 2
+    dealt = w_nk.reshape(-1, 4, words // 2, 2, k).transpose(0, 2, 1, 3, 4)  # group, lane, n-tile, column of the lane
+    chunks = dealt.reshape(n // columns, columns, k // 128, 8, 16).transpose(0, 2, 1, 3, 4)
     place = np.arange(8)[None, :] ^ (np.arange(columns)[:, None] & 7)  # an involution
     return np.take_along_axis(chunks, place[None, None, :, :, None], axis=3).reshape(-1, k // 128, columns, 128)
 
@@ -42,7 +50,7 @@ def pack_fragments(w_nk: Array, columns: int) -> Array:
     Its lanes hold words of 8 (4, where there are 16 columns) consecutive channels, in pairs over the n-tiles.
     """
     n, k = w_nk.shape
-    words = 4 if columns == 16 else 8
+    words = lane_channels(columns)
     # group, lane's word, pair of n-tiles, n-tile of it, column of the lane; step, half, lane's four k's
     sizes = (n // columns, columns // (4 * words), 4, words // 4, 2, 2, k // 32, 2, 4, 4)
     parts = w_nk.reshape(sizes).transpose(0, 6, 1, 3, 2, 5, 8, 4, 7, 9)

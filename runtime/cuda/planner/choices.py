@@ -55,19 +55,18 @@ def candidates(
 
     That is never one with a tensor map: those are taken where they have been timed and found faster.
     """
-    patches = [t for t in tiles if t.patch]
-    patches.sort(key=lambda t: (max(channels - t.columns, 0), t.columns))  # the narrowest that takes all channels
-    fitting = [t for t in tiles if not t.patch and t.columns <= max(64, -(-channels // 64) * 64)]
-    fitting = patches[:1] + (fitting or [t for t in tiles if not t.patch][:1])
-    full = [t for t in fitting if _blocks(t, pixels, channels) >= 200]
-    least = min(t.rows * t.columns for t in fitting)
-    small = [t for t in fitting if t.rows * t.columns == least]
+    least = min((t.columns for t in tiles if t.columns >= min(channels, 64)), default=64)  # what holds all channels
+    patches = [t for t in tiles if t.patch and t.columns == least] or [t for t in tiles if t.patch][:1]
+    others = [t for t in tiles if not t.patch]
+    fitting = [t for t in others if least <= t.columns <= max(64, -(-channels // 64) * 64)] or others[:1]
+    usual = patches or [t for t in fitting if t.columns == least or channels > 32] or fitting
+    full = [t for t in usual if _blocks(t, pixels, channels) >= 200]
+    smallest = min(t.rows * t.columns for t in usual)
+    small = [t for t in usual if t.rows * t.columns == smallest]
     tile = max(full or small, key=lambda t: (t.rows * t.columns, t.warpgroup, t.four, not t.tensor_map))
-    if patches:
-        tile = patches[0]
     parts = 1 if tile.patch else min(TARGET_BLOCKS // _blocks(tile, pixels, channels), depth // 512)
     found = [Choice(tile, _even(slices_of(tile, depth, taps), parts))]
-    for tile in fitting:
+    for tile in patches + fitting:
         slices = slices_of(tile, depth, taps)
         for splits in (1, 2, 4, 8, 16):
             if splits > 1 and (
