@@ -29,7 +29,8 @@ from .calibration.observers import Statistics
 from .manager import PassManager
 from .mixed_precision.sensitivity import perturbation, run_all
 from .pipeline import run_recipe
-from .quantization.insert_qdq import channel_axis
+from .quantization.insert_qdq import channel_axis, row_axis
+from .quantization.placement import weights_side
 from .quantization.ranges import Ranges
 from .recipe_files import as_toml
 from .recipes import Recipe
@@ -278,9 +279,10 @@ def _explained(graph: Graph, c: Culprit, q: QuantParams, ranges: Ranges, seen: S
     advice: list[str] = []
     node = next((n for n in graph.nodes if n.name == c.layer), None)
     linear = node is not None and op_of(node.op).linear
-    if c.side == "weights" and node is not None and linear:
-        w = node.input(1).array().astype(np.float64)
-        axis = channel_axis(node)
+    side = weights_side(node) if node is not None else None
+    if c.side == "weights" and node is not None and side is not None:
+        w = node.input(side).array().astype(np.float64)
+        axis = channel_axis(node) if side else row_axis(node)
         rows = w.reshape(1, -1) if axis is None else np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
         tops = np.abs(rows).max(axis=1)
         spread = float(tops.max() / max(float(np.median(tops)), 1e-30))

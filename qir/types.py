@@ -15,6 +15,12 @@ from .errors import QuantizationError, UnsupportedError
 
 Array = NDArray[Any]
 
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a NumPy dtype is a float of any width; bfloat16 (of ml_dtypes) is one, too."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
 Dim = int | str
 """A size. A string is symbolic: "N" is the batch, "4*N" a multiple of it."""
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .accumulators import check_accumulators
 from .errors import GraphError, QirError, StageError, VerifyError, named
 from .graph import Graph, Node, Stage, Value
 from .ops import FORBIDDEN, op_of
@@ -209,6 +208,8 @@ def check_integer_only(graph: Graph) -> Iterator[Violation]:
             if value is not None and value.dtype.is_float:
                 yield str(node), f"{value.name!r} is {value.dtype}"
     for value in graph.outputs:
+        if value in graph.inputs:
+            continue  # handed through as it came
         if value.dtype.is_float and (value.producer is None or value.producer.op != "DequantizeLinear"):
             yield f"output {value.name!r}", f"is {value.dtype}, but not dequantized"
 
@@ -220,6 +221,15 @@ def check_stage(graph: Graph) -> Iterator[Violation]:
     for node in graph.nodes:
         if node.op.startswith("qir.") and op_of(node.op).is_integer_op:
             yield str(node), f"an integer operator in stage {graph.stage.name}"
+
+
+# -- accumulators -----------------------------------------------------------------------------
+def check_accumulators(graph: Graph) -> Iterator[Violation]:
+    """The proof that no accumulator leaves its width, operator by operator: see `Op.overflows`, `ops/intervals.py`."""
+    for node in graph.nodes:
+        with named(VerifyError, node, "its accumulator cannot be checked"):
+            for message in op_of(node.op).overflows(node):
+                yield str(node), message
 
 
 INVARIANTS: tuple[Invariant, ...] = (

@@ -86,7 +86,7 @@ class OnnxRuntime(Backend):
 
     def _session(self, extra: tuple[str, ...]) -> Any:
         if extra not in self._sessions:
-            model = with_int4_casts(to_onnx(self.graph, self.opset, extra), self.graph)
+            model = with_int4_casts(to_onnx(self.graph, self.opset, extra, declared=False), self.graph)
             try:
                 self._sessions[extra] = _open(model, self.options)
             except Exception as error:

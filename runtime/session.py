@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from qir.declared import KEY as SIGNATURE
+from qir.declared import as_declared
 from qir.errors import BackendError, DataError
 from qir.graph import Graph, Stage, Value
-from qir.types import Array, Dim
+from qir.types import Array, Dim, is_float
 
 from .backend import Backend, Running
 from .interchange import host_array, on_gpu
@@ -48,6 +51,7 @@ class Session:
             backend = default_backend(graph)
         self.graph, self.backend = graph, backend
         self._executor = backend_class(backend)(graph, **options)
+        self._casts = graph.stage is Stage.INTEGER and SIGNATURE in graph.metadata
 
     @property
     def executor(self) -> Any:
@@ -64,14 +68,19 @@ class Session:
         options: the backend's own ("cuda": stream, out, where; it takes tensors in device memory, too).
         Raises DataError on a missing, unknown, misshapen or mistyped feed; GraphError on an unknown output.
         """
-        return self._executor.run(self._checked(feeds, outputs, options), outputs, **options)
+        return self._declared(self._executor.run(self._checked(feeds, outputs, options), outputs, **options))
 
     def run_async(self, feeds: Mapping[str, Any], *, outputs: Sequence[str] | None = None, **options: Any) -> Running:
         """Start a run and return at once: `.result()` waits for the outputs, `.done` says whether they are there.
 
         Arguments and errors as in `run`; BackendError where the backend cannot.
         """
-        return self._executor.run_async(self._checked(feeds, outputs, options), outputs, **options)
+        running = self._executor.run_async(self._checked(feeds, outputs, options), outputs, **options)
+        return _Declared(running, self._declared) if self._casts else running
+
+    def _declared(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Outputs of an integer graph in the float types that its file declares."""
+        return as_declared(results, self.graph.metadata[SIGNATURE]) if self._casts else results
 
     def _checked(
         self, feeds: Mapping[str, Any], outputs: Sequence[str] | None, options: Mapping[str, Any]
@@ -88,6 +97,21 @@ class Session:
         Raises BackendError where the backend has none.
         """
         return self._executor.profile(self._checked(feeds, None, {}), **options)
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """A run under way whose outputs are cast when they are there."""
+
+    running: Running
+    cast: Callable[[dict[str, Any]], dict[str, Any]]
+
+    @property
+    def done(self) -> bool:
+        return self.running.done
+
+    def result(self) -> dict[str, Any]:
+        return self.cast(self.running.result())
 
 
 def default_backend(graph: Graph) -> str:
@@ -164,6 +188,9 @@ def _check_feed(
             f"cannot be read as an array: {error}", where=where, hint="pass a NumPy array (of PyTorch: tensor.detach())"
         ) from error
     expected = value.dtype.numpy
+    if not device and value.dtype.is_float and array.dtype != expected and is_float(array.dtype):
+        with np.errstate(over="ignore"):
+            array = array.astype(expected)
     if array.dtype != expected:
         raise DataError(
             f"{expected}{list(value.shape)} expected, {array.dtype}{list(array.shape)} given", where=where,

@@ -166,7 +166,7 @@ def observe_batch(job: Job, feeds: Feeds) -> Statistics:
 def model_bytes(graph: Graph) -> bytes:
     """The graph as the bytes of an ONNX file, for workers.  Raises QirError where it is too large for one message."""
     try:
-        return to_onnx(graph).SerializeToString()
+        return to_onnx(graph, declared=False).SerializeToString()
     except (ValueError, RuntimeError) as error:
         raise QirError(f"the graph cannot be sent to workers: {error}", hint="calibrate without an executor") from None
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from qir.errors import DataError, QirError
 from qir.graph import Graph
-from qir.types import Array, TensorType
+from qir.types import Array, TensorType, is_float
 
 from .images import Images
 
@@ -318,8 +318,11 @@ def _starts_with_inputs(item: Sequence[Any], types: Mapping[str, TensorType]) ->
 
 
 def check(array: Array, type: TensorType, name: str) -> Array:
-    """The batch as it is, if it fits the input's type (any number of samples).  Raises DataError."""
+    """The batch, if it fits the input's type (any number of samples); floats of any width do.  Raises DataError."""
     where, expected = f"input {name!r}", type.dtype.numpy
+    if type.dtype.is_float and array.dtype != expected and is_float(array.dtype):
+        with np.errstate(over="ignore"):
+            array = array.astype(expected)
     if array.dtype != expected:
         raise DataError(
             f"{expected} expected, {array.dtype} given", where=where,

@@ -186,7 +186,12 @@ def run_all(graph: Graph, feeds: Sequence[Mapping[str, Array]]) -> list[Array]:
     running = session(graph, backend="onnxruntime", optimize="basic")
     names = [v.name for v in graph.outputs if v.dtype.is_float]
     runs = [running.run(dict(batch), outputs=names) for batch in feeds]
-    return [np.concatenate([r[n].reshape(-1, r[n].shape[-1]) for r in runs]).astype(np.float64) for n in names]
+    return [
+        np.concatenate([np.atleast_2d(r[n]).reshape(-1, np.atleast_1d(r[n]).shape[-1]) for r in runs]).astype(
+            np.float64
+        )
+        for n in names
+    ]
 
 
 def perturbation(measure: str, reference: Sequence[Array], outputs: Sequence[Array]) -> float:

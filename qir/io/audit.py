@@ -2,7 +2,7 @@
 
 It shares nothing with `qir.verify` but the definition: float tensors are allowed at the border only, as the input
 of a QuantizeLinear that is a graph input, the result of a DequantizeLinear that is a graph output, and their scales;
-Div nowhere.
+half and double precision inputs and outputs with a Cast between.  Div nowhere.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ def audit(model: onnx.ModelProto) -> list[str]:
             types[node.output[0]] = _constant_type(node)
     inputs, outputs = {i.name for i in graph.input}, {o.name for o in graph.output}
     used = {n for node in graph.node for n in node.input}
+    casts = [n for n in graph.node if n.op_type == "Cast" and types.get(n.input[0]) in FLOATS]
+    entered = {n.output[0] for n in casts if n.input[0] in inputs}
+    left = {n.input[0] for n in casts if n.output[0] in outputs}
     offences: list[str] = []
     at_border: set[str] = set()
     for node in graph.node:
@@ -39,9 +42,11 @@ def audit(model: onnx.ModelProto) -> list[str]:
         if node.op_type in FORBIDDEN:
             offences.append(f"{where}: forbidden")
         border: set[str] = set()
-        if node.op_type == "QuantizeLinear" and node.input[0] in inputs:
+        if node.op_type == "Cast" and (node.output[0] in entered or node.input[0] in left):
+            continue
+        if node.op_type == "QuantizeLinear" and node.input[0] in inputs | entered:
             border = {node.input[0], node.input[1]}
-        if node.op_type == "DequantizeLinear" and node.output[0] in outputs and node.output[0] not in used:
+        if node.op_type == "DequantizeLinear" and _leaves(node.output[0], outputs, used, left):
             border = {node.input[1], node.output[0]}
         at_border |= border
         if node.op_type == "Constant":
@@ -57,6 +62,11 @@ def audit(model: onnx.ModelProto) -> list[str]:
     constants += [n for node in graph.node if node.op_type == "Constant" for n in node.output]
     offences += [f"constant {n!r} is in float" for n in constants if types[n] in FLOATS and n not in at_border]
     return offences
+
+
+def _leaves(name: str, outputs: set[str], used: set[str], left: set[str]) -> bool:
+    """Whether a tensor only leaves the graph: as an output, or through a Cast that makes one."""
+    return name in left or (name in outputs and name not in used)
 
 
 def _constant_type(node: onnx.NodeProto) -> int:

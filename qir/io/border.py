@@ -29,10 +29,10 @@ def strip_border(graph: Graph, *, outputs: bool = True) -> Graph:
     new = graph.clone()
     border: dict[str, QuantParams] = {}
     for value in new.inputs:
-        if value.dtype.is_float and (value.uses() or value.is_output):  # an input that nobody reads stays as it is
+        if value.dtype.is_float and value.uses():  # an input that nobody reads stays as it is
             border[value.name] = _strip_input(new, value)
     for value in new.outputs if outputs else ():
-        if value.dtype.is_float:
+        if value.dtype.is_float and value not in new.inputs:
             name = value.name
             border[name] = _strip_output(new, value)
     new.prune()
@@ -42,7 +42,7 @@ def strip_border(graph: Graph, *, outputs: bool = True) -> Graph:
 
 def _strip_input(graph: Graph, value: Value) -> QuantParams:
     nodes = list(dict.fromkeys(node for node, _ in value.uses()))
-    if not nodes or any(n.op != "QuantizeLinear" for n in nodes) or value in graph.outputs:
+    if any(n.op != "QuantizeLinear" for n in nodes):
         raise LoweringError("is used in float", where=f"input {value.name!r}")
     quants = {params_of(n) for n in nodes}
     if len(quants) > 1:

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from ..declared import KEY as SIGNATURE
 from ..errors import UnsupportedError
 from ..graph import Graph, Node, Value
 from ..ops import Op, op_of
@@ -19,6 +20,7 @@ from . import metadata
 from .functions import DOMAIN, ONNX_TYPE, carries_wide, function_stem, wire_dtype
 from .local_functions import formal_names, function_of, needs_body
 from .protos import attribute_proto, export_attrs, tensor_proto
+from .signature import restore
 
 DEFAULT_OPSET = 21
 OPSETS = range(21, 29)
@@ -30,10 +32,14 @@ MAX_TENSOR = 2**31 - 2**20
 IR_VERSION = {21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13, 27: 13, 28: 14}
 
 
-def to_onnx(graph: Graph, opset: int = DEFAULT_OPSET, extra_outputs: Sequence[str] = ()) -> onnx.ModelProto:
+def to_onnx(
+    graph: Graph, opset: int = DEFAULT_OPSET, extra_outputs: Sequence[str] = (), *, declared: bool = True
+) -> onnx.ModelProto:
     """An ONNX model of a graph of any stage.
 
     extra_outputs: names of intermediate values that become outputs too, after the graph's own.
+    declared: inputs and outputs as the file that was loaded declared them (half precision behind a Cast, names of open
+    axes, texts); False: as the graph has them.
     Metadata "qir" holds the stage and the quantization of each tensor, so that loading restores them.
     Raises UnsupportedError on an opset outside 21..28 or a tensor over 2 GB, GraphError on an unknown value.
     """
@@ -54,6 +60,8 @@ def to_onnx(graph: Graph, opset: int = DEFAULT_OPSET, extra_outputs: Sequence[st
     model.functions.extend(functions.protos)
     props = {**graph.metadata, metadata.KEY: metadata.dump(graph, wide)}
     helper.set_model_props(model, props)
+    if declared:
+        restore(model, graph.metadata.get(SIGNATURE))
     return model
 
 

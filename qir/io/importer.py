@@ -139,17 +139,29 @@ class Importer:
             for value in inputs[1:]:
                 if value is not None and value.data is not None and not np.isfinite(value.data).all():
                     raise ModelError(f"weights {value.name!r} are not finite", where=str(raw))
+        if op == "Cast" and inputs[0] is not None and inputs[0].dtype.is_float and DType(attrs["to"]).is_float:
+            self.values[outputs[0]] = inputs[0]  # the IR has one float type
+            return
         node = self.graph.add_node(op, inputs, attrs, outputs=outputs, name=raw.name)
         for name, value in zip(outputs, node.outputs, strict=True):
             self.values[name] = value
 
     def finish(self, outputs: list[str]) -> None:
-        """Set the outputs and drop what they do not need.
+        """Set the outputs, under their names, and drop what they do not need.
 
         Raises UnsupportedError or TypeInferenceError where one node was refused, RefusedError where several were.
         """
         refuse(self.refusals)
-        self.graph.set_outputs([self.value(n) for n in outputs])
+        ends: list[Value] = []
+        for name in outputs:
+            value = self.value(name)
+            if value.name != name:  # behind a Cast from one float type to another
+                if value.producer is None or value in ends or value.name in outputs:
+                    value = self.graph.add_node("Identity", [value], outputs=[name]).output
+                else:
+                    self.graph.rename(value, name)
+            ends.append(value)
+        self.graph.set_outputs(ends)
         self.graph.prune()
 
 

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from ..declared import KEY as SIGNATURE
 from ..errors import ModelError, QirError, UnsupportedError, said
 from ..graph import Graph, Stage
 from ..ops import least_outputs, op_of
@@ -27,6 +28,7 @@ from .adapters import Raw
 from .functions import DOMAIN, eight_bits, operator_of
 from .importer import Constant, Importer
 from .local_functions import strange_functions
+from .signature import describe
 from .structure import STANDARD, check_structure, opset_of
 from .tensors import ir_dtype, tensor_array
 
@@ -86,6 +88,10 @@ def _load(model: str | Path | bytes | onnx.ModelProto, input_shapes: Shapes | No
         else:
             importer.add(raw)
     importer.finish([o.name for o in proto.graph.output])
+    signature = describe(proto, graph)
+    graph.metadata.pop(SIGNATURE, None)
+    if signature is not None:
+        graph.metadata[SIGNATURE] = signature
     graph.stage = _stage(graph, stage)
     for name, params in quant.items():
         if name in graph and graph.value(name).dtype is params.dtype:

@@ -65,7 +65,7 @@ CASES: list[tuple[str, Any, Any, str]] = [
     ("no input given", {"m": M}, TWO, "'x': is missing"),
     ("unknown input", {"x": X, "y": X}, ONE, "'y': is no input"),
     ("one array for two", X, TWO, "graph with 2 inputs"),
-    ("dtype", X.astype(np.float64), ONE, "float32 expected, float64 given"),
+    ("dtype", X.astype(np.complex64), ONE, "float32 expected, complex64 given"),
     ("shape", X[:, :2], ONE, r"\['N', 3, 4\] expected"),
     ("no batch axis", X[0], ONE, "add a batch axis"),
     ("empty", X[:0], ONE, "no samples"),

@@ -61,7 +61,7 @@ GOOD = np.zeros((1, 3, 8, 8), np.float32)
     [
         ({}, r"input 'x': is missing, float32\[N,3,8,8\] expected"),
         ({"x": GOOD, "z": GOOD}, r"feed 'z': is no input of the graph \(inputs are x\)"),
-        ({"x": GOOD.astype(np.float64)}, r"float32\['N', 3, 8, 8\] expected, float64\[1, 3, 8, 8\] given"),
+        ({"x": GOOD.astype(np.int64)}, r"float32\['N', 3, 8, 8\] expected, int64\[1, 3, 8, 8\] given"),
         ({"x": GOOD.astype(np.uint8)}, r"convert it with .astype\(np.float32\)"),
         ({"x": GOOD[0]}, r"shape \['N', 3, 8, 8\] expected but \[3, 8, 8\] given"),
         ({"x": GOOD[:, :2]}, r"but \[1, 2, 8, 8\] given"),
