@@ -193,6 +193,16 @@ def test_abilities_are_not_found_by_peeking() -> None:
         assert not [f for f, args in names if f in ("hasattr", "getattr") and isinstance(args[1], ast.Constant)], path
 
 
+def test_numbers_in_records_have_names() -> None:
+    """Steps and epilogues are encoded as rows of numbers, written by encoder.py and read by kernels: by name only."""
+    rows = ("t", "step", "record", "records", "program", "fields")
+    for path in (p for p in FILES if "cpu" in p.parts):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in rows:
+                numbers = [n for n in ast.walk(node.slice) if isinstance(n, ast.Constant)]
+                assert not numbers, f"{path}:{node.lineno}"
+
+
 # -- words about files ------------------------------------------------------------------------------------------------
 def words(path: Path) -> Iterator[str]:
     """Docstrings and comments of a file."""

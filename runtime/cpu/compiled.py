@@ -14,8 +14,17 @@ from qir.graph import Graph, Value
 from qir.types import Array
 
 from ..compile.tensors import Buffer, View, assign_offsets
-from .kernels.record import AT_PANEL, COUNTER_BYTES, DOOR_BYTES, STEP_WIDTH, TAIL_COUNT, TAIL_FIRST, TAIL_WIDTH
+from .kernels.record import (
+    AT_PANEL,
+    COUNTER_BYTES,
+    DOOR_BYTES,
+    EPILOGUE_COUNT,
+    EPILOGUE_FIRST,
+    EPILOGUE_WIDTH,
+    STEP_WIDTH,
+)
 from .planner.builder import Builder
+from .planner.encoder import encode
 from .planner.steps import SLOT_SHIFT, AnyStep, Number, PythonStep, Ref, Step
 
 SLACK = 256
@@ -83,18 +92,16 @@ class Compiled:
         self._constants: list[Array] = []
         native = [s for s in self.steps if isinstance(s, Step)]
         self.program = np.zeros((len(self.steps), STEP_WIDTH), np.int64)
-        tails: list[list[int]] = []
+        records: list[list[int]] = []
         for index, step in enumerate(self.steps):
             if not isinstance(step, Step):
                 continue
             for position, number in step.fields.items():
                 self.program[index, position] = self._number(number)
-            self.program[index, TAIL_FIRST] = len(tails)
-            self.program[index, TAIL_COUNT] = len(step.tail)
-            for record in step.tail:
-                row = [self._number(n) for n in record]
-                tails.append(row + [0] * (TAIL_WIDTH - len(row)))
-        self.tails = np.asarray(tails or [[0] * TAIL_WIDTH], np.int64)
+            self.program[index, EPILOGUE_FIRST] = len(records)
+            self.program[index, EPILOGUE_COUNT] = len(step.epilogue)
+            records += ([self._number(n) for n in encode(operation)] for operation in step.epilogue)
+        self.records = np.asarray(records or [[0] * EPILOGUE_WIDTH], np.int64)
         self.panel_bytes = -(-max((s.panel_bytes for s in native), default=0) // 64) * 64
         patch = max((s.patch_bytes for s in native), default=0)
         self.scratch_bytes = -(-(AT_PANEL + self.panel_bytes + patch + SLACK) // 4096) * 4096 if native else 64
@@ -119,7 +126,7 @@ class Compiled:
     @property
     def memory_bytes(self) -> int:
         """Arena, scratch and program; weights are counted by the session."""
-        return self._arena_memory.nbytes + self._scratch.nbytes + self.program.nbytes + self.tails.nbytes
+        return self._arena_memory.nbytes + self._scratch.nbytes + self.program.nbytes + self.records.nbytes
 
     def set_stretch(self, first: int, last: int) -> None:
         """The steps [first, last) come next; the door must be shut."""

@@ -17,7 +17,7 @@ pytest.importorskip("numba")
 from qir.runtime.cpu import Cpu
 from qir.runtime.cpu.kernels import finish as modes
 from qir.runtime.cpu.kernels.intrinsics import KIND
-from qir.runtime.cpu.kernels.record import FINISH
+from qir.runtime.cpu.planner.joined import Finish
 from qir.runtime.cpu.planner.steps import Step
 
 CHANNELS = 24
@@ -98,8 +98,8 @@ def test_ends(mode: int, dtype: str) -> None:
             for name, array in want.items():
                 np.testing.assert_array_equal(got[name], array, err_msg=f"seed {seed}, batch {batch}: {name}")
         steps = [s for s in cpu.plan(1).steps if isinstance(s, Step) and s.op == "qir.Conv"]
-        records = [r for s in steps for r in s.tail]
-        assert [r[0] for r in records] == [FINISH] and records[0][7] == mode
+        (end,) = [o for s in steps for o in s.epilogue]
+        assert isinstance(end, Finish) and end.mode == mode
 
 
 @pytest.mark.skipif(KIND == "generic", reason="kernels of AVX2")
@@ -129,6 +129,5 @@ def test_a_sum_that_could_leave_int32_is_not_taken() -> None:
     want, got = Session(graph, "reference").run(feeds), cpu.run(feeds)
     for name, array in want.items():
         np.testing.assert_array_equal(got[name], array)
-    assert all(
-        r[0] != FINISH or r[7] != modes.SUM_TO_WIDE for s in cpu.plan(1).steps if isinstance(s, Step) for r in s.tail
-    )
+    operations = [o for s in cpu.plan(1).steps if isinstance(s, Step) for o in s.epilogue]
+    assert not [o for o in operations if isinstance(o, Finish) and o.mode == modes.SUM_TO_WIDE]

@@ -16,8 +16,7 @@ pytest.importorskip("numba")
 
 from qir.runtime.cpu import Cpu
 from qir.runtime.cpu.kernels.intrinsics import KIND
-from qir.runtime.cpu.kernels.record import FINISH
-from qir.runtime.cpu.planner.in_place import OTHER, WIDE
+from qir.runtime.cpu.planner.joined import Finish
 from qir.runtime.cpu.planner.steps import Step
 
 pytestmark = pytest.mark.skipif(KIND == "generic", reason="kernels of AVX2")
@@ -75,7 +74,8 @@ def blocks(size: tuple[int, int], count: int, seed: int, late: bool = False) -> 
 def in_place(cpu: Cpu, **options: Any) -> list[bool]:
     """For each sum that keeps 16 bits: whether it is written over its residual."""
     steps = [s for s in cpu.plan(1, **options).steps if isinstance(s, Step)]
-    return [r[OTHER] == r[WIDE] for s in steps for r in s.tail if r[0] == FINISH and r[OTHER + 1] and r[WIDE + 1]]
+    ends = [o for s in steps for o in s.epilogue if isinstance(o, Finish)]
+    return [o.in_place for o in ends if o.summand is not None and o.wide is not None]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 3), (5, 7), (16, 31)])

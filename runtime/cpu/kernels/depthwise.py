@@ -6,7 +6,7 @@ from typing import Any
 
 from numba import njit
 
-from .epilogue import run_tail
+from .epilogue import run_epilogue
 from .gemm import build_patch
 from .memory import address
 from .record import (
@@ -17,6 +17,8 @@ from .record import (
     CHANNELS,
     DILATION_H,
     DILATION_W,
+    EPILOGUE_COUNT,
+    EPILOGUE_FIRST,
     I8,
     IMAGES,
     KERNEL_H,
@@ -28,8 +30,6 @@ from .record import (
     ROW_CHUNKS,
     STRIDE_H,
     STRIDE_W,
-    TAIL_COUNT,
-    TAIL_FIRST,
     WEIGHTS,
     X_DTYPE,
 )
@@ -40,7 +40,7 @@ _row5_unsigned, _row5_signed = make_depthwise_row((5, 5), False), make_depthwise
 
 
 @njit(nogil=True)
-def depthwise_chunk(step: Any, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
+def depthwise_chunk(step: Any, chunk: int, records: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
     """Some output rows of one image, all channels."""
     blocks = step[ROW_CHUNKS] // step[IMAGES]
     image, block = chunk // blocks, chunk % blocks
@@ -77,6 +77,16 @@ def depthwise_chunk(step: Any, chunk: int, tails: Any, pointers: Any, scratch: i
                     _row5_signed(src, row_stride, tap_stride, pixel_stride, jn, w, registers, ld * 4, cn)
                 else:
                     _row5_unsigned(src, row_stride, tap_stride, pixel_stride, jn, w, registers, ld * 4, cn)
-                run_tail(
-                    tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, registers, REGISTER_BYTES, ld, r0, jn, c0, cn
+                run_epilogue(
+                    records,
+                    step[EPILOGUE_FIRST],
+                    step[EPILOGUE_COUNT],
+                    pointers,
+                    registers,
+                    REGISTER_BYTES,
+                    ld,
+                    r0,
+                    jn,
+                    c0,
+                    cn,
                 )

@@ -1,8 +1,8 @@
-"""Pointwise micro-operations on one region (rows x columns) of a fused layer, in int32 registers that stay in cache.
+"""Micro-operations on one region (rows x columns) of a fused layer, in int32 registers that stay in cache.
 
-A layer's head (a GEMM, a window, a load) leaves int32 in register 0; its tail is a list of records that load further
-operands, requantize, add, look up and store.  Record fields are named by the constants below; `ref` is an operand's
-address as `slot << 48 | offset`.
+A layer's head (a GEMM, a window, a load) leaves int32 in register 0; its epilogue is a list of records, one for each
+micro-operation (runtime/compile/micro_operations.py says what they mean).  record.py names their numbers; an address is
+`slot << 48 | offset`.  `t` is a record; rows begin at r0, columns at c0; ld: int32 elements between rows of a register.
 """
 
 # Rounding follows qir/dyadic.py: (x + 2^(shift-1)) >> shift, arithmetic.
@@ -13,28 +13,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from . import record as r
 from .finish import ROWS_EACH, finish
 from .intrinsics import as_pointer, carray, prefetch_read, prefetch_write
 from .memory import address, element_size, narrow, widen
-from .record import (
-    ADD,
-    ADD_MEMORY,
-    CLAMP,
-    FINISH,
-    GENERIC,
-    I8,
-    LOAD,
-    MUL,
-    REQUANTIZE,
-    REQUANTIZE_STORE,
-    STORE,
-    T_DST,
-    T_KIND,
-    T_OTHER,
-    T_SRC,
-    TABLE,
-    U8,
-)
 from .vector_ops import make_sum, raised_requantize_bytes, raised_requantize_lanes, requantize_bytes, requantize_lanes
 
 sum_lanes = make_sum("int32", 4)
@@ -45,52 +27,52 @@ sum_i16_lanes, sum_i16_bytes = make_sum("int16", 4), make_sum("int16", 1)
 
 @njit(nogil=True)
 def _load(t: Any, pointers: Any, dst: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
-    """fields: OTHER ref, 4 row stride in bytes, 5 dtype, 6 row divisor, 7 row modulus (0: none), 8 one column."""
-    base, stride, code, divisor, modulus = address(pointers, t[T_OTHER]), t[4], t[5], t[6], t[7]
+    base, stride, code = address(pointers, t[r.OPERAND]), t[r.STRIDE], t[r.DTYPE]
+    divisor, modulus = t[r.DIVISOR], t[r.MODULUS]
     size = element_size(code)
-    for r in range(rn):
-        row = r0 + r
+    for i in range(rn):
+        row = r0 + i
         if divisor != 1:  # divisions are slow
             row = row // divisor
         if modulus:
             row = row % modulus
-        line = dst + r * ld * 4
-        if t[8]:
+        line = dst + i * ld * 4
+        if t[r.ONE_COLUMN]:
             widen(line, base + row * stride, 1, code)
             d = carray(as_pointer(line), cn, np.int32)
-            for i in range(1, cn):
-                d[i] = d[0]
+            for k in range(1, cn):
+                d[k] = d[0]
         else:
             widen(line, base + row * stride + c0 * size, cn, code)
 
 
 @njit(nogil=True)
 def _store(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
-    base, stride, code = address(pointers, t[T_OTHER]), t[4], t[5]
+    base, stride, code = address(pointers, t[r.OPERAND]), t[r.STRIDE], t[r.DTYPE]
     size = element_size(code)
-    for r in range(rn):
-        narrow(base + (r0 + r) * stride + c0 * size, src + r * ld * 4, cn, code)
+    for row in range(rn):
+        narrow(base + (r0 + row) * stride + c0 * size, src + row * ld * 4, cn, code)
 
 
 @njit(nogil=True)
-def _requantize(t: Any, pointers: Any, dst: int, src: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
-    """fields: OTHER multiplier, 4 constant, 5 shift (refs), 6 zero point, 7 lo, 8 hi, 9 mode, 10 columns of the
-    multiplier tensor, 11 its rows: row r uses (r % rows), 14 whether 15 (ref) holds left shifts."""
-    m, c, s = address(pointers, t[T_OTHER]), address(pointers, t[4]), address(pointers, t[5])
-    if t[9] != GENERIC:
+def _rescale(t: Any, pointers: Any, dst: int, src: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
+    """By high words where the mode is not GENERIC.  Constants that follow the rows are taken in turn."""
+    m, c, s = address(pointers, t[r.OPERAND]), address(pointers, t[r.CONSTANT]), address(pointers, t[r.SHIFT])
+    zero_point, lo, hi = t[r.ZERO_POINT], t[r.LO], t[r.HI]
+    if t[r.MODE] != r.GENERIC:
         columns = (cn + 7) // 8 * 8
         at_m, at_c, at_s = m + 4 * c0, c + 8 * c0, s + 4 * c0
-        if t[14]:
-            up = address(pointers, t[15]) + 4 * c0
-            raised_requantize_lanes(src, ld * 4, dst, ld * 4, rn, columns, at_m, at_c, at_s, up, t[6], t[7], t[8])
+        if t[r.PRE_SHIFTED]:
+            up = address(pointers, t[r.PRE_SHIFT]) + 4 * c0
+            raised_requantize_lanes(src, ld * 4, dst, ld * 4, rn, columns, at_m, at_c, at_s, up, zero_point, lo, hi)
         else:
-            requantize_lanes(src, ld * 4, dst, ld * 4, rn, columns, at_m, at_c, at_s, 0, t[6], t[7], t[8])
+            requantize_lanes(src, ld * 4, dst, ld * 4, rn, columns, at_m, at_c, at_s, 0, zero_point, lo, hi)
         return
-    width, period, zero_point, lo, hi = t[10], t[11], t[6], t[7], t[8]
-    for r in range(rn):
-        at = ((r0 + r) % period) * width
-        x = carray(as_pointer(src + r * ld * 4), cn, np.int32)
-        y = carray(as_pointer(dst + r * ld * 4), cn, np.int32)
+    width, period = t[r.COLUMNS_GIVEN], t[r.ROWS_GIVEN]
+    for row in range(rn):
+        at = ((r0 + row) % period) * width
+        x = carray(as_pointer(src + row * ld * 4), cn, np.int32)
+        y = carray(as_pointer(dst + row * ld * 4), cn, np.int32)
         if width == 1:  # one number for the whole row
             m0 = np.int64(carray(as_pointer(m + 4 * at), 1, np.int32)[0])
             c0_i64 = carray(as_pointer(c + 8 * at), 1, np.int64)[0]
@@ -108,32 +90,34 @@ def _requantize(t: Any, pointers: Any, dst: int, src: int, ld: int, r0: int, rn:
 
 
 @njit(nogil=True)
-def _requantize_store(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
-    """REQUANTIZE with mode lanes and an 8-bit STORE in one: fields as there, 12 target ref, 13 its row stride."""
-    m, c, s = address(pointers, t[T_OTHER]), address(pointers, t[4]), address(pointers, t[5])
-    out = address(pointers, t[12]) + r0 * t[13] + c0
+def _rescale_store(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
+    """A rescaling by high words, stored in 8 bits."""
+    m, c, s = address(pointers, t[r.OPERAND]), address(pointers, t[r.CONSTANT]), address(pointers, t[r.SHIFT])
+    zero_point, lo, hi, stride = t[r.ZERO_POINT], t[r.LO], t[r.HI], t[r.BYTES_STRIDE]
+    out = address(pointers, t[r.BYTES]) + r0 * stride + c0
     at_m, at_c, at_s = m + 4 * c0, c + 8 * c0, s + 4 * c0
-    if t[14]:
-        up = address(pointers, t[15]) + 4 * c0
-        raised_requantize_bytes(src, ld * 4, out, t[13], rn, cn, at_m, at_c, at_s, up, t[6], t[7], t[8])
+    if t[r.PRE_SHIFTED]:
+        up = address(pointers, t[r.PRE_SHIFT]) + 4 * c0
+        raised_requantize_bytes(src, ld * 4, out, stride, rn, cn, at_m, at_c, at_s, up, zero_point, lo, hi)
     else:
-        requantize_bytes(src, ld * 4, out, t[13], rn, cn, at_m, at_c, at_s, 0, t[6], t[7], t[8])
+        requantize_bytes(src, ld * 4, out, stride, rn, cn, at_m, at_c, at_s, 0, zero_point, lo, hi)
 
 
 @njit(nogil=True)
 def _add(t: Any, dst: int, a: int, b: int, ld: int, rn: int, cn: int) -> None:
-    """fields: 4 m_a, 5 m_b, 6 constant, 7 shift, 8 zero point, 9 lo, 10 hi, 11 mode; cn a multiple of 8."""
-    if t[11] != GENERIC:
-        before, after = max(32 - t[7], 0), max(t[7] - 32, 0)
+    """cn: a multiple of 8."""
+    m_a, m_b, c, shift = t[r.A_MULTIPLIER], t[r.B_MULTIPLIER], t[r.SUM_CONSTANT], t[r.SUM_SHIFT]
+    zero_point, lo, hi = t[r.SUM_ZERO_POINT], t[r.SUM_LO], t[r.SUM_HI]
+    if t[r.SUM_MODE] != r.GENERIC:
+        before, after = max(32 - shift, 0), max(shift - 32, 0)
         sum_lanes(
-            a, ld * 4, b, ld * 4, dst, ld * 4, rn, cn, t[4], t[5], t[6] << before, before, after, t[8], t[9], t[10]
-        )
+            a, ld * 4, b, ld * 4, dst, ld * 4, rn, cn, m_a, m_b, c << before, before, after, zero_point, lo, hi
+        )  # fmt: skip
         return
-    m_a, m_b, c, shift, zero_point, lo, hi = t[4], t[5], t[6], t[7], t[8], t[9], t[10]
-    for r in range(rn):
-        x = carray(as_pointer(a + r * ld * 4), cn, np.int32)
-        z = carray(as_pointer(b + r * ld * 4), cn, np.int32)
-        y = carray(as_pointer(dst + r * ld * 4), cn, np.int32)
+    for row in range(rn):
+        x = carray(as_pointer(a + row * ld * 4), cn, np.int32)
+        z = carray(as_pointer(b + row * ld * 4), cn, np.int32)
+        y = carray(as_pointer(dst + row * ld * 4), cn, np.int32)
         for i in range(cn):
             v = ((np.int64(x[i]) * m_a + np.int64(z[i]) * m_b + c) >> shift) + zero_point
             y[i] = np.int32(min(max(v, lo), hi))
@@ -141,35 +125,35 @@ def _add(t: Any, dst: int, a: int, b: int, ld: int, rn: int, cn: int) -> None:
 
 @njit(nogil=True)
 def _add_memory(t: Any, pointers: Any, dst: int, a: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
-    """ADD whose second operand comes from memory: fields as ADD, OTHER ref, 12 its row stride, 13 its dtype, and,
-    where 15 is not 0, the 8-bit target 14 with row stride 15 (else the target is the register)."""
-    before, after = max(32 - t[7], 0), max(t[7] - 32, 0)
-    code = t[13]
-    b = address(pointers, t[T_OTHER]) + r0 * t[12] + c0 * element_size(code)
-    m_a, m_b, c = t[4], t[5], t[6] << before
-    if t[15]:
-        out = address(pointers, t[14]) + r0 * t[15] + c0
-        if code == U8:
-            sum_u8_bytes(a, ld * 4, b, t[12], out, t[15], rn, cn, m_a, m_b, c, before, after, t[8], t[9], t[10])
-        elif code == I8:
-            sum_i8_bytes(a, ld * 4, b, t[12], out, t[15], rn, cn, m_a, m_b, c, before, after, t[8], t[9], t[10])
+    """A sum by high words whose second operand comes from memory; it goes to 8 bits where those have a stride."""
+    shift, code, stride = t[r.SUM_SHIFT], t[r.SUMMAND_DTYPE], t[r.SUMMAND_STRIDE]
+    before, after = max(32 - shift, 0), max(shift - 32, 0)
+    b = address(pointers, t[r.OPERAND]) + r0 * stride + c0 * element_size(code)
+    m_a, m_b, c = t[r.A_MULTIPLIER], t[r.B_MULTIPLIER], t[r.SUM_CONSTANT] << before
+    zero, lo, hi, to = t[r.SUM_ZERO_POINT], t[r.SUM_LO], t[r.SUM_HI], t[r.SUM_BYTES_STRIDE]
+    if to:
+        out = address(pointers, t[r.SUM_BYTES]) + r0 * to + c0
+        if code == r.U8:
+            sum_u8_bytes(a, ld * 4, b, stride, out, to, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
+        elif code == r.I8:
+            sum_i8_bytes(a, ld * 4, b, stride, out, to, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
         else:
-            sum_i16_bytes(a, ld * 4, b, t[12], out, t[15], rn, cn, m_a, m_b, c, before, after, t[8], t[9], t[10])
-    elif code == U8:
-        sum_u8_lanes(a, ld * 4, b, t[12], dst, ld * 4, rn, cn, m_a, m_b, c, before, after, t[8], t[9], t[10])
-    elif code == I8:
-        sum_i8_lanes(a, ld * 4, b, t[12], dst, ld * 4, rn, cn, m_a, m_b, c, before, after, t[8], t[9], t[10])
+            sum_i16_bytes(a, ld * 4, b, stride, out, to, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
+    elif code == r.U8:
+        sum_u8_lanes(a, ld * 4, b, stride, dst, ld * 4, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
+    elif code == r.I8:
+        sum_i8_lanes(a, ld * 4, b, stride, dst, ld * 4, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
     else:
-        sum_i16_lanes(a, ld * 4, b, t[12], dst, ld * 4, rn, cn, m_a, m_b, c, before, after, t[8], t[9], t[10])
+        sum_i16_lanes(a, ld * 4, b, stride, dst, ld * 4, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
 
 
 @njit(nogil=True)
-def _mul(t: Any, dst: int, a: int, b: int, count: int) -> None:
-    """fields: 4 multiplier, 5 shift, 6 z_a, 7 z_b, 8 zero point, 9 lo, 10 hi."""
+def _multiply(t: Any, dst: int, a: int, b: int, count: int) -> None:
     x = carray(as_pointer(a), count, np.int32)
     z = carray(as_pointer(b), count, np.int32)
     y = carray(as_pointer(dst), count, np.int32)
-    m, shift, z_a, z_b, zero_point, lo, hi = t[4], t[5], t[6], t[7], t[8], t[9], t[10]
+    m, shift, z_a, z_b = t[r.MULTIPLIER], t[r.PRODUCT_SHIFT], t[r.A_ZERO_POINT], t[r.B_ZERO_POINT]
+    zero_point, lo, hi = t[r.PRODUCT_ZERO_POINT], t[r.PRODUCT_LO], t[r.PRODUCT_HI]
     half = np.int64(1) << (shift - 1)
     for i in range(count):
         product = (np.int64(x[i]) - z_a) * (np.int64(z[i]) - z_b)
@@ -178,16 +162,15 @@ def _mul(t: Any, dst: int, a: int, b: int, count: int) -> None:
 
 
 @njit(nogil=True)
-def _table(t: Any, pointers: Any, dst: int, src: int, ld: int, rn: int, c0: int, cn: int) -> None:
-    """fields: OTHER table of int32, 4 least input, 5 entries a channel (0: one table for all), 6 entries."""
-    table, least, per_channel, size = address(pointers, t[T_OTHER]), t[4], t[5], t[6]
-    for r in range(rn):
-        x = carray(as_pointer(src + r * ld * 4), cn, np.int32)
-        y = carray(as_pointer(dst + r * ld * 4), cn, np.int32)
-        if per_channel:
+def _lookup(t: Any, pointers: Any, dst: int, src: int, ld: int, rn: int, c0: int, cn: int) -> None:
+    table, least, size = address(pointers, t[r.OPERAND]), t[r.LEAST], t[r.ENTRIES]
+    for row in range(rn):
+        x = carray(as_pointer(src + row * ld * 4), cn, np.int32)
+        y = carray(as_pointer(dst + row * ld * 4), cn, np.int32)
+        if t[r.PER_COLUMN]:
             for i in range(cn):
-                row = carray(as_pointer(table + 4 * size * (c0 + i)), size, np.int32)
-                y[i] = row[np.uint64(np.int64(x[i]) - least)]
+                line = carray(as_pointer(table + 4 * size * (c0 + i)), size, np.int32)
+                y[i] = line[np.uint64(np.int64(x[i]) - least)]
         else:
             entries = carray(as_pointer(table), size, np.int32)
             for i in range(cn):
@@ -204,85 +187,93 @@ def _clamp(dst: int, src: int, count: int, lo: int, hi: int) -> None:
 
 @njit(nogil=True)
 def _bias(t: Any, pointers: Any, dst: int, src: int, ld: int, rn: int, c0: int, cn: int) -> None:
-    b = carray(as_pointer(address(pointers, t[T_OTHER]) + 4 * c0), cn, np.int32)
-    for r in range(rn):
-        x = carray(as_pointer(src + r * ld * 4), cn, np.int32)
-        y = carray(as_pointer(dst + r * ld * 4), cn, np.int32)
+    b = carray(as_pointer(address(pointers, t[r.OPERAND]) + 4 * c0), cn, np.int32)
+    for row in range(rn):
+        x = carray(as_pointer(src + row * ld * 4), cn, np.int32)
+        y = carray(as_pointer(dst + row * ld * 4), cn, np.int32)
         for i in range(cn):
             y[i] = x[i] + b[i]
 
 
 @njit(nogil=True, inline="always")
 def _in_place(t: Any) -> bool:
-    """Whether a FINISH record writes its 16-bit target over its summand (in_place.py)."""
-    return t[11] != 0 and t[8] == t[10]
+    """Whether a FINISH record writes its 16-bit target over its summand (planner/in_place.py)."""
+    return t[r.WIDE_STRIDE] != 0 and t[r.SUMMAND] == t[r.WIDE]
 
 
 @njit(nogil=True)
 def _finish(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int, c0: int, cn: int) -> None:
-    """fields: see finish_plan."""
-    m, c, s = address(pointers, t[3]) + 4 * c0, address(pointers, t[4]) + 8 * c0, address(pointers, t[5]) + 4 * c0
-    other = address(pointers, t[8]) + r0 * t[9] + 2 * c0
-    wide = address(pointers, t[10]) + r0 * t[11] + 2 * c0 if t[11] else 0
-    out = address(pointers, t[12]) + r0 * t[13] + c0
-    parameters = address(pointers, t[6])
+    m, c, s = address(pointers, t[r.OPERAND]), address(pointers, t[r.CONSTANT]), address(pointers, t[r.SHIFT])
+    at_m, at_c, at_s, parameters = m + 4 * c0, c + 8 * c0, s + 4 * c0, address(pointers, t[r.PARAMETERS])
+    other_stride, wide_stride, stride = t[r.SUMMAND_16_STRIDE], t[r.WIDE_STRIDE], t[r.NARROW_STRIDE]
+    other = address(pointers, t[r.SUMMAND]) + r0 * other_stride + 2 * c0
+    wide = address(pointers, t[r.WIDE]) + r0 * wide_stride + 2 * c0 if wide_stride else 0
+    out = address(pointers, t[r.NARROW]) + r0 * stride + c0
     whole = rn
     if rn < ROWS_EACH or _in_place(t):
         # what is written over its summand cannot be done twice
         whole = rn // ROWS_EACH * ROWS_EACH
     if whole:
-        finish(t[7], src, ld * 4, whole, cn, m, c, s, parameters, other, t[9], wide, t[11], out, t[13])
-    for r in range(whole, rn):
         finish(
-            t[7], src + r * ld * 4, 0, ROWS_EACH, cn, m, c, s, parameters,
-            other + r * t[9], 0, wide + r * t[11], 0, out + r * t[13], 0,
+            t[r.ENDING], src, ld * 4, whole, cn, at_m, at_c, at_s, parameters, other, other_stride, wide, wide_stride,
+            out, stride,
+        )  # fmt: skip
+    for row in range(whole, rn):
+        finish(
+            t[r.ENDING], src + row * ld * 4, 0, ROWS_EACH, cn, at_m, at_c, at_s, parameters,
+            other + row * other_stride, 0, wide + row * wide_stride, 0, out + row * stride, 0,
         )  # fmt: skip
 
 
 @njit(nogil=True)
-def prefetch_tail(tails: Any, first: int, count: int, pointers: Any, r0: int, rn: int, c0: int, cn: int) -> None:
+def prefetch_epilogue(
+    records: Any, first: int, count: int, pointers: Any, r0: int, rn: int, c0: int, cn: int
+) -> None:  # fmt: skip
     """Asks for the memory that FINISH records will read and write, while a head computes."""
     for k in range(first, first + count):
-        t = tails[k]
-        if t[T_KIND] == FINISH:
-            if t[9] and not _in_place(t):
-                prefetch_read(address(pointers, t[8]) + r0 * t[9] + 2 * c0, t[9], rn, 2 * cn)
-            if t[11]:
-                prefetch_write(address(pointers, t[10]) + r0 * t[11] + 2 * c0, t[11], rn, 2 * cn)
-            if t[13]:
-                prefetch_write(address(pointers, t[12]) + r0 * t[13] + c0, t[13], rn, cn)
+        t = records[k]
+        if t[r.KIND] == r.FINISH:
+            other_stride, wide_stride, stride = t[r.SUMMAND_16_STRIDE], t[r.WIDE_STRIDE], t[r.NARROW_STRIDE]
+            if other_stride and not _in_place(t):
+                prefetch_read(
+                    address(pointers, t[r.SUMMAND]) + r0 * other_stride + 2 * c0, other_stride, rn, 2 * cn
+                )  # fmt: skip
+            if wide_stride:
+                prefetch_write(address(pointers, t[r.WIDE]) + r0 * wide_stride + 2 * c0, wide_stride, rn, 2 * cn)
+            if stride:
+                prefetch_write(address(pointers, t[r.NARROW]) + r0 * stride + c0, stride, rn, cn)
 
 
 @njit(nogil=True)
-def run_tail(
-    tails: Any, first: int, count: int, pointers: Any, registers: int, register_bytes: int, ld: int,
+def run_epilogue(
+    records: Any, first: int, count: int, pointers: Any, registers: int, register_bytes: int, ld: int,
     r0: int, rn: int, c0: int, cn: int,
 ) -> None:  # fmt: skip
     """The records [first, first + count) on rows r0.. and columns c0..; ld: int32 elements between rows."""
     block = ((rn - 1) * ld + cn + 7) // 8 * 8
     for k in range(first, first + count):
-        t = tails[k]
-        kind = t[T_KIND]
-        dst, src = registers + t[T_DST] * register_bytes, registers + t[T_SRC] * register_bytes
-        if kind == FINISH:
+        t = records[k]
+        kind = t[r.KIND]
+        dst, src = registers + t[r.TARGET] * register_bytes, registers + t[r.SOURCE] * register_bytes
+        if kind == r.FINISH:
             _finish(t, pointers, src, ld, r0, rn, c0, cn)
-        elif kind == LOAD:
+        elif kind == r.LOAD:
             _load(t, pointers, dst, ld, r0, rn, c0, cn)
-        elif kind == STORE:
+        elif kind == r.STORE:
             _store(t, pointers, src, ld, r0, rn, c0, cn)
-        elif kind == REQUANTIZE:
-            _requantize(t, pointers, dst, src, ld, r0, rn, c0, cn)
-        elif kind == ADD:
-            _add(t, dst, src, registers + t[T_OTHER] * register_bytes, ld, rn, (cn + 7) // 8 * 8)
-        elif kind == REQUANTIZE_STORE:
-            _requantize_store(t, pointers, src, ld, r0, rn, c0, cn)
-        elif kind == ADD_MEMORY:
+        elif kind == r.RESCALE:
+            _rescale(t, pointers, dst, src, ld, r0, rn, c0, cn)
+        elif kind == r.ADD:
+            _add(t, dst, src, registers + t[r.OPERAND] * register_bytes, ld, rn, (cn + 7) // 8 * 8)
+        elif kind == r.RESCALE_STORE:
+            _rescale_store(t, pointers, src, ld, r0, rn, c0, cn)
+        elif kind == r.ADD_MEMORY:
             _add_memory(t, pointers, dst, src, ld, r0, rn, c0, cn)
-        elif kind == MUL:
-            _mul(t, dst, src, registers + t[T_OTHER] * register_bytes, block)
-        elif kind == TABLE:
-            _table(t, pointers, dst, src, ld, rn, c0, cn)
-        elif kind == CLAMP:
-            _clamp(dst, src, block, t[4], t[5])
+        elif kind == r.MULTIPLY:
+            _multiply(t, dst, src, registers + t[r.OPERAND] * register_bytes, block)
+        elif kind == r.LOOKUP:
+            _lookup(t, pointers, dst, src, ld, rn, c0, cn)
+        elif kind == r.CLAMP:
+            _clamp(dst, src, block, t[r.CLAMP_LO], t[r.CLAMP_HI])
         else:
             _bias(t, pointers, dst, src, ld, rn, c0, cn)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .epilogue import prefetch_tail, run_tail
+from .epilogue import prefetch_epilogue, run_epilogue
 from .finish import ROWS_EACH
 from .inner_product import inner_product, row_corrections
 from .intrinsics import LANES, MAX_ROWS, VECTORS, as_pointer, carray
@@ -22,6 +22,8 @@ from .record import (
     COLUMN_CHUNKS,
     CROSSWISE,
     DILATION_H,
+    EPILOGUE_COUNT,
+    EPILOGUE_FIRST,
     GROUPS,
     I8,
     IMAGES,
@@ -47,8 +49,6 @@ from .record import (
     SEGMENTS,
     STRIDE_H,
     STRIDE_W,
-    TAIL_COUNT,
-    TAIL_FIRST,
     WEIGHTS,
     X_DTYPE,
     X_STRIDE,
@@ -147,7 +147,7 @@ def clear_end(patch: int, bytes: int) -> None:
 
 
 @njit(nogil=True)
-def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
+def gemm_chunk(step: Any, index: int, chunk: int, records: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
     """Some output rows of one image, some output channels."""
     column_chunks = step[COLUMN_CHUNKS]
     row_chunk, column_chunk = chunk // column_chunks, chunk % column_chunks
@@ -208,7 +208,7 @@ def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scr
             r0, r1 = r1, min((rows * (rb + 1) // row_blocks + ROWS_EACH - 1) // ROWS_EACH * ROWS_EACH, rows)
             rn = r1 - r0
             tiles = (rn + MAX_ROWS - 1) // MAX_ROWS
-            prefetch_tail(tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, row0 + r0, rn, c0, cn)
+            prefetch_epilogue(records, step[EPILOGUE_FIRST], step[EPILOGUE_COUNT], pointers, row0 + r0, rn, c0, cn)
             for n in range(p, q):
                 b = base + (panels[n, 0] - panels[p, 0]) * scale
                 group_segments = segments + panels[n, 3]
@@ -235,10 +235,10 @@ def gemm_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scr
                         out + m0 * ld * 4,
                         ld * 4,
                     )
-            run_tail(
-                tails,
-                step[TAIL_FIRST],
-                step[TAIL_COUNT],
+            run_epilogue(
+                records,
+                step[EPILOGUE_FIRST],
+                step[EPILOGUE_COUNT],
                 pointers,
                 registers,
                 REGISTER_BYTES,

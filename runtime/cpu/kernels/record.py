@@ -4,9 +4,19 @@ from __future__ import annotations
 
 STEP_WIDTH = 48
 # all steps
-(OP, CHUNKS, ROWS, COLUMNS, ROW_CHUNKS, COLUMN_CHUNKS, BLOCK_ROWS, BLOCK_COLUMNS, LD, TAIL_FIRST, TAIL_COUNT) = range(
-    11
-)
+(
+    OP,
+    CHUNKS,
+    ROWS,
+    COLUMNS,
+    ROW_CHUNKS,
+    COLUMN_CHUNKS,
+    BLOCK_ROWS,
+    BLOCK_COLUMNS,
+    LD,
+    EPILOGUE_FIRST,
+    EPILOGUE_COUNT,
+) = range(11)
 # window steps: GEMM, DEPTHWISE, POOL
 (
     X, X_STRIDE, CHANNELS, IN_H, IN_W, OUT_H, OUT_W, STRIDE_H, STRIDE_W, PAD_TOP, PAD_LEFT, KERNEL_H, KERNEL_W,
@@ -52,12 +62,39 @@ N_CENTRE, N_EXTRA, N_EPSILON, N_SHIFT, N_OUT, N_PERIOD, N_STEP = range(31, 38)
     NORMALIZE,
 ) = range(14)
 
-# tail records
-TAIL_WIDTH = 16
-LOAD, STORE, REQUANTIZE, ADD, MUL, TABLE, CLAMP, BIAS, REQUANTIZE_STORE, ADD_MEMORY, FINISH = range(11)
-T_KIND, T_DST, T_SRC, T_OTHER = range(4)
+# An epilogue is a list of records of EPILOGUE_WIDTH numbers, one a micro-operation; planner/encoder.py writes them.
+EPILOGUE_WIDTH = 16
+LOAD, STORE, RESCALE, ADD, MULTIPLY, LOOKUP, CLAMP, BIAS, RESCALE_STORE, ADD_MEMORY, FINISH = range(11)
+KIND, TARGET, SOURCE, OPERAND = range(4)
+"""All records: what it is, the registers written and read, and a second register or an address."""
+STRIDE, DTYPE, DIVISOR, MODULUS, ONE_COLUMN = range(4, 9)
+"""LOAD and STORE (the first two): bytes between rows; row r is row (r // divisor) % modulus of the view (0: without
+end); whether the one column is repeated."""
+CONSTANT, SHIFT, ZERO_POINT, LO, HI, MODE, COLUMNS_GIVEN, ROWS_GIVEN, BYTES, BYTES_STRIDE, PRE_SHIFTED, PRE_SHIFT = (
+    range(4, 16)
+)
+"""RESCALE, multipliers being the operand: columns and rows of the constants; the 8-bit target of RESCALE_STORE; whether
+there are left shifts, and where."""
 GENERIC = 1
-"""Mode of REQUANTIZE and ADD: full int64 arithmetic, element by element."""
+"""Mode of RESCALE and ADD: full int64 arithmetic, element by element."""
+(
+    A_MULTIPLIER, B_MULTIPLIER, SUM_CONSTANT, SUM_SHIFT, SUM_ZERO_POINT, SUM_LO, SUM_HI, SUM_MODE, SUMMAND_STRIDE,
+    SUMMAND_DTYPE, SUM_BYTES, SUM_BYTES_STRIDE,
+) = range(4, 16)  # fmt: skip
+"""ADD, and ADD_MEMORY whose second operand comes from memory and whose sum, where the last is not 0, goes to 8 bits."""
+(
+    MULTIPLIER, PRODUCT_SHIFT, A_ZERO_POINT, B_ZERO_POINT, PRODUCT_ZERO_POINT, PRODUCT_LO, PRODUCT_HI,
+) = range(4, 11)  # fmt: skip
+"""MULTIPLY."""
+LEAST, PER_COLUMN, ENTRIES = range(4, 7)
+"""LOOKUP, the table of int32 being the operand: its first input, whether each column has one, entries of one."""
+CLAMP_LO, CLAMP_HI = range(4, 6)
+"""CLAMP."""
+(
+    PARAMETERS, ENDING, SUMMAND, SUMMAND_16_STRIDE, WIDE, WIDE_STRIDE, NARROW, NARROW_STRIDE,
+) = range(6, 14)  # fmt: skip
+"""FINISH, after CONSTANT and SHIFT, multipliers being the operand: the numbers of what follows, which end (finish.py),
+a summand of 16 bits, the targets of 16 and of 8 bits; a stride of 0: there is none."""
 U8, I8, U16, I16, I32 = range(5)
 DTYPE_CODE = {"uint8": U8, "int8": I8, "uint16": U16, "int16": I16, "int32": I32}
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .epilogue import run_tail
+from .epilogue import run_epilogue
 from .gemm import build_patch, clear_end
 from .inner_product import inner_product, row_corrections
 from .intrinsics import LANES, VECTORS, as_pointer, carray
@@ -26,6 +26,8 @@ from .record import (
     CHANNELS,
     COLUMN_CHUNKS,
     COLUMNS,
+    EPILOGUE_COUNT,
+    EPILOGUE_FIRST,
     GROUPS,
     IMAGES,
     INIT,
@@ -38,8 +40,6 @@ from .record import (
     REGISTER_BYTES,
     ROW_CHUNKS,
     SEGMENTS,
-    TAIL_COUNT,
-    TAIL_FIRST,
     WEIGHTS,
     WINOGRAD_TILES,
 )
@@ -48,7 +48,7 @@ from .vector_ops import winograd_input, winograd_output_0, winograd_output_1
 
 @njit(nogil=True)
 def winograd_chunk(
-    step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int
+    step: Any, index: int, chunk: int, records: Any, pointers: Any, scratch: int, panel_bytes: int
 ) -> None:
     """Some rows of 2x2 tiles of one image, some output channels.
 
@@ -130,8 +130,8 @@ def winograd_chunk(
                             winograd_output_0(source, product_plane, target, ld * 4, wide)
                     r0 = (image * out_h + oh) * out_w + 2 * j0
                     rn = min(2 * jn, out_w - 2 * j0)
-                    run_tail(
-                        tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, registers, REGISTER_BYTES, ld,
+                    run_epilogue(
+                        records, step[EPILOGUE_FIRST], step[EPILOGUE_COUNT], pointers, registers, REGISTER_BYTES, ld,
                         r0, rn, c0, cn,
                     )  # fmt: skip
                 done += jn

@@ -29,8 +29,8 @@ from ..kernels.record import (
     X,
 )
 from ..planner.builder import Builder
-from ..planner.chain import Chain, block_of, padded
-from ..planner.steps import Step, constant, ref
+from ..planner.chain import Chain, block_of
+from ..planner.steps import Step, constant, padded, ref
 from .linear import input_rows
 from .packing import Window, accumulator_limit
 
@@ -69,7 +69,7 @@ def _add_rows(
                 PAD_ROW: constant(padded(pads)), WEIGHTS: constant(packed), PATCH_ELEMENT: 1,
                 PATCH_W: window.patch_width, **window.fields(),
             },
-            chain.tail(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
+            chain.epilogue(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
             macs=chain.rows * centred.size, weight_bytes=packed.nbytes,
             patch_bytes=window.patch_rows(-(-window.out_h // blocks)) * row_bytes + 256,
         )
@@ -102,7 +102,7 @@ def emit_depthwise(b: Builder, node: Node, window: Window, w: Array, pads: Array
                 X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pads)), WEIGHTS: constant(wide),
                 **window.fields(),
             },
-            chain.tail(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)],
+            chain.epilogue(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)],
             node.op, macs=chain.rows * channels * taps, weight_bytes=wide.nbytes,
         )
     )  # fmt: skip

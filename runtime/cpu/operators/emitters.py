@@ -46,8 +46,8 @@ from ..kernels.record import (
     X,
 )
 from ..planner.builder import Builder, native
-from ..planner.chain import Chain, block_of, padded
-from ..planner.steps import Number, Step, constant, ref
+from ..planner.chain import Chain, block_of
+from ..planner.steps import Number, Step, constant, padded, ref
 from .linear import emit_conv, emit_matmul, input_rows
 from .movement import (
     emit_concat,
@@ -104,7 +104,7 @@ def add_region(
                 OP: op, CHUNKS: row_chunks * column_chunks, ROWS: rows, COLUMNS: columns, ROW_CHUNKS: row_chunks,
                 COLUMN_CHUNKS: column_chunks, BLOCK_ROWS: block_rows, BLOCK_COLUMNS: block_columns, LD: ld, **fields,
             },
-            chain.tail(), [*(reads or []), *chain.reads], chain.writes,
+            chain.epilogue(), [*(reads or []), *chain.reads], chain.writes,
             list(dict.fromkeys([node.name, *(n.name for n in chain.nodes)])), node.op,
         )
     )  # fmt: skip

@@ -43,9 +43,10 @@ from ..kernels.record import (
     X,
 )
 from ..planner.builder import Builder
-from ..planner.chain import Chain, padded, rows_of
+from ..planner.chain import Chain
+from ..planner.encoder import row_stride
 from ..planner.in_place import write_in_place
-from ..planner.steps import Step, constant, ref
+from ..planner.steps import Step, constant, padded, ref
 from .packing import BLOCK, Packed, Window, accumulator_limit, pack, segment_offsets, window_of, wrapped
 
 PATCH_KIND = 2 if ELEMENT == 2 else 0
@@ -62,7 +63,7 @@ WIDE_LIMIT = 320 * 1024
 
 def input_rows(b: Builder, x: Value, order: tuple[int, ...]) -> tuple[View, int]:
     view = b.in_order(x, order)
-    return view, rows_of(view)[2]
+    return view, row_stride(view)
 
 
 def emit_gemm(
@@ -117,11 +118,11 @@ def emit_gemm(
             SEGMENT_COUNT: packed.segments, GROUPS: packed.groups, PANELS: packed.table, PANEL_COUNT: packed.panels,
             PATCH_W: window.patch_width, PATCH_ELEMENT: PATCH_KIND, PACKED4: int(packed.nibbles), **window.fields(),
         },
-        chain.tail(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
+        chain.epilogue(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
         macs=chain.rows * columns * w[0].size, weight_bytes=packed.bytes, panel_bytes=panel_bytes,
         patch_bytes=window.patch_rows(-(-window.out_h // blocks)) * window.patch_width * pixel + 256,
     )  # fmt: skip
-    write_in_place(b, step.tail, step.writes)
+    write_in_place(b, step)
     b.add(step)
     return True
 

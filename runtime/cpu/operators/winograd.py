@@ -37,8 +37,8 @@ from ..kernels.record import (
     X,
 )
 from ..planner.builder import Builder
-from ..planner.chain import Chain, padded
-from ..planner.steps import Step, constant, ref
+from ..planner.chain import Chain
+from ..planner.steps import Step, constant, padded, ref
 from .packing import Packed, Window, accumulator_limit, crosswise_sums, magnitude, wrapped
 
 STRETCH = 28
@@ -143,7 +143,7 @@ def emit(
                 PANEL_COUNT: packed.panels, PATCH_W: width, PATCH_ELEMENT: 2, WINOGRAD_TILES: stretch,
                 **window.fields(),
             },
-            chain.tail(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
+            chain.epilogue(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
             macs=chain.rows * w.size, weight_bytes=packed.bytes, patch_bytes=space,
         )
     )  # fmt: skip

@@ -8,41 +8,50 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from qir.dyadic import rounding
 from qir.graph import Node, Value
-from qir.ops.addition import addition_constant
 from qir.types import Array
 
-from ...compile.tensors import View, dense_strides
-from ..kernels.record import ADD, BIAS, CLAMP, GENERIC, LOAD, MUL, REGISTERS, REQUANTIZE, STORE, TABLE
+from ...compile.micro_operations import (
+    AddBias,
+    AddTensor,
+    Clamp,
+    Load,
+    Lookup,
+    MicroOperation,
+    Multiply,
+    Rescale,
+    Store,
+    rescale_constant,
+)
+from ...compile.tensors import Buffer, View, dense_strides
+from ..kernels.record import REGISTERS
 from .builder import Builder
 from .peephole import peephole
-from .steps import Number, constant, ref
+from .steps import constant
 
 POINTWISE_OPS = ("qir.Requantize", "qir.Add", "qir.Mul", "qir.Table", "Clip")
 
 
 @dataclass
 class Chain:
-    """The tail of one step. order: memory order of every tensor in it; shape: their memory shape."""
+    """The epilogue of one step. order: memory order of every tensor in it; shape: their memory shape."""
 
     builder: Builder
     order: tuple[int, ...]
     shape: tuple[int, ...]
-    records: list[list[Number]] = field(default_factory=lambda: [])
+    operations: list[MicroOperation] = field(default_factory=lambda: [])
     reads: list[View] = field(default_factory=lambda: [])
     writes: list[View] = field(default_factory=lambda: [])
     nodes: list[Node] = field(default_factory=lambda: [])
     limits: dict[Value, int] = field(default_factory=lambda: {})
     free: list[int] = field(default_factory=lambda: list(range(1, REGISTERS)))
 
-    def tail(self) -> list[list[Number]]:
-        """The records, pairs of them joined where one kernel does both."""
-        return peephole(self.records, self.columns)
+    def epilogue(self) -> list[MicroOperation]:
+        """The operations, joined where one kernel does several."""
+        return peephole(self.operations, self.columns)
 
     @property
     def rows(self) -> int:
@@ -64,7 +73,7 @@ class Chain:
             joining = []
         stored = value in b.keep or value.is_output or len(joining) < len(users) or not users
         if bias is not None and (stored or any(n.op != "qir.Requantize" for n in joining)):
-            self.records.append([BIAS, register, register, constant(padded(bias.astype(np.int32)))])
+            self.operations.append(AddBias(register, register, bias))
             bias = None
         if stored:
             self.store(value, register)
@@ -104,19 +113,16 @@ class Chain:
             return node.attrs["axis"] % len(self.order) == self.order[-1]
         return True
 
-    # -- records ------------------------------------------------------------------------------
+    # -- operations ---------------------------------------------------------------------------
     def store(self, value: Value, register: int) -> None:
         view = self.builder.destination(value, self.order)
-        _, _, stride = rows_of(view)
-        self.records.append([STORE, 0, register, ref(view), stride, self.builder.code(view)])
+        self.operations.append(Store(register, view))
         self.writes.append(view)
 
     def load(self, value: Value, register: int) -> None:
         """The value, broadcast to the chain's shape."""
-        b = self.builder
         view, divisor, modulus, narrow = self._operand(value)
-        _, _, stride = rows_of(view)
-        self.records.append([LOAD, register, 0, ref(view), stride, b.code(view), divisor, modulus, int(narrow)])
+        self.operations.append(Load(register, view, divisor, modulus, narrow))
         self.reads.append(view)
 
     def _operand(self, value: Value) -> tuple[View, int, int, bool]:
@@ -161,20 +167,14 @@ class Chain:
         strides = tuple(0 if n == 1 else s for n, s in zip(view.shape, view.strides, strict=True))
         source = View(view.buffer, view.offset, self.shape, strides, self.order, view.dtype)
         target = View(
-            self._temporary(math.prod(self.shape) * view.dtype.itemsize), 0, self.shape,
+            Buffer(math.prod(self.shape) * view.dtype.itemsize), 0, self.shape,
             dense_strides(self.shape, view.dtype.itemsize), self.order, view.dtype,
         )  # fmt: skip
         self.builder.copy(source, target, [])
         return target
 
-    @staticmethod
-    def _temporary(size: int) -> Any:
-        from ...compile.tensors import Buffer
-
-        return Buffer(size)
-
     def apply(self, node: Node, value: Value, source: int, target: int, bias: Array | None = None) -> None:
-        """Records that compute `node` from `value` in register `source` into `target`."""
+        """Operations that compute `node` from `value` in register `source` into `target`."""
         if node.op == "qir.Requantize":
             self._requantize(node, source, target, bias)
         elif node.op == "qir.Table":
@@ -185,7 +185,7 @@ class Chain:
             low = kind.lo if lo is None else int(lo.array())
             high = kind.hi if hi is None else int(hi.array())
             # where the limits cross, ONNX lets the maximum win: min(max(x, lo), hi)
-            self.records.append([CLAMP, target, source, 0, low, high])
+            self.operations.append(Clamp(target, source, low, high))
         else:
             self._binary(node, value, source, target)
 
@@ -200,29 +200,23 @@ class Chain:
         first, second = (source, register) if a is value else (register, source)
         at = node.attrs
         if node.op == "qir.Add":
-            m_a, m_b, shift = at["a_multiplier"], at["b_multiplier"], at["shift"]
-            c = addition_constant(at)
-            # the lane kernel shifts operands left until the wanted bits are a high half: is there room?
-            room = max(32 - shift, 0)
-            fits = all((_limit(v) << room) < 2**31 for v in (a, b)) and (abs(c) << room) < 2**61
-            mode = 0 if fits else GENERIC
-            self.records.append(
-                [ADD, target, first, second, m_a, m_b, c, shift, at["zero_point"], at["lo"], at["hi"], mode]
-            )
+            self.operations.append(AddTensor.of(at, target, first, second, max(_limit(a), _limit(b))))
         else:
-            self.records.append(
-                [MUL, target, first, second, at["multiplier"], at["shift"], at["a_zero_point"], at["b_zero_point"],
-                 at["zero_point"], at["lo"], at["hi"]]
+            self.operations.append(
+                Multiply(
+                    target, first, second, at["multiplier"], at["shift"], at["a_zero_point"], at["b_zero_point"],
+                    at["zero_point"], at["lo"], at["hi"],
+                )
             )  # fmt: skip
         if temporary >= 0:
             self.free.append(temporary)
 
     def _table(self, node: Node, source: int, target: int) -> None:
-        x, table = node.input(0), node.input(1).array().astype(np.int32)
-        per_channel = node.attrs["axis"] is not None
+        x, table = node.input(0), node.input(1).array()
         # 4-bit tensors live in 8-bit arrays: the table's length says where the dtype begins
         least = -(table.shape[-1] // 2) if x.dtype.is_signed else 0
-        self.records.append([TABLE, target, source, constant(table), least, int(per_channel), table.shape[-1]])
+        by_channel = node.attrs["axis"] is not None
+        self.operations.append(Lookup(target, source, table if by_channel else table.reshape(-1), least))
 
     def _multiplier(self, m: Array) -> tuple[str, Array]:
         """("column" | "row" | "none", the tensor as (period, columns) in memory order)."""
@@ -247,42 +241,14 @@ class Chain:
         _, s = self._multiplier(shifts)
         m64, s64 = m.astype(np.int64), s.astype(np.int64)
         if bias is not None and kind != "column":
-            self.records.append([BIAS, source, source, constant(padded(bias.astype(np.int32)))])
+            self.operations.append(AddBias(source, source, bias))
             bias = None
-        offset = -np.int64(at["x_zero_point"]) if bias is None else bias.astype(np.int64) - at["x_zero_point"]
-        with np.errstate(over="ignore"):
-            c = offset * m64 + rounding(s64)
-        up = np.maximum(32 - s64, 0)
-        # the lane kernel wants the high half of a product: small shifts are made up for on the left
-        room = self.limits.get(node.input(0), _limit(node.input(0)))
-        fits = (up == 0) | (((room << up) < 2**31) & (np.abs(c) < np.int64(1) << (61 - up)))
-        lanes = kind == "column" and bool(fits.all())
-        raised: list[Number] = [0, 0]
-        if lanes:
-            m32 = padded(m64.reshape(-1).astype(np.int32))
-            s32 = padded(np.maximum(s64.reshape(-1) - 32, 0).astype(np.int32))
-            # even, then odd constants of each eight channels
-            c64 = np.ascontiguousarray(padded((c << up).reshape(-1)).reshape(-1, 4, 2).swapaxes(1, 2))
-            if up.any():
-                raised = [1, constant(padded(up.reshape(-1).astype(np.int32)))]
-        else:
-            m32, s32, c64 = m.astype(np.int32), s.astype(np.int32), c
-        self.records.append(
-            [REQUANTIZE, target, source, constant(m32), constant(c64), constant(s32), at["zero_point"], at["lo"],
-             at["hi"], 0 if lanes else GENERIC, m.shape[-1], m.shape[0], 0, 0, *raised]
+        offset = np.int64(0) if bias is None else bias.astype(np.int64)
+        c = rescale_constant(m64, s64, offset - at["x_zero_point"])
+        limit = self.limits.get(node.input(0), _limit(node.input(0)))
+        self.operations.append(
+            Rescale(target, source, m64, c, s64, at["zero_point"], at["lo"], at["hi"], limit)
         )  # fmt: skip
-
-
-def rows_of(view: View) -> tuple[int, int, int]:
-    got = view.rows()
-    assert got is not None
-    return got
-
-
-def padded(v: Array, multiple: int = 16) -> Array:
-    """A vector with zeros up to a multiple: vector code reads whole groups."""
-    extra = -v.size % multiple
-    return np.concatenate([v, np.zeros(extra, v.dtype)]) if extra else np.ascontiguousarray(v)
 
 
 def _limit(value: Value) -> int:

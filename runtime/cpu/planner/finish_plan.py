@@ -1,20 +1,17 @@
-"""Which tail records one kernel of `finish` does together, and the proof that its 16-bit products are exact."""
+"""Which micro-operations one kernel of `finish` does together, and the proof that its 16-bit products are exact."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from qir.types import Array
-
+from ...compile.micro_operations import AddTensor, Load, MicroOperation, Rescale, Store, is_read
+from ...compile.tensors import View
 from ..kernels import finish as f
 from ..kernels.intrinsics import KIND
-from ..kernels.record import ADD, FINISH, GENERIC, I8, I16, LOAD, REQUANTIZE, STORE, U8
-from .steps import Number, Ref, constant
-
-Record = list[Number]
+from .joined import Finish
 
 
 @dataclass(frozen=True)
@@ -26,10 +23,10 @@ class Halves:
     c_high: int
     c_low: int
 
-
-def _split(m: int, c: int) -> Halves:
-    high, c_high = (m + 0x8000) >> 16, (c + 0x8000) >> 16
-    return Halves(high, m - (high << 16), c_high, c - (c_high << 16))
+    @classmethod
+    def of(cls, m: int, c: int) -> Halves:
+        high, c_high = (m + 0x8000) >> 16, (c + 0x8000) >> 16
+        return cls(high, m - (high << 16), c_high, c - (c_high << 16))
 
 
 def _proved(parts: list[Halves], shift: int) -> bool:
@@ -45,158 +42,143 @@ def _pair(a: int, b: int) -> int:
     return int(np.asarray([a, b], np.int16).view(np.int32)[0])
 
 
-def _array(number: Number) -> Array:
-    assert isinstance(number, Ref) and number.buffer.data is not None
-    return number.buffer.data
-
-
-def _int(number: Number) -> int:
-    assert isinstance(number, int)
-    return number
+def _is(view: View, *dtypes: str) -> bool:
+    return view.dtype.name in dtypes
 
 
 @dataclass
 class _Match:
-    """Records matched so far: `register` holds the last result, `at` is the next record."""
+    """Operations matched so far: `register` holds the last result, `at` is the next one."""
 
-    parameters: list[int]
-    register: Number
+    operations: Sequence[MicroOperation]
+    register: int
     at: int
-    other: list[Number]
-    wide: list[Number]
+    parameters: list[int] = field(default_factory=lambda: [0] * f.PARAMETERS)
+
+    def follows(self, ahead: int = 0) -> MicroOperation | None:
+        at = self.at + ahead
+        return self.operations[at] if at < len(self.operations) else None
+
+    def needed(self, *registers: int, after: int) -> bool:
+        """Whether one of the registers is read once `after` more operations are done."""
+        return any(is_read(self.operations, self.at + after, r) for r in registers)
 
 
-def finished(
-    records: list[Record], start: int, columns: int, read: Callable[[list[Record], int, Number], bool]
-) -> tuple[Record, int] | None:
-    """(one FINISH record, how many records it stands for) where the records from `start` are such an end.
+def finished(operations: Sequence[MicroOperation], start: int, columns: int) -> tuple[Finish, int] | None:
+    """(one operation, how many it stands for) where the operations from `start` are such an end."""
+    first = operations[start]
+    if KIND == "generic" or columns % f.COLUMNS_EACH or not isinstance(first, Rescale):
+        return None
+    if not first.high or first.pre_shift.any() or not _room(first):
+        return None
+    match = _Match(operations, first.target, start + 1)
 
-    read(records, index, register): whether a register is read from a record on.
-    """
-    first = records[start]
-    if KIND == "generic" or columns % f.COLUMNS_EACH or first[0] != REQUANTIZE or first[9] == GENERIC or first[14]:
+    def finish(mode: int, offset: int = 0, **targets: View | None) -> tuple[Finish, int]:
+        return Finish(first, first.zero_point + offset, mode, tuple(match.parameters), **targets), match.at - start
+
+    store = _byte_store(match)
+    if store is not None:
+        offset = _byte_limits(match, first.lo, first.hi, store)
+        return finish(f.TO_BYTES, offset, narrow=store.view)
+    if first.lo < -0x8000 or first.hi > 0x7FFF:
         return None
-    if not _room(first):
-        return None
-    nothing: list[Number] = [0, 0]
-    match = _Match([0] * f.PARAMETERS, first[1], start + 1, nothing, nothing)
-    if _stores_byte(records, match, read):
-        stored = records[match.at]
-        offset = _byte_limits(match.parameters, first[7], first[8], stored)
-        return _record(first, offset, f.TO_BYTES, match, stored[3:5]), 2
-    lo, hi = _int(first[7]), _int(first[8])
-    if lo < -0x8000 or hi > 0x7FFF:
-        return None
-    match.parameters[f.LO], match.parameters[f.HI] = lo, hi
-    add = _sum(records, match, read)
-    if add is not None and _stores_byte(records, match, read):
-        stored = records[match.at]
-        offset = _byte_limits(match.parameters, add[9], add[10], stored)
+    match.parameters[f.LO], match.parameters[f.HI] = first.lo, first.hi
+    add, summand = _sum(match) or (None, None)
+    store = None if add is None else _byte_store(match)
+    if add is not None and store is not None:
+        offset = _byte_limits(match, add.lo, add.hi, store)
         # bytes are clamped after packing
-        if not _sum_parameters(match.parameters, [*add[:9], -0x8000, 0x7FFF], offset):
+        if not _sum_parameters(match, replace(add, lo=-0x8000, hi=0x7FFF), offset):
             return None
-        return _record(first, 0, f.SUM_TO_BYTES, match, stored[3:5]), match.at + 1 - start
-    if add is not None and not _sum_parameters(match.parameters, add, 0):
+        return finish(f.SUM_TO_BYTES, summand=summand, narrow=store.view)
+    if add is not None and not _sum_parameters(match, add, 0):
         return None
-    stored: Record = records[match.at] if match.at < len(records) else [-1]
-    if stored[0] == STORE and stored[2] == match.register and stored[5] == I16:
-        match.wide = stored[3:5]
+    wide = match.follows()
+    target = None
+    if isinstance(wide, Store) and wide.source == match.register and _is(wide.view, "int16"):
+        target = wide.view
         match.at += 1
-    if _narrows(records, match, read):
+    narrow = _narrowed(match)
+    if narrow is not None:
         mode = f.WIDE_TO_BYTES if add is None else f.SUM_WIDE_TO_BYTES
-        return _record(first, 0, mode, match, records[match.at + 1][3:5]), match.at + 2 - start
-    if match.wide[1] == 0 or read(records, match.at, match.register):
+        return finish(mode, summand=summand, wide=target, narrow=narrow)
+    if target is None or match.needed(match.register, after=0):
         return None
-    return _record(first, 0, f.TO_WIDE if add is None else f.SUM_TO_WIDE, match, nothing), match.at - start
+    return finish(f.TO_WIDE if add is None else f.SUM_TO_WIDE, summand=summand, wide=target)
 
 
-def _room(first: Record) -> bool:
+def _room(first: Rescale) -> bool:
     """Whether the zero point, less than 2^16, can be added before the shift."""
-    return int(_array(first[5]).max()) + 32 < 45 and int(np.abs(_array(first[4])).max()) < 2**62 - 2**61
+    return int(first.shift.max()) < 45 and int(np.abs(first.constant).max()) < 2**62 - 2**61
 
 
-def _stores_byte(records: list[Record], match: _Match, read: Callable[[list[Record], int, Number], bool]) -> bool:
-    """Whether the next record stores the register in 8 bits, the last to read it."""
-    if match.at >= len(records):
-        return False
-    r = records[match.at]
-    return (
-        r[0] == STORE
-        and r[2] == match.register
-        and r[5] in (U8, I8)
-        and not read(records, match.at + 1, match.register)
-    )
+def _byte_store(match: _Match) -> Store | None:
+    """The next operation if it stores the register in 8 bits, the last to read it; it is passed then."""
+    store = match.follows()
+    if not isinstance(store, Store) or store.source != match.register or not _is(store.view, "uint8", "int8"):
+        return None
+    if match.needed(match.register, after=1):
+        return None
+    match.at += 1
+    return store
 
 
-def _byte_limits(parameters: list[int], lo: Number, hi: Number, stored: Record) -> int:
+def _byte_limits(match: _Match, lo: int, hi: int, store: Store) -> int:
     """Sets the limits of bytes; returns what is added so that signed ones pack as unsigned ones."""
-    offset = 128 if stored[5] == I8 else 0
-    parameters[f.BYTE_LO], parameters[f.BYTE_HI] = _int(lo) + offset, _int(hi) + offset
-    parameters[f.FLIP] = offset
+    offset = 128 if _is(store.view, "int8") else 0
+    match.parameters[f.BYTE_LO], match.parameters[f.BYTE_HI] = lo + offset, hi + offset
+    match.parameters[f.FLIP] = offset
     return offset
 
 
-def _sum(records: list[Record], match: _Match, read: Callable[[list[Record], int, Number], bool]) -> Record | None:
-    """The ADD of the register and an int16 tensor that is loaded for it alone, if that comes next."""
-    if match.at + 1 >= len(records):
+def _sum(match: _Match) -> tuple[AddTensor, View] | None:
+    """The sum of the register and an int16 tensor loaded for it alone, if that comes next; it is passed then."""
+    load, add = match.follows(), match.follows(1)
+    if not isinstance(load, Load) or not isinstance(add, AddTensor) or not add.high:
         return None
-    loaded, add = records[match.at : match.at + 2]
-    if loaded[0] != LOAD or add[0] != ADD or add[11] == GENERIC or loaded[5] != I16 or loaded[6:9] != [1, 0, 0]:
+    if not _is(load.view, "int16") or not load.plain or load.target == match.register:
         return None
-    operands, after = {add[2], add[3]}, match.at + 2
-    if operands != {match.register, loaded[1]} or loaded[1] == match.register:
+    if {add.a, add.b} != {match.register, load.target}:
         return None
-    if any(r != add[1] and read(records, after, r) for r in operands):
+    if match.needed(*(r for r in (add.a, add.b) if r != add.target), after=2):
         return None
-    if _int(add[9]) < -0x8000 or _int(add[10]) > 0x7FFF:
+    if add.lo < -0x8000 or add.hi > 0x7FFF:
         return None
-    # the kernel has the register first
-    swapped = [*add[:4], add[5], add[4], *add[6:]] if add[3] == match.register else add
-    match.register, match.at, match.other = add[1], after, loaded[3:5]
-    return swapped
+    add = add if add.a == match.register else add.swapped()  # the kernel has the register first
+    match.register, match.at = add.target, match.at + 2
+    return add, load.view
 
 
-def _sum_parameters(parameters: list[int], add: Record, offset: int) -> bool:
+def _sum_parameters(match: _Match, add: AddTensor, offset: int) -> bool:
     """Sets the numbers of a sum with `offset` on top; whether they are exact."""
-    shift = _int(add[7])
-    c = _int(add[6]) + ((_int(add[8]) + offset) << shift)
-    a, b = _split(_int(add[4]), c), _split(_int(add[5]), 0)
-    parameters[f.ADD_HIGH], parameters[f.ADD_LOW] = _pair(a.high, b.high), _pair(a.low, b.low)
-    parameters[f.ADD_C_HIGH], parameters[f.ADD_C_LOW], parameters[f.ADD_SHIFT] = a.c_high, a.c_low, shift - 16
-    parameters[f.ADD_LO], parameters[f.ADD_HI] = _int(add[9]), _int(add[10])
-    return _proved([a, b], shift)
+    p = match.parameters
+    c = add.constant + ((add.zero_point + offset) << add.shift)
+    a, b = Halves.of(add.a_multiplier, c), Halves.of(add.b_multiplier, 0)
+    p[f.ADD_HIGH], p[f.ADD_LOW] = _pair(a.high, b.high), _pair(a.low, b.low)
+    p[f.ADD_C_HIGH], p[f.ADD_C_LOW], p[f.ADD_SHIFT] = a.c_high, a.c_low, add.shift - 16
+    p[f.ADD_LO], p[f.ADD_HI] = add.lo, add.hi
+    return _proved([a, b], add.shift)
 
 
-def _narrows(records: list[Record], match: _Match, read: Callable[[list[Record], int, Number], bool]) -> bool:
-    """Whether an exact requantization with one multiplier and an 8-bit store come next; sets their numbers."""
-    if match.at + 1 >= len(records):
-        return False
-    r, stored = records[match.at : match.at + 2]
-    if r[0] != REQUANTIZE or r[2] != match.register or r[9] == GENERIC or stored[0] != STORE or stored[2] != r[1]:
-        return False
-    if stored[5] not in (U8, I8) or any(read(records, match.at + 2, k) for k in (r[1], r[2])):
-        return False
-    columns = _int(r[10])
-    numbers = [_array(r[k]).reshape(-1)[:columns] for k in (3, 4, 5)]
-    up = _array(r[15]).reshape(-1)[:columns] if r[14] else np.zeros(columns, np.int32)
-    if any((n != n[0]).any() for n in (*numbers, up)):
-        return False
-    m, c, shift, raised = (int(n[0]) for n in (*numbers, up))
-    shift += 32 - raised
-    offset = _byte_limits(match.parameters, r[7], r[8], stored)
-    parts = _split(m, (c >> raised) + ((_int(r[6]) + offset) << shift))
+def _narrowed(match: _Match) -> View | None:
+    """Where the result goes if an exact rescaling by one multiplier and an 8-bit store come next."""
+    rescale, store = match.follows(), match.follows(1)
+    if not isinstance(rescale, Rescale) or rescale.source != match.register or not rescale.high:
+        return None
+    if not isinstance(store, Store) or store.source != rescale.target or not _is(store.view, "uint8", "int8"):
+        return None
+    if match.needed(rescale.target, rescale.source, after=2):
+        return None
+    numbers = [n.reshape(-1) for n in (rescale.multiplier, rescale.constant, rescale.shift)]
+    if any((n != n[0]).any() for n in numbers):
+        return None
+    m, c, shift = (int(n[0]) for n in numbers)
+    offset = _byte_limits(match, rescale.lo, rescale.hi, store)
+    parts = Halves.of(m, c + ((rescale.zero_point + offset) << shift))
     if parts.c_low or not _proved([parts], shift):
-        return False
-    match.parameters[f.BYTE_HIGH], match.parameters[f.BYTE_LOW] = _pair(parts.high, 1), parts.low
-    match.parameters[f.BYTE_C_HIGH], match.parameters[f.BYTE_SHIFT] = parts.c_high, shift - 16
-    return True
-
-
-def _record(first: Record, offset: int, mode: int, match: _Match, target: list[Number]) -> Record:
-    """FINISH: 2 register, 3 multiplier, 4 constant, 5 shift, 6 parameters, 7 mode, 8 and 9 summand and its row stride,
-    10 and 11 the same of the 16-bit target, 12 and 13 of the 8-bit target."""
-    # what is added after the shift goes into the constant, whose layout the shifts are brought into
-    shifts = _array(first[5]).astype(np.int64).reshape(-1, 4, 2).swapaxes(1, 2) + 32
-    c = _array(first[4]) + ((_int(first[6]) + offset) << shifts)
-    parameters = constant(np.asarray(match.parameters, np.int64).astype(np.int32))
-    return [FINISH, 0, first[2], first[3], constant(c), first[5], parameters, mode, *match.other, *match.wide, *target]
+        return None
+    p = match.parameters
+    p[f.BYTE_HIGH], p[f.BYTE_LOW] = _pair(parts.high, 1), parts.low
+    p[f.BYTE_C_HIGH], p[f.BYTE_SHIFT] = parts.c_high, shift - 16
+    match.at += 2
+    return store.view

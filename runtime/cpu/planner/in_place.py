@@ -9,23 +9,20 @@ from __future__ import annotations
 from qir.graph import Value
 
 from ...compile.tensors import View
-from ..kernels.record import FINISH
 from .builder import Builder
-from .steps import Number, Ref
-
-OTHER, WIDE = 8, 10
-"""In a FINISH record: the summand and the 16-bit target, each followed by its row stride."""
+from .joined import Finish
+from .steps import Step
 
 
-def write_in_place(b: Builder, tail: list[list[Number]], writes: list[View]) -> None:
-    """Points the target of a tail that is one FINISH record at its summand, if the summand is not needed any more.
+def write_in_place(b: Builder, step: Step) -> None:
+    """Points the 16-bit target of an epilogue that is one `Finish` at its summand, if that is not needed any more.
 
-    writes: the step's, changed with it.  Only for steps that touch each element once.
+    Only for steps that touch each element once.
     """
-    if len(tail) != 1 or tail[0][0] != FINISH:
+    finish = step.epilogue[0] if len(step.epilogue) == 1 else None
+    if not isinstance(finish, Finish):
         return
-    record = tail[0]
-    found = [pair for at in (OTHER, WIDE) for pair in _living(b, record[at], record[at + 1])]
+    found = [pair for view in (finish.summand, finish.wide) for pair in _living(b, view)]
     if len(found) != 2 or found[0][0] is found[1][0]:
         return
     (summand, source), (total, target) = found
@@ -35,15 +32,15 @@ def write_in_place(b: Builder, tail: list[list[Number]], writes: list[View]) -> 
     if not same or _needed(b, summand) or total.is_output or source.buffer.size != target.buffer.size:
         return
     b.alias(total, source)
-    record[WIDE] = record[OTHER]
-    writes[writes.index(target)] = source
+    step.epilogue[0] = finish.over_summand()
+    step.writes[step.writes.index(target)] = source
 
 
-def _living(b: Builder, place: Number, stride: Number) -> list[tuple[Value, View]]:
-    """The value in a buffer of the arena, and its view; nothing where it shares the buffer with others in use."""
-    if not isinstance(place, Ref) or not stride or place.buffer.space != "arena":
+def _living(b: Builder, view: View | None) -> list[tuple[Value, View]]:
+    """The value in a view's buffer, and its own view; nothing where it shares the buffer with others in use."""
+    if view is None or view.buffer.space != "arena":
         return []
-    inside = [(v, b.views[v]) for v in b.residents.get(place.buffer, ()) if b.views[v].buffer is place.buffer]
+    inside = [(v, b.views[v]) for v in b.residents.get(view.buffer, ()) if b.views[v].buffer is view.buffer]
     # the latest comes last: those before it may have been overwritten by it
     return inside[-1:] if not any(_needed(b, v) for v, _ in inside[:-1]) else []
 

@@ -1,4 +1,4 @@
-"""Steps of a CPU plan before they become numbers: named fields, references into buffers, tail records."""
+"""Steps of a CPU plan before they become numbers: named fields, references into buffers, epilogues."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from qir.types import Array
 
+from ...compile.micro_operations import MicroOperation
 from ...compile.tensors import Buffer, View
 
 SLOT_SHIFT = 48
@@ -37,7 +38,7 @@ class Step:
     """
 
     fields: dict[int, Number]
-    tail: list[list[Number]] = field(default_factory=lambda: [])
+    epilogue: list[MicroOperation] = field(default_factory=lambda: [])
     reads: list[View] = field(default_factory=lambda: [])
     writes: list[View] = field(default_factory=lambda: [])
     nodes: list[str] = field(default_factory=lambda: [])
@@ -68,3 +69,9 @@ def constant(array: Array) -> Ref:
     """A ref to constant data; the buffer keeps the array alive."""
     data = np.ascontiguousarray(array)
     return Ref(Buffer(data.nbytes, "constant", data))
+
+
+def padded(v: Array, multiple: int = 16) -> Array:
+    """A vector with zeros up to a multiple: vector code reads whole groups."""
+    extra = -v.size % multiple
+    return np.concatenate([v, np.zeros(extra, v.dtype)]) if extra else np.ascontiguousarray(v)

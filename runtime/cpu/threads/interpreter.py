@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit, types
 
 from ..kernels.depthwise import depthwise_chunk
-from ..kernels.epilogue import run_tail
+from ..kernels.epilogue import run_epilogue
 from ..kernels.gemm import gemm_chunk
 from ..kernels.intrinsics import KIND, as_pointer, atomic_load, carray, fetch_add, pause
 from ..kernels.movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
@@ -35,6 +35,8 @@ from ..kernels.record import (
     DEPTHWISE,
     DEPTHWISE_ROWS,
     DEQUANTIZE,
+    EPILOGUE_COUNT,
+    EPILOGUE_FIRST,
     GATHER,
     GEMM,
     INTERPOLATE,
@@ -48,8 +50,6 @@ from ..kernels.record import (
     ROW_CHUNKS,
     ROWS,
     SOFTMAX,
-    TAIL_COUNT,
-    TAIL_FIRST,
     WINOGRAD,
 )
 from ..kernels.rows.normalize import normalize_chunk
@@ -62,8 +62,8 @@ sched_yield: Any = types.ExternalFunction("sched_yield", types.int32())
 
 
 @njit(nogil=True)
-def region_chunk(step: Any, chunk: int, tails: Any, pointers: Any, scratch: int) -> None:
-    """Rows and columns of a chunk, block by block: head, then tail."""
+def region_chunk(step: Any, chunk: int, records: Any, pointers: Any, scratch: int) -> None:
+    """Rows and columns of a chunk, block by block: head, then epilogue."""
     rows, columns, per_row = step[ROWS], step[COLUMNS], step[COLUMN_CHUNKS]
     row_chunk, column_chunk = chunk // per_row, chunk % per_row
     r_first, r_last = rows * row_chunk // step[ROW_CHUNKS], rows * (row_chunk + 1) // step[ROW_CHUNKS]
@@ -80,21 +80,21 @@ def region_chunk(step: Any, chunk: int, tails: Any, pointers: Any, scratch: int)
                 depthwise_region(step, pointers, scratch, r0, rn, c0, cn)
             elif op == POOL:
                 pool_region(step, pointers, scratch, r0, rn, c0, cn)
-            run_tail(
-                tails, step[TAIL_FIRST], step[TAIL_COUNT], pointers, scratch + AT_REGISTERS, REGISTER_BYTES,
+            run_epilogue(
+                records, step[EPILOGUE_FIRST], step[EPILOGUE_COUNT], pointers, scratch + AT_REGISTERS, REGISTER_BYTES,
                 step[LD], r0, rn, c0, cn,
             )  # fmt: skip
 
 
 @njit(nogil=True)
-def run_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
+def run_chunk(step: Any, index: int, chunk: int, records: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
     op = step[OP]
     if op == GEMM:
-        gemm_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
+        gemm_chunk(step, index, chunk, records, pointers, scratch, panel_bytes)
     elif op == DEPTHWISE_ROWS:
-        depthwise_chunk(step, chunk, tails, pointers, scratch, panel_bytes)
+        depthwise_chunk(step, chunk, records, pointers, scratch, panel_bytes)
     elif op == WINOGRAD:
-        winograd_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
+        winograd_chunk(step, index, chunk, records, pointers, scratch, panel_bytes)
     elif op == QUANTIZE:
         quantize_chunk(step, chunk, pointers)
     elif op == DEQUANTIZE:
@@ -112,7 +112,7 @@ def run_chunk(step: Any, index: int, chunk: int, tails: Any, pointers: Any, scra
     elif op == PRODUCT:
         product_chunk(step, chunk, pointers)
     else:
-        region_chunk(step, chunk, tails, pointers, scratch)
+        region_chunk(step, chunk, records, pointers, scratch)
 
 
 @njit(nogil=True)
@@ -140,7 +140,14 @@ def _build(digest: int) -> Any:
     # `digest` is part of numba's cache key through the closure: a change in any kernel file recompiles
     @njit(nogil=True, cache=True)
     def execute(
-        program: Any, tails: Any, pointers: Any, counters: int, door: int, scratch: int, panel_bytes: int, caller: bool
+        program: Any,
+        records: Any,
+        pointers: Any,
+        counters: int,
+        door: int,
+        scratch: int,
+        panel_bytes: int,
+        caller: bool,
     ) -> int:
         if not caller:
             fetch_add(door + AT_INSIDE, 1)
@@ -157,7 +164,7 @@ def _build(digest: int) -> Any:
                 chunk = fetch_add(counter, 1)
                 if chunk >= chunks:
                     break
-                run_chunk(step, index, chunk, tails, pointers, scratch, panel_bytes)
+                run_chunk(step, index, chunk, records, pointers, scratch, panel_bytes)
                 fetch_add(counter + 64, 1)
             spins = 0
             while atomic_load(counter + 64) < chunks:
@@ -182,7 +189,7 @@ def _digest() -> int:
 
 
 execute: Any = _build(_digest())
-"""execute(program, tails, pointers, counters, door, scratch, panel_bytes, caller): int64 arrays and addresses.
+"""execute(program, records, pointers, counters, door, scratch, panel_bytes, caller): int64 arrays and addresses.
 
 door: three int64 (open, first step, step after the last), and at AT_INSIDE how many helpers are inside.
 """

@@ -95,7 +95,7 @@ class _State:
 
 def _work(plan: Any, thread: int) -> None:
     execute(
-        plan.program, plan.tails, plan.pointers, plan.counters, plan.door, plan.scratch[thread], plan.panel_bytes,
+        plan.program, plan.records, plan.pointers, plan.counters, plan.door, plan.scratch[thread], plan.panel_bytes,
         thread == 0,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..kernels.record import STEP_WIDTH, TAIL_WIDTH
+from ..kernels.record import EPILOGUE_WIDTH, STEP_WIDTH
 from .interpreter import execute, open_door
 
 _lock = threading.Lock()
@@ -31,7 +31,7 @@ def warm_up(progress: Callable[[str], None]) -> None:
         door = scratch.ctypes.data + 128
         open_door(door)
         execute(
-            np.zeros((1, STEP_WIDTH), np.int64), np.zeros((1, TAIL_WIDTH), np.int64), np.zeros(2, np.int64),
+            np.zeros((1, STEP_WIDTH), np.int64), np.zeros((1, EPILOGUE_WIDTH), np.int64), np.zeros(2, np.int64),
             scratch.ctypes.data, door, scratch.ctypes.data, 0, True,
         )  # fmt: skip
         timer.cancel()
