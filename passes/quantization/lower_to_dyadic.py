@@ -11,6 +11,7 @@ from qir.errors import LoweringError, QirError, UnsupportedError, refuse
 from qir.graph import Graph, Node, Stage, Value
 from qir.lowering import FREE, Clamped, Deferred, Fixed, Form, Lowering, Plain, Quantized, Real
 from qir.ops import op_of
+from qir.ops.shaping import plain
 from qir.types import DType, QuantParams, TensorType
 
 from ..manager import Pass
@@ -119,11 +120,22 @@ def _bring_input(low: Lowering, value: Value) -> None:
 def _lower(low: Lowering, node: Node) -> None:
     low.node = node
     try:
-        op_of(node.op).to_integer(low, node)
+        if _is_of_integers(low, node):
+            plain(low, node)
+        else:
+            op_of(node.op).to_integer(low, node)
     except QirError as error:
         if error.where:
             raise
         raise type(error)(str(error), where=str(node)) from error
+
+
+def _is_of_integers(low: Lowering, node: Node) -> bool:
+    """Whether the node computes integers or booleans of such: indices, sizes, masks. They are computed as they are."""
+    values = [*(v for v in node.inputs if v is not None), *node.outputs]
+    if op_of(node.op).float_only or len(node.outputs) != 1 or any(v.dtype.is_float for v in values):
+        return False
+    return all(isinstance(low.form(v), Plain | Fixed) for v in node.inputs if v is not None)
 
 
 def _border(low: Lowering, value: Value) -> Value:

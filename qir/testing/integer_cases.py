@@ -136,6 +136,9 @@ def logic(c: Case) -> None:
     c.node("Cast", c.node("ReduceSum", c.node("Cast", x, to="int32"), c.constant([1])), to="int8")
     c.node("ReduceProd", c.node("Cast", x, to="int64"), c.constant([2]), keepdims=0)
     c.node("ReduceMin", x, c.constant([1]))
+    i, j = (c.node("Cast", v, to="int64") for v in (x, y))
+    c.node("Max", c.node("Mul", c.node("Add", i, j), c.node("Sub", j, i)), c.node("Neg", i), c.constant(1))
+    c.node("Min", c.node("Cast", x, to="int32"), c.constant([[1]], np.int32))
     c.node("Gather", c.constant(np.arange(50).reshape(10, 5)), c.node("ArgMax", x, axis=1, keepdims=0), axis=0)
 
 

@@ -156,7 +156,7 @@ _PLAIN = {
         "requantize_chunks", "add_chunks", "multiply_chunks", "table_chunks", "clip_chunks", "copy_chunks",
         "pool_chunks<false>", "pool_chunks<true>", "reduce_chunks<false>", "reduce_chunks<true>", "quantize_pixels",
     ),
-    "logic.cu": ("relate_elements", "select_elements", "cast_elements"),
+    "logic.cu": ("arithmetic_elements", "relate_elements", "select_elements", "cast_elements"),
     "movement.cu": (
         *(f"{k}_elements<qir::{t}>" for k in ("copy", "gather", "lookup") for t in ("u8", "u16", "u32", "u64")),
         "fill_elements",

@@ -155,3 +155,24 @@ def test_a_mask_that_is_an_input_of_large_numbers_is_refused_after_calibration()
         qir.quantize(graph, [feeds])
     feeds["bias"] = np.clip(feeds["bias"], -2, 0)
     qir.quantize(graph, [feeds])
+
+
+def test_index_arithmetic_is_computed_as_it_is() -> None:
+    """A mask found by indices: (positions + offset) mod length, by comparisons and products of int64."""
+
+    def windowed(m: AttentionBuilder, scores: Value) -> Value:
+        first = m.graph.add_input("first", TensorType(DType.INT64, ("N",)))
+        start = m.op("Max", m.op("Mul", m.spread(first, 1, 2, 3), m.const(2, np.int64)), m.const([[[[1]]]], np.int64))
+        offset = m.op("Sub", m.const(np.arange(m.length), np.int64), start)
+        near = m.op(
+            "And", m.op("GreaterOrEqual", offset, m.const(0, np.int64)), m.op("Less", offset, m.const(4, np.int64))
+        )
+        return m.op("Softmax", m.op("Where", near, scores, m.const(-np.inf)), axis=-1)
+
+    builder = AttentionBuilder()
+    graph = builder.build(windowed)
+    feeds = {**builder.feeds(4, 1), "first": np.asarray([0, 1, 2, 3])}
+    integer, _ = qir.quantize(graph, [feeds])
+    (want,), (got,) = (Session(g, "reference").run(feeds).values() for g in (graph, integer))
+    assert sqnr(want, got) > 25
+    assert exactness(integer, feeds).exact

@@ -18,6 +18,22 @@ __global__ void relate_elements(Shape shape, View a, View b, View y, s32 relatio
     }
 }
 
+enum Arithmetic : int { SUM, DIFFERENCE, PRODUCT, LARGER, SMALLER };
+
+// Indices and sizes, in y's own type: what leaves it wraps around.
+__global__ void arithmetic_elements(Shape shape, View a, View b, View y, s32 operation) {
+    QIR_FOR_EACH(i, shape.count) {
+        const Index at(shape, i);
+        const s64 p = load(a, at), q = load(b, at);
+        put(y, position(y, at),
+            operation == SUM          ? p + q
+            : operation == DIFFERENCE ? p - q
+            : operation == PRODUCT    ? p * q
+            : operation == LARGER     ? (p > q ? p : q)
+                                      : (p < q ? p : q));
+    }
+}
+
 // y = condition ? a : b
 __global__ void select_elements(Shape shape, View condition, View a, View b, View y) {
     QIR_FOR_EACH(i, shape.count) {

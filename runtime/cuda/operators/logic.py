@@ -1,4 +1,4 @@
-"""Comparisons, boolean operators, Where and Cast."""
+"""Comparisons, boolean operators, Where, Cast, and arithmetic of plain integers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..arguments import scalar
 from ..planner.fusion import Group
 from ..planner.placement import Placement
 from ..planner.plan import Plan
+from .moving import copy
 
 EQUAL, LESS, LESS_OR_EQUAL, BOTH, EITHER = range(5)
 """enum Relation of logic.cu."""
@@ -24,6 +25,38 @@ RELATIONS = {
     "Or": (EITHER, False),
 }
 """Operator -> relation, and whether the operands change places."""
+
+
+SUM, DIFFERENCE, PRODUCT, LARGER, SMALLER = range(5)
+"""enum Arithmetic of logic.cu."""
+
+ARITHMETIC = {"Add": SUM, "Sub": DIFFERENCE, "Mul": PRODUCT, "Max": LARGER, "Min": SMALLER, "Sum": SUM}
+
+
+def arithmetic(plan: Plan, group: Group) -> None:
+    """Operators on plain integers: two operands at a time, the sum so far in the output."""
+    node = group.head
+    operands = [plan.at(v) for v in node.inputs if v is not None]
+    y = plan.define(node.output)
+    if len(operands) == 1:
+        copy(plan, operands[0], y)
+    for i, operand in enumerate(operands[1:]):
+        _arithmetic(plan, operands[0] if i == 0 else y, operand, y, ARITHMETIC[node.op])
+
+
+def _arithmetic(plan: Plan, a: Placement, b: Placement, y: Placement, operation: int) -> None:
+    plan.elements(
+        "arithmetic_elements", y.shape,
+        lambda: [a.view(y.shape), b.view(y.shape), y.view(), scalar("i4", operation)],
+    )  # fmt: skip
+
+
+def opposite(plan: Plan, group: Group) -> None:
+    """Neg of plain integers: 0 - x."""
+    node = group.head
+    x = plan.at(node.input(0))
+    zero = plan.packed.constant(np.zeros((), np.uint8), ("zero",))
+    _arithmetic(plan, zero, x, plan.define(node.output), DIFFERENCE)
 
 
 def _relate(plan: Plan, a: Placement, b: Placement, y: Placement, relation: int) -> None:
@@ -68,4 +101,11 @@ def cast(plan: Plan, group: Group) -> None:
     plan.elements("cast_elements", y.shape, lambda: [x.view(), y.view(), scalar("i4", boolean)])
 
 
-OPERATORS = {**dict.fromkeys(RELATIONS, relate), "Not": negate, "Where": where, "Cast": cast}
+OPERATORS = {
+    **dict.fromkeys(RELATIONS, relate),
+    **dict.fromkeys(ARITHMETIC, arithmetic),
+    "Neg": opposite,
+    "Not": negate,
+    "Where": where,
+    "Cast": cast,
+}
