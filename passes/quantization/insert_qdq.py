@@ -126,7 +126,7 @@ class _Inserter:
         self.own: dict[Key, QuantParams | None] = {}
         self.fixed = {
             v.name: unit_interval(activation_dtype(NARROW, options.symmetric))
-            for n in graph.nodes if n.op == "Softmax" for v in n.outputs
+            for n in graph.nodes if n.op in ("Softmax", "MaskedSoftmax") for v in n.outputs
         }  # fmt: skip
         self.whole = {n.output.name for n in graph.nodes if n.op == "Cast" and not n.input(0).dtype.is_float}
         self.joined = {
