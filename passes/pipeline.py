@@ -151,7 +151,8 @@ def run_recipe(
     given: Mapping[str, Interval] = {**prepared.tables.get(GIVEN_RANGES, {}), **(input_ranges or {})}
     if given:
         ranges = ranges.updated(given)
-    check_scores(prepared, ranges)
+    if recipe.needs_data:  # what was seen, not estimated
+        check_scores(prepared, ranges)
     steps = recipe.quantize(ranges, prepared, means, feeds).passes
     lowering = next(i for i, step in enumerate(steps) if isinstance(step, LowerToDyadic))
     qdq, second = PassManager(steps[:lowering]).run(prepared)

@@ -56,11 +56,14 @@ class RecogniseMasks(Pass):
 
 
 def check_scores(graph: Graph, ranges: Ranges) -> None:
-    """Raises UnsupportedError where the scores of a softmax were seen to be what only a mask adds."""
+    """Raises UnsupportedError where the scores of a softmax were seen to be what only a mask adds.
+
+    Scores that are large in both directions may be just that.
+    """
     for node in graph.nodes:
         if node.op in ("Softmax", "MaskedSoftmax") and node.input(0).name in ranges:
-            least = ranges.at(node.input(0).name, 16)[0]
-            if least <= DROPS:
+            least, most = ranges.at(node.input(0).name, 16)
+            if least <= DROPS and -least > 100 * max(most, 1.0):
                 raise UnsupportedError(
                     f"its input {node.input(0).name!r} reaches {least:g}: a mask that is not recognised",
                     where=str(node),

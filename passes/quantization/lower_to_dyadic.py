@@ -102,6 +102,8 @@ def _walk(low: Lowering, kept: tuple[type[QirError], ...], *, go_on: bool = Fals
 def _stand_in(low: Lowering, value: Value) -> Form:
     """A form of the right type for a value that could not be computed."""
     g = low.graph
+    if value.quant is not None:
+        return Quantized(g.add_input(g.fresh(value.name), value.type))
     if not value.dtype.is_float:
         return Plain(g.add_input(g.fresh(value.name), value.type))
     return Deferred(lambda q, _bounds, name: g.add_input(g.fresh(name), TensorType(q.dtype, value.shape, q)))

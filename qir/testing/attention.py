@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,16 @@ FLOAT, INT64, BOOL = DType.FLOAT32, DType.INT64, DType.BOOL
 class AttentionBuilder:
     """softmax(q k^T / sqrt(d) and a mask) v of `x` (N, length, width); `mask` (N, length) where it is read."""
 
-    def __init__(self, length: int = 10, heads: int = 2, size: int = 16, seed: int = 0) -> None:
+    def __init__(self, length: int = 10, heads: int = 2, size: int = 16, seed: int = 0, x: Value | None = None) -> None:
+        """x: a tensor (N, length, heads * size) of a graph to build in, instead of a graph of its own."""
         self.length, self.heads, self.size = length, heads, size
         self.rng = np.random.default_rng(seed)
-        self.graph = Graph("attention")
-        self.x = self.graph.add_input("x", TensorType(FLOAT, ("N", length, heads * size)))
+        self.graph = Graph("attention") if x is None else x.graph
+        self.x = self.graph.add_input("x", TensorType(FLOAT, ("N", length, heads * size))) if x is None else x
 
     def mask(self, kind: DType = INT64) -> Value:
         """The padding mask as an input, (N, length)."""
-        return self.graph.add_input("mask", TensorType(kind, ("N", self.length)))
+        return self.graph.add_input(self.graph.fresh("mask"), TensorType(kind, ("N", self.length)))
 
     def const(self, data: Any, dtype: Any = np.float32) -> Value:
         return self.graph.add_constant("c", np.asarray(data, dtype))
@@ -78,9 +79,14 @@ class AttentionBuilder:
             if value is self.x:
                 feeds[value.name] = rng.normal(size=shape).astype(np.float32)
                 continue
-            most = rng.integers(3, self.length + 1, size=(samples, *[1] * (len(shape) - 1)))
-            feeds[value.name] = np.broadcast_to(np.arange(shape[-1]) < most, shape).astype(value.dtype.numpy)
+            feeds[value.name] = padding_mask(rng, shape).astype(value.dtype.numpy)
         return feeds
+
+
+def padding_mask(rng: np.random.Generator, shape: Sequence[int]) -> Array:
+    """Booleans that keep the first positions along the last axis, at least 3 of them where there are as many."""
+    most = rng.integers(min(3, shape[-1]), shape[-1] + 1, size=(*shape[:-1], 1))
+    return np.broadcast_to(np.arange(shape[-1]) < most, shape)
 
 
 Attend = Callable[[AttentionBuilder, Value], Value]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..graph import Graph, Value
 from ..types import Array, DType, TensorType
+from .attention import SPELLINGS, AttentionBuilder
 
 T = TypeVar("T")
 MOST = 9
@@ -245,13 +246,23 @@ def halves(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
 
 
 def attention(b: BlockBuilder, x: BlockTensor) -> BlockTensor:
-    """Softmax(q k^T) v over the channels of a sequence."""
-    d = x.shape[-1]
+    """Softmax(q k^T) v over the channels of a sequence: plain, or by heads, with a mask in one of the spellings."""
+    d, length = x.shape[-1], x.shape[0]
     if d > 16 or abs(x.size) > 3:
         return activation(b, x)
     q, k, v = (b.op("MatMul", x.value, b.const(b.weights((d, d), -x.size, d, 1))) for _ in range(3))
-    scores = b.op("Softmax", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 2, 1])), axis=-1)
-    return BlockTensor(b.op("MatMul", scores, v), 0)
+    if not b.coin():
+        scores = b.op("Softmax", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 2, 1])), axis=-1)
+        return BlockTensor(b.op("MatMul", scores, v), 0)
+    heads = next(h for h in (3, 2, 1) if d % h == 0)
+    masked, spelling = AttentionBuilder(length, heads, d // heads, x=x.value), b.pick(list(SPELLINGS.values()))
+
+    def split(y: Value, *perm: int) -> Value:
+        return b.op("Transpose", b.op("Reshape", y, b.ints(0, length, heads, d // heads)), perm=list(perm))
+
+    weights = spelling(masked, b.op("MatMul", split(q, 0, 2, 1, 3), split(k, 0, 2, 3, 1)))
+    y = b.op("Transpose", b.op("MatMul", weights, split(v, 0, 2, 1, 3)), perm=[0, 2, 1, 3])
+    return BlockTensor(b.op("Reshape", y, b.ints(0, length, d)), 0)
 
 
 # -- movements, pools and heads ---------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..graph import Graph
 from ..types import Array
+from .attention import padding_mask
 from .blocks import BLOCKS, BlockBuilder
 
 if TYPE_CHECKING:
@@ -42,19 +43,24 @@ class Dice:
 
 @dataclass(frozen=True)
 class RandomNetwork:
-    """A float graph, the seed of its weights and data, and the size of each input's values."""
+    """A float graph, the seed of its weights and data, and the size of each input's values, masks excepted."""
 
     graph: Graph
     seed: int
     scales: dict[str, float]
 
     def feeds(self, samples: int, *, stretch: float = 1.0, salt: int = 0) -> dict[str, Array]:
-        """Normal data for all inputs, `stretch` times as large as the network is meant for."""
+        """Normal data for all inputs, `stretch` times as large as the network is meant for; masks keep something."""
         rng = np.random.default_rng((self.seed, salt))
-        shapes = {v.name: (samples, *(int(d) for d in v.shape[1:])) for v in self.graph.inputs}
-        return {
-            k: (rng.normal(size=shape) * self.scales[k] * stretch).astype(np.float32) for k, shape in shapes.items()
-        }
+        feeds: dict[str, Array] = {}
+        for value in self.graph.inputs:
+            shape = (samples, *(int(d) for d in value.shape[1:]))
+            if value.name in self.scales:
+                data = rng.normal(size=shape) * self.scales[value.name] * stretch
+            else:
+                data = padding_mask(rng, shape)
+            feeds[value.name] = data.astype(value.dtype.numpy)
+        return feeds
 
     def __repr__(self) -> str:
         return f"RandomNetwork(seed={self.seed}, scales={self.scales})\n{self.graph}"
