@@ -25,6 +25,7 @@ from ..types import Array, Dim, DType, TensorType
 from ..verify import verify
 from . import metadata
 from .adapters import Raw
+from .control_flow import unfold_control_flow
 from .functions import DOMAIN, eight_bits, operator_of
 from .importer import Constant, Importer
 from .local_functions import strange_functions
@@ -63,6 +64,7 @@ def load(model: str | Path | bytes | onnx.ModelProto, *, input_shapes: Shapes | 
 
 def _load(model: str | Path | bytes | onnx.ModelProto, input_shapes: Shapes | None) -> Graph:
     proto, folder = read_proto(model)
+    proto = unfold_control_flow(proto)
     order = check_structure(proto)
     opset = opset_of(proto)
     proto, order = inline_others(proto, order)
