@@ -18,9 +18,12 @@ import numpy as np
 
 from qir.dyadic import Int64, rounding
 from qir.ops.addition import addition_constant
-from qir.types import Array
+from qir.types import Array, DType
 
 from .tensors import View
+
+Range = tuple[int, int]
+"""Least and largest value."""
 
 HIGH_WORD = 32
 """From this shift on, a product's high word is enough."""
@@ -126,6 +129,19 @@ class Rescale(_Unary):
     hi: int
     limit: int
 
+    @classmethod
+    def of(
+        cls, attrs: Mapping[str, Any], target: int, source: int, multiplier: Int64, shift: Int64, limit: int,
+        bias: Int64 | None = None,
+    ) -> Rescale:  # fmt: skip
+        """What a qir.Requantize with these attributes does to source + bias."""
+        offset = np.int64(0) if bias is None else bias
+        with np.errstate(over="ignore"):  # wraps as int64 does, which the sum undoes
+            constant = (offset - attrs["x_zero_point"]) * multiplier + rounding(shift)
+        return cls(
+            target, source, multiplier, constant, shift, int(attrs["zero_point"]), attrs["lo"], attrs["hi"], limit
+        )  # fmt: skip
+
     @property
     def by_column(self) -> bool:
         """Whether constants follow the columns; else the rows."""
@@ -143,12 +159,26 @@ class Rescale(_Unary):
         fits = (up == 0) | (((self.limit << up) < 2**31) & (np.abs(self.constant) < np.int64(1) << (61 - up)))
         return self.by_column and bool(fits.all())
 
+    def raised(self, least: int = HIGH_WORD + 1) -> Rescale:
+        """The same bits: multipliers below 2^30 are doubled, their shifts raised by one, until these reach `least`."""
+        m, c, s = self.multiplier.copy(), self.constant.copy(), self.shift.copy()
+        while np.any(more := (s < least) & (np.abs(m) < 1 << 30)):
+            m[more] *= 2
+            c[more] *= 2
+            s[more] += 1
+        return replace(self, multiplier=m, constant=c, shift=s)
+
+    def values(self, least: Int64, most: Int64) -> Range:
+        """Where the result lies, before the clamp, of a source in least..most."""
+        ends = [(x * self.multiplier + self.constant) >> self.shift for x in (least, most)]
+        return int(np.min(ends)) + self.zero_point, int(np.max(ends)) + self.zero_point
+
 
 @dataclass(frozen=True, eq=False)
 class AddTensor(_Binary):
     """target = clamp(((a * a_multiplier + b * b_multiplier + constant) >> shift) + zero_point, lo, hi).
 
-    limit: the largest magnitude that an operand can have.
+    limits: the largest magnitudes that the operands can have.
     """
 
     a_multiplier: int
@@ -158,25 +188,51 @@ class AddTensor(_Binary):
     zero_point: int
     lo: int
     hi: int
-    limit: int
+    limits: tuple[int, int]
 
     @classmethod
-    def of(cls, attrs: Mapping[str, Any], target: int, a: int, b: int, limit: int) -> AddTensor:
+    def of(cls, attrs: Mapping[str, Any], target: int, a: int, b: int, limits: tuple[int, int]) -> AddTensor:
         """What a qir.Add with these attributes does."""
         return cls(
             target, a, b, attrs["a_multiplier"], attrs["b_multiplier"], addition_constant(attrs), attrs["shift"],
-            attrs["zero_point"], attrs["lo"], attrs["hi"], limit,
+            attrs["zero_point"], attrs["lo"], attrs["hi"], limits,
         )  # fmt: skip
 
     @property
     def high(self) -> bool:
         """Whether operands and constant can be shifted left until the result is in the high word."""
         room = max(HIGH_WORD - self.shift, 0)
-        return (self.limit << room) < 2**31 and (abs(self.constant) << room) < 2**61
+        return (max(self.limits) << room) < 2**31 and (abs(self.constant) << room) < 2**61
 
     def swapped(self) -> AddTensor:
         """The same sum, operands exchanged."""
-        return replace(self, a=self.b, b=self.a, a_multiplier=self.b_multiplier, b_multiplier=self.a_multiplier)
+        return replace(
+            self, a=self.b, b=self.a, a_multiplier=self.b_multiplier, b_multiplier=self.a_multiplier,
+            limits=self.limits[::-1],
+        )  # fmt: skip
+
+    @property
+    def bound(self) -> int:
+        """The largest magnitude before the shift."""
+        a, b = self.limits
+        return a * abs(self.a_multiplier) + b * abs(self.b_multiplier) + abs(self.constant)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the sum fits int64 before the shift, and int32 behind it."""
+        return (self.bound >> self.shift) + 1 + abs(self.zero_point) < 1 << 31 and self.bound < 1 << 63
+
+    def folded(self) -> AddTensor:
+        """The same bits: the zero point is part of the constant, where there is room."""
+        if self.bound + (abs(self.zero_point) << self.shift) >= 1 << 62:
+            return self
+        return replace(self, constant=self.constant + (self.zero_point << self.shift), zero_point=0)
+
+    def values(self, a: Range, b: Range) -> Range:
+        """Where the result lies, before the clamp, of operands in a and b."""
+        first, second = [v * self.a_multiplier for v in a], [v * self.b_multiplier for v in b]
+        least, most = min(first) + min(second) + self.constant, max(first) + max(second) + self.constant
+        return (least >> self.shift) + self.zero_point, (most >> self.shift) + self.zero_point
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,10 +268,9 @@ class Clamp(_Unary):
     hi: int
 
 
-def rescale_constant(multiplier: Int64, shift: Int64, offset: Int64 | np.int64) -> Int64:
-    """What makes (x + offset) * m, rounded, of x * m + constant: wraps as int64 does, which the sum undoes."""
-    with np.errstate(over="ignore"):
-        return offset * multiplier + rounding(shift)
+def largest(dtype: DType) -> int:
+    """The largest magnitude of a dtype."""
+    return max(-dtype.lo, dtype.hi)
 
 
 def is_read(operations: Sequence[MicroOperation], start: int, register: int) -> bool:

@@ -14,7 +14,6 @@ from qir.runtime.compile.micro_operations import (
     Rescale,
     Store,
     is_read,
-    rescale_constant,
 )
 from qir.runtime.compile.tensors import dense_view
 
@@ -29,7 +28,13 @@ def rescale(multiplier: int, shift: int, limit: int, constant: int = 0) -> Resca
 
 
 def test_a_register_is_read_until_it_is_written() -> None:
-    operations = [Load(1, VIEW), AddTensor.of(SUM, 0, 0, 1, 127), Load(1, VIEW), Clamp(2, 1, 0, 9), Store(2, VIEW)]
+    operations = [
+        Load(1, VIEW),
+        AddTensor.of(SUM, 0, 0, 1, (127, 127)),
+        Load(1, VIEW),
+        Clamp(2, 1, 0, 9),
+        Store(2, VIEW),
+    ]
     assert is_read(operations, 0, 0) and is_read(operations, 1, 1) and is_read(operations, 4, 2)
     assert not is_read(operations, 2, 0)
     assert not is_read(operations, 0, 1)  # loaded anew before anybody reads it
@@ -38,8 +43,9 @@ def test_a_register_is_read_until_it_is_written() -> None:
 
 def test_the_constant_holds_rounding_and_zero_points() -> None:
     x, m, s = np.arange(-9, 9), np.full((1, 1), 12345, np.int64), np.full((1, 1), 17, np.int64)
-    c = rescale_constant(m, s, np.int64(-4))
-    np.testing.assert_array_equal((x * m + c) >> s, ((x - 4) * m + (1 << 16)) >> s)
+    attrs = {"x_zero_point": 4, "zero_point": 0, "lo": -9, "hi": 9}
+    operation = Rescale.of(attrs, 0, 0, m, s, 127)
+    np.testing.assert_array_equal((x * m + operation.constant) >> s, ((x - 4) * m + (1 << 16)) >> s)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -66,9 +72,25 @@ def test_constants_that_follow_rows_are_not_high() -> None:
 
 
 def test_a_sum_with_its_operands_exchanged() -> None:
-    operation = AddTensor.of(SUM, 0, 1, 2, 127)
+    operation = AddTensor.of(SUM, 0, 1, 2, (127, 255))
     assert operation.constant == (1 << 39) - 2 * 3 + 5
     other = operation.swapped()
     assert (other.a, other.b, other.a_multiplier, other.b_multiplier) == (2, 1, -5, 3)
     assert other.constant == operation.constant and operation.high
-    assert not replace(operation, shift=2, limit=1 << 20).high
+    assert other.limits == (255, 127) and other.bound == operation.bound
+    assert not replace(operation, shift=2, limits=(1, 1 << 20)).high
+
+
+def test_what_is_rewritten_keeps_its_values() -> None:
+    operation = rescale(12345, 20, 100, 1 << 19)
+    raised = operation.raised()
+    x = np.arange(-100, 101)
+    np.testing.assert_array_equal(
+        (x[:, None] * operation.multiplier + operation.constant) >> operation.shift,
+        (x[:, None] * raised.multiplier + raised.constant) >> raised.shift,
+    )
+    assert raised.shift.min() == 33 and operation.values(x[:1], x[-1:]) == raised.values(x[:1], x[-1:])
+    add = AddTensor.of(SUM, 0, 0, 1, (127, 127))
+    assert add.folded().zero_point == 0 and add.values((-5, 9), (3, 100)) == add.folded().values((-5, 9), (3, 100))
+    crowded = replace(add, shift=61, zero_point=127)
+    assert crowded.folded() is crowded  # no room for the zero point

@@ -24,7 +24,7 @@ from ...compile.micro_operations import (
     Multiply,
     Rescale,
     Store,
-    rescale_constant,
+    largest,
 )
 from ...compile.tensors import Buffer, View, dense_strides
 from ..kernels.record import REGISTERS
@@ -200,7 +200,7 @@ class Chain:
         first, second = (source, register) if a is value else (register, source)
         at = node.attrs
         if node.op == "qir.Add":
-            self.operations.append(AddTensor.of(at, target, first, second, max(_limit(a), _limit(b))))
+            self.operations.append(AddTensor.of(at, target, first, second, (largest(a.dtype), largest(b.dtype))))
         else:
             self.operations.append(
                 Multiply(
@@ -239,20 +239,13 @@ class Chain:
         # the shift's shape may be smaller than the multiplier's
         shifts = np.broadcast_to(node.input(2).array(), node.input(1).array().shape)
         _, s = self._multiplier(shifts)
-        m64, s64 = m.astype(np.int64), s.astype(np.int64)
         if bias is not None and kind != "column":
             self.operations.append(AddBias(source, source, bias))
             bias = None
-        offset = np.int64(0) if bias is None else bias.astype(np.int64)
-        c = rescale_constant(m64, s64, offset - at["x_zero_point"])
-        limit = self.limits.get(node.input(0), _limit(node.input(0)))
-        self.operations.append(
-            Rescale(target, source, m64, c, s64, at["zero_point"], at["lo"], at["hi"], limit)
-        )  # fmt: skip
-
-
-def _limit(value: Value) -> int:
-    return max(abs(value.dtype.lo), value.dtype.hi)
+        limit = self.limits.get(node.input(0), largest(node.input(0).dtype))
+        m64, s64 = m.astype(np.int64), s.astype(np.int64)
+        b64 = None if bias is None else bias.astype(np.int64)
+        self.operations.append(Rescale.of(at, target, source, m64, s64, limit, b64))
 
 
 def block_of(columns: int, rows: int, most: int = 256, room: int = 4096) -> tuple[int, int, int]:

@@ -8,12 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from qir.dyadic import rounding
 from qir.errors import BackendError
-from qir.graph import Node, Value
-from qir.ops.addition import addition_constant
+from qir.graph import Node
 from qir.types import Array, DType
 
+from ...compile.micro_operations import (
+    HIGH_WORD,
+    AddTensor,
+    Lookup,
+    MicroOperation,
+    Range,
+    Rescale,
+    largest,
+)
 from ..arguments import EPILOGUE, record
 from ..planner.fusion import Group
 from ..planner.placement import CHUNK, Placement, pixel_of_image, pixel_of_rows
@@ -25,17 +32,11 @@ STORES = {4: 0, 1: 1, 2: 2}
 """Bytes of an output element -> enum Store of epilogue.cuh."""
 
 
-HIGH_SHIFT = 33
+HIGH_SHIFT = HIGH_WORD + 1
 """From this shift on a requantization needs the high word of the product only (dyadic.cuh)."""
 
-
-def _table(group: Group, x: DType) -> Array | None:
-    """The fused table, indexed by the low byte of its input."""
-    if group.table is None:
-        return None
-    data = group.table.input(1).array()
-    low = np.arange(256)
-    return data[np.where(low < 128, low, low - 256) - x.lo] if x.is_signed else data[low]
+SUM, RESIDUAL, SECOND = range(3)
+"""Registers of an epilogue."""
 
 
 _RESIDUALS = {
@@ -43,10 +44,32 @@ _RESIDUALS = {
     DType.UINT16: Program.RESIDUAL_U16,
 }  # fmt: skip
 
-Range = tuple[int, int]
-"""Least and largest value."""
-
 INT32: Range = (-(1 << 31), (1 << 31) - 1)
+
+
+def operations(group: Group, channels: int) -> list[MicroOperation]:
+    """What is done to a group's sums, bias included, between loads and stores, which are the kernel's own."""
+    result: list[MicroOperation] = []
+    if group.requantize is not None:
+        result.append(_rescale(group.requantize, SUM, channels))
+    residual = group.residual
+    if group.add is not None and group.requantize is not None and residual is not None:
+        value, first = group.requantize.output, group.add.input(0) is group.requantize.output
+        registers, operands = ((SUM, RESIDUAL), (value, residual)) if first else ((RESIDUAL, SUM), (residual, value))
+        limits = largest(operands[0].dtype), largest(operands[1].dtype)
+        add = AddTensor.of(group.add.attrs, SUM, *registers, limits)
+        result.append(add if first else add.swapped())
+    if group.table is not None:
+        result.append(Lookup(SUM, SUM, group.table.input(1).array(), group.table.input(0).dtype.lo))
+    if group.second is not None:
+        result.append(_rescale(group.second, SECOND, 1))
+    return result
+
+
+def _rescale(node: Node, target: int, channels: int) -> Rescale:
+    """A qir.Requantize by one pair a channel."""
+    m, s = (np.broadcast_to(np.ravel(node.input(i).array()).astype(np.int64), (1, channels)) for i in (1, 2))
+    return Rescale.of(node.attrs, target, SUM, m, s, 1 << 31)
 
 
 @dataclass(frozen=True)
@@ -65,76 +88,58 @@ def epilogue(plan: Plan, group: Group, image: bool, sums: tuple[Array, Array] | 
 
     sums: least and largest sum of each channel without bias, int64, where known: they rule clamps out.
     """
-    node = group.head
     pixel = pixel_of_image if image else pixel_of_rows
     out = plan.define(group.output, image)
     fields: dict[str, Any] = {}
     held: dict[str, Placement] = {}
     channels = out.shape[1] if image else out.shape[-1]
-    bias = node.optional(2)
+    bias, residual = group.head.optional(2), group.residual
     if bias is not None:
         held["bias"] = constants(plan, bias.array())
+        sums = None if sums is None else (sums[0] + np.ravel(bias.array()), sums[1] + np.ravel(bias.array()))
     program, known = Program(0), True
-    value = INT32  # where the value so far lies
-    if group.requantize is not None:
-        if sums is not None and bias is not None:
-            sums = (sums[0] + np.ravel(bias.array()), sums[1] + np.ravel(bias.array()))
-        scale = _scale(plan, group.requantize, channels, sums)
-        program |= scale.program
-        held.update(scale.held)
-        fields.update(scale.fields)
-        value = scale.values
-        x_dtype = group.requantize.output.dtype
-    else:
-        x_dtype = DType.INT32
-    residual = group.residual
-    last = group.table is None and group.second is None  # whether nothing needs the value but the store
-    out_range, stored = (group.output.dtype.lo, group.output.dtype.hi), _saturation(group.output.dtype)
-    if group.requantize is not None:
-        free = stored if last and residual is None else None
-        value, clamps = _clamps(value, (fields["lo"], fields["hi"]), free)
-        program |= (Program.SCALE_LO if clamps[0] else 0) | (Program.SCALE_HI if clamps[1] else 0)
-    if group.add is not None and residual is not None:
-        held["residual"] = _like_output(plan, plan.at(residual), image)
-        addition, narrow_sum = _addition(group, residual)
-        fields.update(addition)
-        x_dtype = group.add.output.dtype
-        fields["residual_stride"], fields["residual_offset"] = pixel(held["residual"])
-        in_words = _in_words(held["residual"], fields["residual_stride"]) and fields["residual_bits"] <= 16
-        known &= in_words and residual.dtype in _RESIDUALS and addition["add_zero"] == 0
-        program |= _RESIDUALS.get(residual.dtype, Program(0))
-        if not narrow_sum:
-            program |= Program.SUM_WIDE
-        ends = [v * addition["a_multiplier"] for v in value]
-        more = [r * addition["b_multiplier"] for r in (residual.dtype.lo, residual.dtype.hi)]
-        shift, constant = addition["add_shift"], addition["add_constant"]
-        value = ((min(ends) + min(more) + constant) >> shift, (max(ends) + max(more) + constant) >> shift)
-        value, clamps = _clamps(value, (addition["add_lo"], addition["add_hi"]), stored if last else None)
-        program |= (Program.SUM_LO if clamps[0] else 0) | (Program.SUM_HI if clamps[1] else 0)
-    table = _table(group, x_dtype)
-    if table is not None and group.table is not None:
-        held["table"] = plan.packed.constant(table, (id(group.table.input(1).array()), "low byte"))
-        program |= Program.TABLE
-        value = out_range
-    fields["output_stride"], fields["output_offset"] = pixel(out)
+    value, stored = INT32, _saturation(group.output.dtype)  # where the value so far lies, where storing leaves it
+    parts = operations(group, channels)
+    final = parts[-1] if parts else None  # before it something else needs the value than a store that saturates
+    places = [(out, "output")]
+    for operation in parts:
+        if isinstance(operation, Rescale) and operation.target == SECOND and group.second is not None:
+            held["second"] = plan.define(group.second.output, image)
+            places.append((held["second"], "second"))
+            part = _second(operation, value, group.second)
+        elif isinstance(operation, Rescale):
+            part = _scale(plan, operation, group, sums)
+            value, flags = _clamps(part.values, operation, stored if operation is final else None)
+            program |= (Program.SCALE_LO if flags[0] else 0) | (Program.SCALE_HI if flags[1] else 0)
+        elif isinstance(operation, AddTensor) and residual is not None:
+            held["residual"] = _like_output(plan, plan.at(residual), image)
+            part = _addition(operation, value, residual.dtype)
+            fields["residual_stride"], fields["residual_offset"] = pixel(held["residual"])
+            known &= _in_words(held["residual"], fields["residual_stride"])
+            value, flags = _clamps(part.values, operation, stored if operation is final else None)
+            program |= (Program.SUM_LO if flags[0] else 0) | (Program.SUM_HI if flags[1] else 0)
+        else:
+            assert isinstance(operation, Lookup) and group.table is not None
+            source = group.table.input(1).array()
+            held["table"] = plan.packed.constant(_by_low_byte(operation), (id(source), "low byte"), source)
+            part = _Part(Program.TABLE, {})
+            value = (group.output.dtype.lo, group.output.dtype.hi)
+        program |= part.program
+        held.update(part.held)
+        fields.update(part.fields)
+        known &= part.known
     fields["store"] = STORES[out.dtype.itemsize]
     program |= {1: Program.OUT_8, 2: Program.OUT_16}.get(out.dtype.itemsize, Program(0))
     if group.output.dtype.is_signed:
         program |= Program.OUT_SIGNED
-    whole = channels % CHUNK == 0 or (out.storage.spare_channels and fields["output_stride"] % CHUNK == 0)
-    words = whole and _in_words(out, fields["output_stride"])
-    if group.second is not None:
-        held["second"] = more_out = plan.define(group.second.output, image)
-        second = _second(group.second, value)
-        fields.update(second.fields)
-        program |= second.program
-        known &= second.known
-        fields["second_stride"], fields["second_offset"] = pixel(more_out)
-        whole = channels % CHUNK == 0 or (more_out.storage.spare_channels and fields["second_stride"] % CHUNK == 0)
-        words &= whole and _in_words(more_out, fields["second_stride"])
+    for place, name in places:
+        stride, offset = pixel(place)
+        fields[f"{name}_stride"], fields[f"{name}_offset"] = stride, offset
+        whole = channels % CHUNK == 0 or (place.storage.spare_channels and stride % CHUNK == 0)
+        known &= whole and _in_words(place, stride)
     if residual is None and group.second is None and program & Program.OUT_8:
         program |= Program.NARROW
-    program = program | Program.WORDS if known and words else Program(0)
+    program = program | Program.WORDS if known else Program(0)
     fields["program"] = int(program)
 
     def build() -> Array:
@@ -144,6 +149,12 @@ def epilogue(plan: Plan, group: Group, image: bool, sums: tuple[Array, Array] | 
     return Epilogue(build, program)
 
 
+def _by_low_byte(lookup: Lookup) -> Array:
+    """The table, indexed by the low byte of what is looked up."""
+    low = np.arange(256)
+    return lookup.table[np.where(low < 128, low, low - 256) - lookup.least] if lookup.least else lookup.table[low]
+
+
 def _saturation(dtype: DType) -> Range | None:
     """What storing a value as a dtype clamps to by itself; four bits lie in a byte each."""
     if dtype.numpy.itemsize == 1:
@@ -151,19 +162,23 @@ def _saturation(dtype: DType) -> Range | None:
     return (dtype.lo, dtype.hi) if dtype == DType.INT16 else None
 
 
-def _clamps(value: Range, limits: Range, free: Range | None) -> tuple[Range, tuple[bool, bool]]:
-    """(the range after a clamp to `limits`, whether it is to be done from below and above).
+def _clamps(value: Range, operation: Rescale | AddTensor, free: Range | None) -> tuple[Range, tuple[bool, bool]]:
+    """(the range of a value after an operation's clamp, whether it is to be done from below and above).
 
     free: what a saturating store clamps to by itself.
     """
-    low = value[0] < limits[0] and not (free is not None and limits[0] <= free[0])
-    high = value[1] > limits[1] and not (free is not None and limits[1] >= free[1])
-    return (min(max(value[0], limits[0]), limits[1]), max(min(value[1], limits[1]), limits[0])), (low, high)
+    lo, hi = operation.lo, operation.hi
+    low = value[0] < lo and not (free is not None and lo <= free[0])
+    high = value[1] > hi and not (free is not None and hi >= free[1])
+    return (min(max(value[0], lo), hi), max(min(value[1], hi), lo)), (low, high)
 
 
 @dataclass(frozen=True)
-class _Step:
-    """A part of an epilogue: its flags, constants on the device, fields; where its values lie before the clamp."""
+class _Part:
+    """One operation: its flags, fields, constants on the device; where its values lie before the clamp.
+
+    known: whether kernels compiled for a program can do it.
+    """
 
     program: Program
     fields: dict[str, Any]
@@ -172,43 +187,34 @@ class _Step:
     known: bool = True
 
 
-def _scale(plan: Plan, node: Node, channels: int, sums: tuple[Array, Array] | None) -> _Step:
-    """The requantization of the sums: constants of every channel, and how far 32 bits will do.
-
-    A multiplier below 2^30 and a shift below 33 are doubled and raised by one, which changes no bit: from 33 on the
-    high word of the product is enough.
-    """
-    sources = [node.input(i).array() for i in (1, 2)]
-    zero = int(node.attrs["zero_point"])
-    m, s = (np.broadcast_to(np.ravel(x).astype(np.int64), channels).copy() for x in sources)
-    while np.any(more := (s < HIGH_SHIFT) & (np.abs(m) < 1 << 30)):
-        m[more] *= 2
-        s[more] += 1
+def _scale(plan: Plan, operation: Rescale, group: Group, sums: tuple[Array, Array] | None) -> _Part:
+    """The requantization of the sums: constants of every channel, and how far 32 bits will do."""
+    assert group.requantize is not None
+    scale, zero = operation.raised(HIGH_SHIFT), operation.zero_point
+    m, s, channels = scale.multiplier[0], scale.shift[0], scale.shift.size
     least, most = (np.broadcast_to(np.asarray(x, np.int64), channels) for x in sums or INT32)
-    least, most = np.maximum(least, INT32[0]), np.minimum(most, INT32[1])
-    half = rounding(s)
-    ends = np.stack([(x * m + half) >> s for x in (least, most)])
-    values = (int(ends.min()) + zero, int(ends.max()) + zero)
+    values = scale.values(np.maximum(least, INT32[0]), np.minimum(most, INT32[1]))
     program = Program(0)
     if s.min() >= HIGH_SHIFT:
         program |= Program.SCALE_HIGH
-        constant = rounding(s - 32)
-        folded = constant + np.array([zero << int(v) for v in s - 32], object)
-        limit = (1 << 31) - (1 << 30) - 1
-        kind: Any = np.int32
+        constant, shift, limit, kind = (
+            scale.constant[0] >> HIGH_WORD,
+            s - HIGH_WORD,
+            (1 << 31) - (1 << 30) - 1,
+            np.int32,
+        )
     else:
-        bounds = (values[0], values[1], values[0] - zero, values[1] - zero)
+        bounds = (*values, values[0] - zero, values[1] - zero)
         fits = min(bounds) >= INT32[0] and max(bounds) <= INT32[1]
         program |= Program.SCALE_FITS if fits else Program.SCALE_WIDE
-        constant = half
-        folded = constant + np.array([zero << int(v) for v in s], object)
+        constant, shift, kind = scale.constant[0], s, np.int64
         limit = (1 << 62) - 1
-        kind = np.int64
+    folded = constant + np.array([zero << int(v) for v in shift], object)
     if all(abs(int(v)) <= limit for v in folded):
         constant = folded
     else:
         program |= Program.ZERO_LATER
-    fields = {"zero_point": zero, "lo": node.attrs["lo"], "hi": node.attrs["hi"]}
+    sources = [group.requantize.input(i).array() for i in (1, 2)]
     key = (id(sources[0]), id(sources[1]), channels, zero)
     padded = -(-channels // CHUNK) * CHUNK
     held: dict[str, Placement] = {}
@@ -217,30 +223,40 @@ def _scale(plan: Plan, node: Node, channels: int, sums: tuple[Array, Array] | No
     ):  # fmt: skip
         whole = np.full(padded, fill, dtype)
         whole[:channels] = data.astype(dtype)
-        held[name] = plan.packed.constant(whole, (*key, name, whole.dtype.str), (sources, node))
-    return _Step(program, fields, held, values)
+        held[name] = plan.packed.constant(whole, (*key, name, whole.dtype.str), (sources, group.requantize))
+    return _Part(program, {"zero_point": zero, "lo": scale.lo, "hi": scale.hi}, held, values)
 
 
-def _second(node: Node, value: Range) -> _Step:
-    """The qir.Requantize that yields the group's second result, of a first that lies in `value`."""
-    multiplier, shift = (int(np.ravel(node.input(i).array())[0]) for i in (1, 2))
-    x_zero, zero = node.attrs["x_zero_point"], node.attrs["zero_point"]
-    constant = rounding(shift) - x_zero * multiplier + (zero << shift)
+def _addition(operation: AddTensor, value: Range, residual: DType) -> _Part:
+    """The sum of the value and a residual."""
+    add = operation.folded()
+    fields = {
+        "residual_bits": residual.numpy.itemsize * 8, "residual_signed": int(residual.is_signed),
+        "add_constant": add.constant, "a_multiplier": add.a_multiplier, "b_multiplier": add.b_multiplier,
+        "add_shift": add.shift, "add_zero": add.zero_point, "add_lo": add.lo, "add_hi": add.hi,
+    }  # fmt: skip
+    program = _RESIDUALS.get(residual, Program(0)) | (Program(0) if operation.narrow else Program.SUM_WIDE)
+    known = residual in _RESIDUALS and add.zero_point == 0
+    return _Part(program, fields, values=add.values(value, (residual.lo, residual.hi)), known=known)
+
+
+def _second(operation: Rescale, value: Range, node: Node) -> _Part:
+    """The group's second result, rescaled by one pair from a first that lies in `value`."""
+    multiplier, shift, dtype = int(operation.multiplier[0, 0]), int(operation.shift[0, 0]), node.output.dtype
+    constant = int(operation.constant[0, 0]) + (operation.zero_point << shift)
     ends = sorted(v * multiplier + constant for v in value)
     values = (ends[0] >> shift, ends[1] >> shift)
-    limits = (node.attrs["lo"], node.attrs["hi"])
-    dtype = node.output.dtype
-    _, clamps = _clamps(values, limits, _saturation(dtype))
+    _, clamps = _clamps(values, operation, _saturation(dtype))
     fits = abs(constant) < 1 << 62 and max(abs(v) for v in ends) < 1 << 62
     fits &= INT32[0] <= values[0] and values[1] <= INT32[1] and dtype.numpy.itemsize == 1
     fields = {
-        "second_multiplier": multiplier, "second_shift": shift,
-        "second_x_zero": x_zero, "second_zero": zero, "second_lo": limits[0], "second_hi": limits[1],
+        "second_multiplier": multiplier, "second_shift": shift, "second_x_zero": node.attrs["x_zero_point"],
+        "second_zero": operation.zero_point, "second_lo": operation.lo, "second_hi": operation.hi,
         "second_constant": constant if fits else 0,
     }  # fmt: skip
     program = Program.SECOND | (Program.SECOND_SIGNED if dtype.is_signed else 0)
     program |= (Program.SECOND_LO if clamps[0] else 0) | (Program.SECOND_HI if clamps[1] else 0)
-    return _Step(program, fields, known=fits)
+    return _Part(program, fields, known=fits)
 
 
 def constants(plan: Plan, data: Array, size: int = 0) -> Placement:
@@ -269,24 +285,3 @@ def _like_output(plan: Plan, x: Placement, image: bool) -> Placement:
         copy(plan, x, moved)
         return moved
     return x
-
-
-def _addition(group: Group, residual: Value) -> tuple[dict[str, Any], bool]:
-    """Fields of the fused qir.Add, its first operand being the convolution's value; whether 32 bits hold it shifted."""
-    assert group.add is not None and group.requantize is not None
-    a = group.add.attrs
-    mine, other = ("a", "b") if group.add.input(0) is group.requantize.output else ("b", "a")
-    m, r, shift = a[f"{mine}_multiplier"], a[f"{other}_multiplier"], a["shift"]
-    constant = addition_constant(a)
-    largest = [max(-v.dtype.lo, v.dtype.hi) for v in (group.requantize.output, residual)]
-    sum_bound = largest[0] * abs(m) + largest[1] * abs(r) + abs(constant)
-    narrow = (sum_bound >> shift) + 1 + abs(a["zero_point"]) < 1 << 31 and sum_bound < 1 << 63
-    zero = a["zero_point"]
-    if sum_bound + (abs(zero) << shift) < 1 << 62:  # the zero point as part of the constant
-        constant, zero = constant + (zero << shift), 0
-    fields = {
-        "residual_bits": residual.dtype.numpy.itemsize * 8, "residual_signed": int(residual.dtype.is_signed),
-        "add_constant": constant, "a_multiplier": m, "b_multiplier": r, "add_shift": shift,
-        "add_zero": zero, "add_lo": a["lo"], "add_hi": a["hi"],
-    }  # fmt: skip
-    return fields, narrow
