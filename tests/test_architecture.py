@@ -203,6 +203,13 @@ def test_numbers_in_records_have_names() -> None:
                 assert not numbers, f"{path}:{node.lineno}"
 
 
+def test_every_folder_is_packaged() -> None:
+    """`packages` of pyproject.toml: what is missing there is missing in an installation only."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    packages = {module_of(p.parent / "__init__.py") for p in FILES}
+    assert not [p for p in packages if f'    "{p}",\n' not in text]
+
+
 # -- words about files ------------------------------------------------------------------------------------------------
 def words(path: Path) -> Iterator[str]:
     """Docstrings and comments of a file."""

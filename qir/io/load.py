@@ -25,7 +25,7 @@ from ..types import Array, Dim, DType, TensorType
 from ..verify import verify
 from . import metadata
 from .adapters import Raw
-from .control_flow import unfold_control_flow
+from .decompose.control_flow import unfold_control_flow
 from .functions import DOMAIN, eight_bits, operator_of
 from .importer import Constant, Importer
 from .local_functions import strange_functions

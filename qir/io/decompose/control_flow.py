@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from onnx import helper as oh
 
-from ..errors import UnsupportedError
-from ..types import Array
-from .structure import STANDARD, node_name
-from .tensors import tensor_array
+from ...errors import UnsupportedError
+from ...types import Array
+from ..structure import STANDARD, node_name
+from ..tensors import tensor_array
 
 MOST_NODES = 100_000
 """Nodes that constant control flow may write out."""
