@@ -288,13 +288,14 @@ def wide_movement(c: Case) -> None:
 
 def border(c: Case) -> None:
     """Quantized images of three channels, and vectors; back to float."""
-    for name, shape in (("image", (3, 5, 4)), ("vector", (7,))):
+    for name, shape in (("image", (3, 5, 4)), ("signed", (2, 3, 3)), ("vector", (7,))):
+        kind = DType.INT8 if name == "signed" else DType.UINT8
         x = c.graph.add_input(name, TensorType(DType.FLOAT32, ("N", *shape)))
         c.feeds[name] = c.rng.normal(scale=60, size=(c.batch, *shape)).astype(np.float32)
-        scale, zero = c.constant(0.7, np.float32), c.constant(99, np.uint8)
-        q = c.graph.add_node("QuantizeLinear", [x, scale, zero], quant=QuantParams.make(0.7, 99, DType.UINT8)).output
+        scale, zero = c.constant(0.7, np.float32), c.constant(99, kind.numpy)
+        q = c.graph.add_node("QuantizeLinear", [x, scale, zero], quant=QuantParams.make(0.7, 99, kind)).output
         c.node("DequantizeLinear", q, scale, zero)
-        if name == "image":
+        if name != "vector":
             c.conv(q, 5, (3, 3))
 
 
@@ -318,11 +319,25 @@ def depthwise_walks(c: Case) -> None:
         c.conv(z, 20, (3, 3), group=20, pads=[0, 2, 0, 0])
 
 
+def windows_of_chunks(c: Case) -> None:
+    """Pooling channels last: bytes of both signs and 16 bits, padding on every side, dilation, more than 256 taps."""
+    for kind in (DType.INT8, DType.UINT8, DType.INT16):
+        y = c.requantize(c.conv(c.input(DType.INT8, 33, 19, 17), 33, (1, 1)), kind, channels=33)
+        c.node("MaxPool", y, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+        c.node("MaxPool", y, kernel_shape=[2, 4], dilations=[3, 2], pads=[1, 2, 1, 3])
+        for kernel, pads in (([3, 3], [1, 1, 1, 1]), ([17, 17], [0, 2, 0, 2])):
+            total = c.node(
+                "qir.SumPool", y, kernel_shape=kernel, strides=[2, 1], dilations=[1, 1], pads=pads, pad_value=-3
+            )
+            c.requantize(total, DType.INT8, ratios=(1e-3, 2e-3))
+        c.requantize(c.node("qir.ReduceSum", y, axes=[2, 3], keepdims=1), DType.INT8, ratios=(1e-3, 2e-3))
+
+
 BUILDERS: tuple[Build, ...] = (
     conv_odd, conv_signed, conv_depthwise, conv_grouped_per_channel_pad, conv_one_dimensional, residual_block,
     first_layer, depthwise, split_products, four_bits, weights_of_others,
     logic, shapes, matrix_products, elementwise, windows, movement, channel_shuffle, interpolation, ranking, softmax,
     normalize,
     coarse_scales, channels_last, wide_movement, border, more_depthwise,
-    depthwise_walks,
+    depthwise_walks, windows_of_chunks,
 )  # fmt: skip

@@ -154,7 +154,11 @@ _PLAIN = {
     ),
     "chunks.cu": (
         "requantize_chunks", "add_chunks", "multiply_chunks", "table_chunks", "clip_chunks", "copy_chunks",
-        "pool_chunks<false>", "pool_chunks<true>", "reduce_chunks<false>", "reduce_chunks<true>", "quantize_pixels",
+        "quantize_pixels<false>", "quantize_pixels<true>",
+    ),
+    "pooling.cu": (
+        "pool_chunks<false>", "pool_chunks<true>", "reduce_chunks<false>", "reduce_chunks<true>",
+        *(f"pool_bytes<{m}, {s}>" for m in ("false", "true") for s in ("false", "true")),
     ),
     "logic.cu": ("arithmetic_elements", "relate_elements", "select_elements", "cast_elements"),
     "movement.cu": (

@@ -32,6 +32,26 @@ inline u32 permute_bytes(u32 a, u32 b, u32 selector) {
     return d;
 }
 
+template <bool is_signed>
+inline u32 greatest_pair(u32 a, u32 b) {
+    u32 both = 0;
+    for (int i = 0; i < 32; i += 16) {
+        const bool less = is_signed ? s16(a >> i) < s16(b >> i) : u16(a >> i) < u16(b >> i);
+        both |= u32(u16((less ? b : a) >> i)) << i;
+    }
+    return both;
+}
+inline u32 float_bits(float x) {
+    u32 bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+inline float bits_float(u32 x) {
+    float value;
+    std::memcpy(&value, &x, 4);
+    return value;
+}
+
 // Remembers that the calling thread wrote to shared memory by the generic proxy.
 inline void note_write(const void* shared, std::size_t bytes) {
     if (!emu::block.proxies) return;

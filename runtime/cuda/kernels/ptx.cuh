@@ -158,6 +158,15 @@ __device__ __forceinline__ void mma_16x8x64(s32 (&d)[4], const u32 (&a)[4], u32 
 #endif
 }
 
+// The greater of each of two pairs of 16 bits. Before sm_90 it takes several instructions.
+template <bool is_signed>
+__device__ __forceinline__ u32 greatest_pair(u32 a, u32 b) {
+    return is_signed ? __vmaxs2(a, b) : __vmaxu2(a, b);
+}
+
+__device__ __forceinline__ u32 float_bits(float x) { return u32(__float_as_int(x)); }
+__device__ __forceinline__ float bits_float(u32 x) { return __int_as_float(int(x)); }
+
 // Signed four-way dot products; a is u8 or s8.
 template <bool a_signed>
 __device__ __forceinline__ s32 dot4(u32 a, u32 b, s32 c) {

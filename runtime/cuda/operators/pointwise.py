@@ -10,7 +10,7 @@ import numpy as np
 from qir.graph import Node, Value
 from qir.ops.addition import addition_constant
 from qir.ops.requantize import params_of
-from qir.types import Array, QuantParams
+from qir.types import Array, DType, QuantParams
 
 from ..arguments import GRID, KINDS, RANK, record, scalar
 from ..instances import kernel
@@ -200,18 +200,22 @@ def quantize(plan: Plan, group: Group) -> None:
     pixels = int(np.prod(x.shape[2:]))
     if (
         q.axis is None
+        and q.dtype in (DType.INT8, DType.UINT8)
         and x.contiguous
         and len(x.shape) == 4
         and y.storage.spare_channels
         and y.strides[-1] == SMALL
         and y.offset == 0
+        and 2.0**-60 <= q.scale[0] <= 2.0**60
     ):
-        count = x.shape[0] * pixels
+        count = x.shape[0] * (pixels if pixels % 4 else pixels // 4)
+        step = np.float32(q.scale[0])
         plan.launch(
-            kernel("quantize_pixels"), (min(-(-count // 256), 65535),),
+            kernel(f"quantize_pixels<{str(q.dtype.is_signed).lower()}>"), (min(-(-count // 256), 65535),),
             lambda: [
                 scalar("u8", x.pointer), scalar("u8", y.pointer), scalar("i8", x.shape[0]), scalar("i4", pixels),
-                scalar("i4", x.shape[1]), scalar("f4", q.scale[0]), grid,
+                scalar("i4", x.shape[1]), *(scalar("f4", float(v)) for v in (step, np.float32(1) / step, 65536 * step)),
+                scalar("i4", q.zero_point[0]),
             ],
         )  # fmt: skip
         return

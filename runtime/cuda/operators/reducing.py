@@ -59,8 +59,11 @@ def _pool(plan: Plan, group: Group, name: str, pad_value: int) -> None:
     }  # fmt: skip
     found = chunked_windows(y4, x4)
     if found is not None:
+        kind, largest = x.dtype.name, name.endswith("<true>")
+        bytes_alone = kind in ("int8", "uint8") and (y.dtype == x.dtype if largest else k[0] * k[1] <= 256)
+        fast = f"pool_bytes<{str(largest).lower()}, {str(kind == 'int8').lower()}>"
         found.launch(
-            plan, name.replace("pool", "pool_chunks"),
+            plan, fast if bytes_alone else name.replace("pool", "pool_chunks"),
             lambda: [
                 found.rows(1), found.rows(0), record(WINDOW, **fields), scalar("i4", y4.shape[3]),
                 _rescale(group.requantize),
@@ -122,10 +125,14 @@ def _reduce_chunks(
     if found is None:
         return False
     pixels = int(np.prod(x.shape[2:]))
-    name = f"reduce_chunks<{str(is_max).lower()}>"
+    name, side = f"reduce_chunks<{str(is_max).lower()}>", 1 << min(found.chunks, 8).bit_length() - 1
     found.launch(
-        plan, name, lambda: [found.rows(1), found.rows(0), scalar("i4", pixels), _rescale(requantize)], width=32
-    )
+        plan, name,
+        lambda: [
+            found.rows(1), found.rows(0), scalar("i4", pixels), scalar("i4", side), _rescale(requantize),
+        ],
+        width=-(-32 // side),
+    )  # fmt: skip
     return True
 
 
