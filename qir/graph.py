@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .errors import GraphError
+from .sizes import BATCH, Symbol, symbols_of
 from .types import Array, DType, QuantParams, TensorType
 
 
@@ -121,6 +122,8 @@ class Graph:
         self.name, self.stage = name, stage
         self.metadata: dict[str, str] = {}
         self.tables: dict[str, dict[str, Any]] = {}  # facts a pass leaves for later ones: table -> value name -> fact
+        self.symbols: dict[str, Symbol] = {BATCH: Symbol()}
+        """Open sizes of the inputs, by what their types call them."""
         self.inputs: list[Value] = []
         self._outputs: list[Value] = []
         self._nodes: dict[Node, None] = {}
@@ -186,6 +189,9 @@ class Graph:
 
     def add_input(self, name: str, type: TensorType) -> Value:
         value = self._new_value(name, type)
+        for dim in type.shape:
+            for symbol in sorted(symbols_of(dim)):
+                self.symbols.setdefault(symbol, Symbol())
         self.inputs.append(value)
         return value
 
@@ -359,7 +365,7 @@ class Graph:
     def clone(self) -> Graph:
         """A deep copy of the structure; constant arrays are shared (passes replace them, never write into them)."""
         new = Graph(self.name, self.stage)
-        new.metadata = dict(self.metadata)
+        new.metadata, new.symbols = dict(self.metadata), dict(self.symbols)
         new.tables = {name: dict(table) for name, table in self.tables.items()}
         table: dict[Value, Value] = {}
         for value in self._values.values():

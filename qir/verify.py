@@ -13,7 +13,10 @@ import numpy as np
 from .errors import GraphError, QirError, StageError, VerifyError, named
 from .graph import Graph, Node, Stage, Value
 from .ops import FORBIDDEN, op_of
-from .types import DType
+from .ops.base import open_sizes
+from .sizes import Sizes, dim_at
+from .sizes.fitting import probe
+from .types import DType, TensorType
 
 Violation = tuple[str, str]
 Check = Callable[[Graph], Iterator[Violation]]
@@ -94,6 +97,7 @@ def check_topology(graph: Graph) -> Iterator[Violation]:
 
 # -- types ------------------------------------------------------------------------------------
 def check_types(graph: Graph) -> Iterator[Violation]:
+    points = [probe(graph.symbols, point) for point in (0, 1)]
     for value in graph.constants:
         data = value.array()
         if tuple(data.shape) != value.shape or data.dtype != value.dtype.numpy:
@@ -105,14 +109,21 @@ def check_types(graph: Graph) -> Iterator[Violation]:
         except QirError as error:
             yield str(node), str(error).removeprefix(f"{node}: ")
             continue
-        try:
-            wanted = op.infer_types(node)
-        except QirError as error:
-            yield str(node), f"its types cannot be inferred: {error}"
-            continue
-        for value, kind in zip(node.outputs, wanted, strict=False):
-            if (value.dtype, value.shape) != (kind.dtype, kind.shape):
+        for sizes in points if open_sizes(op, node) else points[:1]:
+            try:
+                wanted = op.infer_at(node, sizes)
+            except QirError as error:
+                yield str(node), f"its types cannot be inferred: {error}"
+                break
+            wrong = [(v, k) for v, k in zip(node.outputs, wanted, strict=False) if not _agree(v, k, sizes)]
+            for value, kind in wrong:
                 yield str(node), f"output {value.name!r} is {value.type}, the operator gives {kind}"
+            if wrong:
+                break
+
+
+def _agree(value: Value, kind: TensorType, sizes: Sizes) -> bool:
+    return value.dtype is kind.dtype and tuple(dim_at(d, sizes) for d in value.shape) == kind.shape
 
 
 # -- quantization -----------------------------------------------------------------------------
@@ -196,7 +207,7 @@ def is_integer_only(graph: Graph) -> list[str]:
 def check_integer_only(graph: Graph) -> Iterator[Violation]:
     outputs = set(graph.outputs)
     for node in graph.nodes:
-        if node.op in FORBIDDEN:
+        if node.op in FORBIDDEN and node.output.dtype is not DType.INT64:  # sizes are divided as they are
             yield str(node), f"{node.op} in an integer graph"
         quantizes = node.op == "QuantizeLinear" and node.input(0) in graph.inputs
         dequantizes = node.op == "DequantizeLinear" and node.output in outputs and not node.output.use_count
@@ -205,6 +216,8 @@ def check_integer_only(graph: Graph) -> Iterator[Violation]:
                 yield str(node), "its scale is not a constant"
             continue
         for value in (*node.inputs, *node.outputs):
+            if value in graph.inputs and op_of(node.op).reads_shape_only:
+                continue
             if value is not None and value.dtype.is_float:
                 yield str(node), f"{value.name!r} is {value.dtype}"
     for value in graph.outputs:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from qir.errors import BackendError
 from qir.graph import Graph
+from qir.sizes import bind_sizes, sizes_of
 from qir.types import Array
 
 from .profile import Profile
@@ -60,10 +61,6 @@ class Backend(ABC):
         raise BackendError(f"backend {self.name!r} has no profile")
 
 
-def batch_of(graph: Graph, feeds: Mapping[str, Any]) -> int:
-    """The size that "N" stands for in these feeds (1 where nothing is symbolic)."""
-    for value in graph.inputs:
-        for dim, size in zip(value.shape, feeds[value.name].shape, strict=True):
-            if isinstance(dim, str):
-                return size // int(dim.rpartition("*")[0] or 1)
-    return 1
+def fed_sizes(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, int]:
+    """What each symbol is for these (checked) feeds; 1 where no input tells."""
+    return sizes_of(graph.symbols, bind_sizes((v.shape, tuple(feeds[v.name].shape)) for v in graph.inputs))

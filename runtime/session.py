@@ -14,11 +14,13 @@ import numpy as np
 
 from qir.declared import KEY as SIGNATURE
 from qir.declared import as_declared
-from qir.errors import BackendError, DataError
+from qir.errors import BackendError, DataError, TypeInferenceError
 from qir.graph import Graph, Stage, Value
+from qir.shapes import check_sizes
+from qir.sizes import sizes_text, solve
 from qir.types import Array, Dim, is_float
 
-from .backend import Backend, Running
+from .backend import Backend, Running, fed_sizes
 from .interchange import host_array, on_gpu
 from .profile import Profile
 
@@ -31,6 +33,10 @@ BACKENDS: dict[str, str] = {
     "cuda": "qir.runtime.cuda:Cuda",
 }
 """name -> "module:Class", a `Backend`."""
+
+
+MOST_PROVED = 4096
+"""Choices of sizes that a session remembers to be possible."""
 
 
 class Session:
@@ -50,6 +56,7 @@ class Session:
         if backend is None:
             backend = default_backend(graph)
         self.graph, self.backend = graph, backend
+        self._proved: set[tuple[int, ...]] = set()
         self._executor = backend_class(backend)(graph, **options)
         self._casts = graph.stage is Stage.INTEGER and SIGNATURE in graph.metadata
 
@@ -63,7 +70,7 @@ class Session:
     ) -> dict[str, Array]:
         """Outputs by name.
 
-        feeds: one array for each graph input, of its dtype and shape ("N" is any batch, the same for all).
+        feeds: one array for each graph input, of its dtype and shape (an open size is any, and one for each symbol).
         outputs: names of any values of the graph, intermediate ones included; default: the graph's outputs.
         options: the backend's own ("cuda": stream, out, where; it takes tensors in device memory, too).
         Raises DataError on a missing, unknown, misshapen or mistyped feed; GraphError on an unknown output.
@@ -87,9 +94,26 @@ class Session:
     ) -> dict[str, Any]:
         for name in outputs or ():
             self.graph.value(name)
-        if not self._executor.takes_device_tensors:
-            return check_feeds(self.graph, feeds)
-        return check_feeds(self.graph, feeds, lambda tensor: self._executor.adopt(tensor, options.get("stream")))
+        adopt = self._executor.adopt if self._executor.takes_device_tensors else None
+        checked = check_feeds(
+            self.graph, feeds, None if adopt is None else lambda tensor: adopt(tensor, options.get("stream"))
+        )
+        if len(self.graph.symbols) > 1:
+            self._check_sizes(fed_sizes(self.graph, checked))
+        return checked
+
+    def _check_sizes(self, sizes: dict[str, int]) -> None:
+        """Types and proofs hold at the sizes that are fed: proved once for each choice."""
+        key = tuple(sizes.values())
+        if key in self._proved:
+            return
+        try:
+            check_sizes(self.graph, sizes)
+        except TypeInferenceError as error:
+            raise DataError(f"the network cannot take {sizes_text(sizes)}: {error}") from error
+        if len(self._proved) >= MOST_PROVED:
+            self._proved.clear()
+        self._proved.add(key)
 
     def profile(self, feeds: Mapping[str, Any], **options: Any) -> Profile:
         """Time, multiply-accumulates and bytes of each step (`str` is a table, `to_json`); "cpu", "cuda": repeat=runs.
@@ -166,12 +190,12 @@ def check_feeds(graph: Graph, feeds: Mapping[str, Any], adopt: Callable[[object]
             raise DataError(
                 "is no input of the graph", where=f"feed {name!r}", hint=f"inputs are {', '.join(sorted(known))}"
             )
-    batch: dict[str, int] = {}
-    return {v.name: _check_feed(v, feeds, batch, adopt) for v in graph.inputs}
+    sizes: dict[str, int] = {}
+    return {v.name: _check_feed(v, feeds, sizes, adopt) for v in graph.inputs}
 
 
 def _check_feed(
-    value: Value, feeds: Mapping[str, Any], batch: dict[str, int], adopt: Callable[[object], Any] | None
+    value: Value, feeds: Mapping[str, Any], sizes: dict[str, int], adopt: Callable[[object], Any] | None
 ) -> Any:
     where = f"input {value.name!r}"
     if value.name not in feeds:
@@ -197,10 +221,11 @@ def _check_feed(
             hint=f"convert it with .astype(np.{expected})",
         )  # fmt: skip
     if len(array.shape) != len(value.shape) or not all(
-        _fits(d, n, batch) for d, n in zip(value.shape, array.shape, strict=True)
+        _fits(d, n, sizes) for d, n in zip(value.shape, array.shape, strict=True)
     ):
-        given = f"with a batch of {batch['N']} " if batch else ""
+        given = f"with {sizes_text(sizes)} " if sizes else ""
         raise DataError(f"shape {list(value.shape)} expected {given}but {list(array.shape)} given", where=where)
+    _check_steps(value, tuple(array.shape))
     if device:
         return array
     if array.dtype.kind == "f" and array.size and _has_nan(array):
@@ -216,12 +241,20 @@ def _has_nan(array: Array) -> bool:
         return bool(np.isnan(array.min()))
 
 
-def _fits(dim: Dim, size: int, batch: dict[str, int]) -> bool:
-    """Whether a size fits a dim, the batch being what the first symbolic dim made it."""
+def _fits(dim: Dim, size: int, sizes: dict[str, int]) -> bool:
+    """Whether a size fits a dim, its symbol being what the first dim that named it made it."""
     if isinstance(dim, int):
         return dim == size
-    factor, _, _ = dim.rpartition("*")
-    k = int(factor or 1)
-    if size < 1 or size % k:
-        return False
-    return batch.setdefault("N", size // k) == size // k
+    pair = solve(dim, size) if size > 0 else None
+    return pair is not None and sizes.setdefault(*pair) == pair[1]
+
+
+def _check_steps(value: Value, shape: tuple[int, ...]) -> None:
+    """Open sizes that the network takes in multiples only."""
+    for axis, (dim, size) in enumerate(zip(value.shape, shape, strict=True)):
+        symbol = value.graph.symbols.get(str(dim))
+        if symbol is not None and size % symbol.step:
+            raise DataError(
+                f"size {size} on axis {axis} is no multiple of {symbol.step}", where=f"input {value.name!r}",
+                hint="the network's own shapes fit each other for such sizes only",
+            )  # fmt: skip

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from qir.errors import QirError
 from qir.graph import Graph, Node, Value
 from qir.ops import op_of
-from qir.ops.base import dim_at
 from qir.ops.unary import Unary
+from qir.sizes import dim_at
 
 from ..quantization.placement import is_activation, observed
 from ..quantization.ranges import Interval, Ranges

@@ -68,7 +68,7 @@ def refusals(graph: Graph) -> list[QirError]:
 
 def _begin(graph: Graph) -> tuple[Lowering, Graph]:
     target = Graph(graph.name, Stage.INTEGER)
-    target.metadata = dict(graph.metadata)
+    target.metadata, target.symbols = dict(graph.metadata), dict(graph.symbols)
     low = Lowering(graph, target)
     for value in graph.inputs:
         _bring_input(low, value)

@@ -39,7 +39,7 @@ def audit(model: onnx.ModelProto) -> list[str]:
         where = f"{node.op_type} node {node.name or node.output[0]!r}"
         if node.domain not in ("", "ai.onnx"):
             offences.append(f"{where}: not a standard operator")
-        if node.op_type in FORBIDDEN:
+        if node.op_type in FORBIDDEN and types.get(node.output[0]) != onnx.TensorProto.INT64:  # sizes are divided
             offences.append(f"{where}: forbidden")
         border: set[str] = set()
         if node.op_type == "Cast" and (node.output[0] in entered or node.input[0] in left):
@@ -48,6 +48,8 @@ def audit(model: onnx.ModelProto) -> list[str]:
             border = {node.input[0], node.input[1]}
         if node.op_type == "DequantizeLinear" and _leaves(node.output[0], outputs, used, left):
             border = {node.input[1], node.output[0]}
+        if node.op_type in ("Shape", "Size") and node.input[0] in inputs:
+            border = {node.input[0]}
         at_border |= border
         if node.op_type == "Constant":
             border = set(node.output)  # judged below

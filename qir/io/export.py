@@ -137,7 +137,13 @@ def surgeon_tensor(name: str, kind: TensorType, value: Value) -> gs.Tensor:
     """A graphsurgeon tensor.  Constants carry a finished TensorProto, which that library passes through as it is:
     its own conversion knows no 4-bit types."""
     if value.data is None:
-        return gs.Variable(name, ONNX_TYPE[kind.dtype], list(kind.shape))
+        return gs.Variable(name, ONNX_TYPE[kind.dtype], exported_shape(value, kind))
     if value.data.nbytes > MAX_TENSOR:
         raise UnsupportedError(f"{value.data.nbytes} bytes do not fit one ONNX tensor", where=f"constant {name!r}")
     return gs.Constant(name, LazyValues(tensor_proto(name, np.asarray(value.data), kind.dtype)))  # pyright: ignore[reportArgumentType]
+
+
+def exported_shape(value: Value, kind: TensorType) -> list[int | str]:
+    """Sizes as the file shall say them: symbols under the names that they had in the file they came from."""
+    names = {s: symbol.name for s, symbol in value.graph.symbols.items() if symbol.name}
+    return [names.get(d, d) if isinstance(d, str) else d for d in kind.shape]

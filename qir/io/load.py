@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..declared import KEY as SIGNATURE
-from ..errors import ModelError, QirError, UnsupportedError, said
+from ..errors import ModelError, QirError, RefusedError, TypeInferenceError, UnsupportedError, said
 from ..graph import Graph, Stage
 from ..ops import least_outputs, op_of
 from ..shapes import fold_shapes
-from ..types import Array, Dim, DType, TensorType
+from ..sizes import BATCH
+from ..types import Array, DType
 from ..verify import verify
 from . import metadata
 from .adapters import Raw
@@ -29,9 +30,10 @@ from .decompose.control_flow import unfold_control_flow
 from .functions import DOMAIN, eight_bits, operator_of
 from .importer import Constant, Importer
 from .local_functions import strange_functions
+from .open_axes import Reading, Shapes, readings
 from .signature import describe
 from .structure import STANDARD, check_structure, opset_of
-from .tensors import ir_dtype, tensor_array
+from .tensors import tensor_array
 
 G_LOGGER.severity = G_LOGGER.ERROR
 log = logging.getLogger(__name__)
@@ -39,14 +41,13 @@ log = logging.getLogger(__name__)
 MOST_NODES = 1_000_000
 """Nodes of a graph once its local functions are written out."""
 
-Shapes = Mapping[str, Sequence[int | str]]
-
 
 def load(model: str | Path | bytes | onnx.ModelProto, *, input_shapes: Shapes | None = None) -> Graph:
     """A graph from an ONNX model of opset 7 to 28: a path, a serialized model or a ModelProto (left unchanged).
 
-    The first axis of an input, where it is symbolic or unknown, is the batch "N"; other symbolic sizes must be
-    given in `input_shapes` ({input: shape}, "N" or -1 for the batch).  Half floats and doubles are computed in float32.
+    Axes without a fixed size stay open: the batch is "N", others are called as in the file (`Graph.symbols`).
+    input_shapes: {input: shape} with numbers for open sizes, or names ("N": the batch).
+    Half floats and doubles are computed in float32.
     An INTEGER graph is verified: what its operators need for one meaning on every executor holds.
     The stage is INTEGER for models that `save` wrote in that stage, QDQ for those with QuantizeLinear, DequantizeLinear
     or QONNX Quant nodes, else FLOAT.
@@ -69,27 +70,34 @@ def _load(model: str | Path | bytes | onnx.ModelProto, input_shapes: Shapes | No
     opset = opset_of(proto)
     proto, order = inline_others(proto, order)
     stage, quant, four = Stage.FLOAT, {}, {}
-    graph = Graph(proto.graph.name or "graph")
+    header: dict[str, str] = {}
     for prop in proto.metadata_props:
         if prop.key == metadata.KEY:
             stage, quant, four = metadata.parse(prop.value)
         else:
-            graph.metadata[prop.key] = prop.value
+            header[prop.key] = prop.value
     surgeon = import_graph(proto)
     constants = {i.name: _reader(i, folder) for i in proto.graph.initializer}
-    for name, kind in input_types(proto, input_shapes or {}, set(constants)):
-        narrow = four.get(name, kind.dtype)
-        graph.add_input(name, replace(kind, dtype=narrow) if eight_bits(narrow) is kind.dtype else kind)
     names = {n for node in proto.graph.node for n in node.output} | set(constants) | {i.name for i in proto.graph.input}
-    importer = Importer(graph, opset, constants, names)
     used = used_outputs(proto)
-    for index in order:
-        raw = raw_node(surgeon.nodes[index], used, folder)
-        if raw.op == "Constant" and raw.domain in STANDARD:
-            importer.define(raw.outputs[0] or "", constant_node(raw, folder))
-        else:
-            importer.add(raw)
-    importer.finish([o.name for o in proto.graph.output])
+
+    def build(reading: Reading) -> Graph:
+        graph = Graph(proto.graph.name or "graph")
+        graph.metadata, graph.symbols = dict(header), dict(reading.symbols)
+        for name, kind in reading.types:
+            narrow = four.get(name, kind.dtype)
+            graph.add_input(name, replace(kind, dtype=narrow) if eight_bits(narrow) is kind.dtype else kind)
+        importer = Importer(graph, opset, constants, set(names))
+        for index in order:
+            raw = raw_node(surgeon.nodes[index], used, folder)
+            if raw.op == "Constant" and raw.domain in STANDARD:
+                importer.define(raw.outputs[0] or "", constant_node(raw, folder))
+            else:
+                importer.add(raw)
+        importer.finish([o.name for o in proto.graph.output])
+        return graph
+
+    graph = _first_that_fits(readings(proto, input_shapes or {}, set(constants)), build)
     signature = describe(proto, graph)
     graph.metadata.pop(SIGNATURE, None)
     if signature is not None:
@@ -109,6 +117,31 @@ def _load(model: str | Path | bytes | onnx.ModelProto, input_shapes: Shapes | No
             "qir's own executors compute what its name means, other runtimes what its body says", name,
         )  # fmt: skip
     return graph
+
+
+def _first_that_fits(tries: Iterator[Reading], build: Callable[[Reading], Graph]) -> Graph:
+    """The graph under the first reading of its open axes whose types can be inferred."""
+    best: tuple[Reading, QirError] | None = None
+    least = 0
+    for reading in tries:
+        try:
+            return build(reading)
+        except (TypeInferenceError, RefusedError) as error:
+            refusals = error.refusals if isinstance(error, RefusedError) else [error]
+            if not any(isinstance(e, TypeInferenceError) for e in refusals):
+                raise
+            if best is None or len(refusals) < least:
+                best, least = (reading, error), len(refusals)
+    assert best is not None
+    reading, error = best
+    if not reading.beyond_batch or isinstance(error, RefusedError):
+        raise error
+    name, kind = next((n, t) for n, t in reading.types if any(isinstance(d, str) and d != BATCH for d in t.shape))
+    shape = "x".join(str(d) if isinstance(d, int) or d == BATCH else "..." for d in kind.shape)
+    raise ModelError(
+        f"its open sizes cannot stay open: {error}", where=f"input {name!r}",
+        hint=f"give them: --input-shape {name}:{shape} or input_shapes={{{name!r}: [...]}}, with numbers for the dots",
+    ) from error  # fmt: skip
 
 
 def read_proto(model: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
@@ -225,56 +258,6 @@ def _proto_of(tensor: Any, folder: Path | None, where: str) -> Constant:
 
 def _reader(proto: onnx.TensorProto, folder: Path | None) -> Callable[[], tuple[Array, DType]]:
     return lambda: tensor_array(proto, folder, f"initializer {proto.name!r}")
-
-
-def input_types(proto: onnx.ModelProto, shapes: Shapes, constants: set[str]) -> list[tuple[str, TensorType]]:
-    """Types of the graph's inputs, symbolic sizes bound.
-
-    Raises ModelError (a shape for an unknown input, a rank that differs, sizes left open), UnsupportedError (dtype).
-    """
-    inputs = [i for i in proto.graph.input if i.name not in constants]
-    names = [i.name for i in inputs]
-    for name in shapes:
-        if name not in names:
-            raise ModelError("is no input of the model", where=f"input_shapes[{name!r}]",
-                             hint=f"inputs are {', '.join(names)}")  # fmt: skip
-    return [(i.name, _input_type(i, shapes.get(i.name))) for i in inputs]
-
-
-def _input_type(info: onnx.ValueInfoProto, given: Sequence[int | str] | None) -> TensorType:
-    where = f"input {info.name!r}"
-    if info.type.WhichOneof("value") != "tensor_type":
-        raise UnsupportedError("is not a tensor", where=where)
-    tensor = info.type.tensor_type
-    kind = ir_dtype(tensor.elem_type, where)
-    declared: list[int | str] | None = None
-    if tensor.HasField("shape"):
-        declared = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
-    if declared is None and given is None:
-        raise ModelError("has no shape", where=where, hint=f"pass input_shapes={{{info.name!r}: [...]}}")
-    wanted = list(given) if given is not None else declared or []
-    if declared is not None and len(wanted) != len(declared):
-        raise ModelError(f"has {len(declared)} axes, input_shapes gives {len(wanted)}", where=where)
-    for mine, theirs in zip(wanted, declared or wanted, strict=True):
-        if isinstance(mine, int) and isinstance(theirs, int) and mine > 0 and theirs > 0 and mine != theirs:
-            raise ModelError(f"has shape {declared}, input_shapes gives {wanted}", where=where)
-    dims: list[Dim] = []
-    for axis, dim in enumerate(wanted):
-        if isinstance(dim, int) and (dim > 0 or dim < -1 or (dim == 0 and given is None)):
-            if dim < -1:
-                raise ModelError(f"has a negative size in {wanted}", where=where)
-            if dim > 0:
-                dims.append(dim)
-                continue
-        if axis > 0:
-            example = [d if isinstance(d, int) and d > 0 else ("N" if i == 0 else 224) for i, d in enumerate(wanted)]
-            option = f"--input-shape {info.name}:{'x'.join(map(str, example))}"
-            raise ModelError(
-                f"size {axis} of {wanted} is not fixed", where=where,
-                hint=f"pass its shape, for example input_shapes={{{info.name!r}: {example}}} or {option}",
-            )  # fmt: skip
-        dims.append("N")
-    return TensorType(kind, tuple(dims))
 
 
 def _stage(graph: Graph, claimed: Stage) -> Stage:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import TypeInferenceError
+from ..errors import LoweringError, TypeInferenceError
 from ..lowering import Bounds, Deferred, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
 from .base import REQUIRED, SIXTEEN_BITS, Interval, Op, register
@@ -16,6 +17,7 @@ from .convolution import check_int32
 from .intervals import interval, joined, sum_overflow, times
 from .max_pooling import slide
 from .movement import first, ints
+from .open_axes import GIVE_SIZES, at_every_size
 from .reductions import lower_sum_over, sum_grid
 from .requantize import quant_of
 from .windows import PoolGeometry, conv_output, pool_geometry, windows
@@ -62,10 +64,25 @@ class AveragePool(Op):
     def to_integer(self, low: Lowering, node: Node) -> None:
         x = low.quantized(node.input(0))
         q, attrs, kernel, name = quant_of(x), node.attrs, list(node.attrs["kernel_shape"]), node.output.name
-        spatial = ints(x.shape[2:])
-        g = pool_geometry(spatial, kernel, attrs)
         taps = int(np.prod(kernel))
-        counts = g.counts(spatial, kernel, bool(attrs["count_include_pad"]))
+
+        def find(spatial: list[int]) -> tuple[PoolGeometry, Array]:
+            g = pool_geometry(spatial, kernel, attrs)
+            return g, g.counts(spatial, kernel, bool(attrs["count_include_pad"]))
+
+        def of_any_size(spatial: list[int]) -> tuple[PoolGeometry, set[int]]:
+            g, counts = find(spatial)
+            return replace(g, out=()), {int(c) for c in counts.flat}
+
+        dims = node.input(0).shape[2:]
+        if all(isinstance(d, int) for d in dims):
+            g, counts = find([int(d) for d in dims])
+        else:
+            g, kinds = at_every_size(node, dims, of_any_size, "its pads")
+            if len(kinds) > 1:
+                raise LoweringError("divides by fewer at the edges, and its size is open", where=str(node),
+                                    hint=f"export it with count_include_pad=1, or {GIVE_SIZES}")  # fmt: skip
+            counts = np.asarray(list(kinds))
         scaled = sum_grid(x, taps, int(counts.flat[0]), str(node))
         uniform = bool((counts == counts.flat[0]).all())
         acc = low.graph.add_node(
@@ -127,13 +144,12 @@ class SumPool(Op):
 
     def function_body(self, body: Body, node: Node) -> None:
         attrs, x = node.attrs, body.cast("x", DType.INT32)
-        spatial = ints(node.input(0).shape[2:])
-        g = pool_geometry(spatial, attrs["kernel_shape"], attrs)
-        if tuple(attrs["kernel_shape"]) == spatial and not any(attrs["pads"]) and set(g.dilations) == {1}:
+        spatial = node.input(0).shape[2:]
+        if tuple(attrs["kernel_shape"]) == spatial and not any(attrs["pads"]) and set(attrs["dilations"]) == {1}:
             axes = body.int64(list(range(2, 2 + len(spatial))))
             body.op("ReduceSum", x, axes, keepdims=1, output="y")
             return
-        y = slide(body, x, "Add", attrs["kernel_shape"], g.strides, g.dilations, g.out, g.widths, attrs["pad_value"])
+        y = slide(body, x, "Add", node, attrs["pad_value"])
         body.op("Identity", y, output="y")
 
     def accumulator_interval(self, node: Node) -> Interval | None:

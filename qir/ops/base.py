@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import LoweringError, ModelError, TypeInferenceError, UnsupportedError, named
+from ..sizes import Sizes, dim_at, symbols_of
+from ..sizes.fitting import explain, probe
 from ..types import Array, Dim, DType, TensorType
 from .attributes import taken
 
@@ -55,9 +57,6 @@ INT32_CONSTANT, INT64_CONSTANT = (OperandKind(constant=True, dtype=d) for d in (
 
 Interval = tuple[int, int]
 """The least and the greatest that an integer can be."""
-
-BATCHES = (5, 7)
-"""Sizes put in place of the symbolic batch to see which output sizes follow it."""
 
 
 class Op(ABC):
@@ -206,23 +205,33 @@ class Op(ABC):
         return iter(())
 
     def infer_types(self, node: Node) -> list[TensorType]:
-        """`infer` with a symbolic batch: probed at two batch sizes, sizes that differ follow the batch."""
+        """`infer` with open sizes: what comes out at several sizes of each symbol is explained by what goes in."""
+        if not (follows := open_sizes(self, node)):
+            return self.infer_at(node, {})
+        symbols = node.graph.symbols
+        runs: dict[int, list[TensorType]] = {}
+
+        def at(point: int) -> list[TensorType]:
+            if point not in runs:
+                runs[point] = self.infer_at(node, probe(symbols, point))
+            return runs[point]
+
+        def known(points: int) -> list[tuple[Dim, list[int]]]:
+            return [(d, [dim_at(d, probe(symbols, i)) for i in range(points)]) for d in follows]
+
+        def shapes(point: int) -> list[tuple[int, ...]]:
+            return [tuple(int(d) for d in t.shape) for t in at(point)]
+
+        dims = explain(shapes, known, str(node))
+        return [replace(t, shape=s) for t, s in zip(at(0), dims, strict=True)]
+
+    def infer_at(self, node: Node, sizes: Sizes) -> list[TensorType]:
+        """`infer` at given sizes of the symbols.  Raises what it raises, naming the node."""
         from .probing import known_inputs  # it evaluates operators, so it needs the registry
 
-        symbolic = any(isinstance(d, str) for v in node.inputs if v is not None for d in v.shape)
-        unknown = any(v is not None and v.data is None for v in map(node.optional, self.shape_inputs))
         with named(TypeInferenceError, node, lambda: f"inputs {listed(node)} do not fit"):
-            runs = [
-                self.infer(
-                    node.attrs,
-                    [_at(v.type, n) if v is not None else None for v in node.inputs],
-                    known_inputs(node, self.shape_inputs, n),
-                )
-                for n in (BATCHES if symbolic or unknown else BATCHES[:1])
-            ]
-        if len(runs) == 1:
-            return runs[0]
-        return [merge_probes(a, b, str(node)) for a, b in zip(runs[0], runs[1], strict=True)]
+            types = [type_at(v.type, sizes) if v is not None else None for v in node.inputs]
+            return self.infer(node.attrs, types, known_inputs(node, self.shape_inputs, sizes))
 
 
 def listed(node: Node) -> str:
@@ -230,40 +239,26 @@ def listed(node: Node) -> str:
     return ", ".join("-" if v is None else str(v.type) for v in node.inputs)
 
 
-def _at(type: TensorType, batch: int) -> TensorType:
-    """The type with its symbolic sizes set for a batch of `batch`."""
+def open_sizes(op: Op, node: Node) -> list[Dim]:
+    """The sizes that the node's output types may follow: open ones of its inputs, and all symbols where a shape input
+    is computed."""
+    found = dict.fromkeys(d for v in node.inputs if v is not None for d in v.shape if isinstance(d, str))
+    symbols = [s for d in found for s in sorted(symbols_of(d))]
+    if any(v is not None and v.data is None for v in map(node.optional, op.shape_inputs)):
+        symbols = list(node.graph.symbols)
+    return list(dict.fromkeys((*found, *symbols)))
+
+
+def type_at(type: TensorType, sizes: Sizes) -> TensorType:
+    """The type at given sizes of the symbols."""
     if all(isinstance(d, int) for d in type.shape):
         return type
-    return replace(type, shape=tuple(dim_at(d, batch) for d in type.shape))
+    return replace(type, shape=tuple(dim_at(d, sizes) for d in type.shape))
 
 
-def dim_at(dim: Dim, batch: int) -> int:
-    """A size at a given batch: "N" -> batch, "4*N" -> 4 * batch."""
-    if isinstance(dim, int):
-        return dim
-    factor, _, _ = dim.rpartition("*")
-    return int(factor or 1) * batch
-
-
-def elements(value: Value, batch: int = 1) -> int:
-    """How many elements a tensor has at a batch size."""
-    return math.prod(dim_at(d, batch) for d in value.shape)
-
-
-def merge_probes(a: TensorType, b: TensorType, where: str) -> TensorType:
-    """One type from what `infer` said at the two probe batches."""
-    if len(a.shape) != len(b.shape):
-        raise TypeInferenceError("the output's rank depends on the batch size", where=where)
-    dims: list[Dim] = []
-    for p, q in zip(a.shape, b.shape, strict=True):
-        if p == q:
-            dims.append(p)
-        elif isinstance(p, int) and isinstance(q, int) and p * BATCHES[1] == q * BATCHES[0]:
-            k = p // BATCHES[0]
-            dims.append("N" if k == 1 else f"{k}*N")
-        else:
-            raise TypeInferenceError(f"an output size ({p} or {q}) is no multiple of the batch", where=where)
-    return replace(a, shape=tuple(dims))
+def elements(value: Value, at: int | Sizes = 1) -> int:
+    """How many elements a tensor has at a batch size, or at given sizes of all symbols."""
+    return math.prod(dim_at(d, at) for d in value.shape)
 
 
 REGISTRY: dict[str, Op] = {}

@@ -11,10 +11,12 @@ import numpy as np
 
 from ..errors import LoweringError, TypeInferenceError
 from ..lowering import Fixed, Lowering, Quantized
-from ..types import Array, QuantParams, TensorType
+from ..sizes import add, multiply
+from ..types import Array, Dim, QuantParams, TensorType
 from .base import Op, elements, register
 from .convolution import check_bias
 from .linear import fold
+from .open_axes import at_every_size, sizes_constant
 from .requantize import quant_of
 
 if TYPE_CHECKING:
@@ -120,8 +122,14 @@ def _lower(low: Lowering, node: Node, x: Value, w: Array, wq: QuantParams) -> Va
     group, rank, name, g = node.attrs["group"], w.ndim - 2, node.output.name, low.graph
     if (wq.per_channel and (wq.axis or 0) % w.ndim != 1) or len(set(wq.zero_point)) != 1:
         raise LoweringError("weights are quantized per tensor or along axis 1", where=str(node))
-    spatial = [int(d) for d in x.shape[2:]]
-    begins, sizes, strides, dilations = geometry(spatial, w.shape[2:], node.attrs)
+
+    def find(spatial: list[int]) -> tuple[list[int], ...]:
+        begins, sizes, strides, dilations = geometry(spatial, w.shape[2:], node.attrs)
+        blocks = [-(-(p + z) // s) for p, z, s in zip(begins, sizes, strides, strict=True)]
+        return begins, strides, dilations, [max(q - n, 0) for q, n in zip(blocks, spatial, strict=True)]
+
+    begins, strides, dilations, right = at_every_size(node, x.shape[2:], find, "its pads")
+    sizes = node.output.shape[2:]
     phases = list(np.ndindex(*strides))
     m, cg = w.shape[1], w.shape[0] // group
     spans = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilations, strict=True)]
@@ -144,9 +152,7 @@ def _lower(low: Lowering, node: Node, x: Value, w: Array, wq: QuantParams) -> Va
     bias = np.repeat(bias.reshape(group, 1, m), len(phases), axis=1).reshape(-1)
     qx = quant_of(x)
     folded = fold(low, kernel.reshape(-1, cg, *taps), quant, bias, qx, 0, str(node))
-    blocks = [-(-(p + z) // s) for p, z, s in zip(begins, sizes, strides, strict=True)]
     left = [t - 1 for t in taps]
-    right = [max(q - n, 0) for q, n in zip(blocks, spatial, strict=True)]
     acc = g.add_node(
         "qir.Conv", [x, *folded.constants(g, name)],
         {
@@ -159,21 +165,21 @@ def _lower(low: Lowering, node: Node, x: Value, w: Array, wq: QuantParams) -> Va
 
 
 def _interleave(
-    low: Lowering, acc: Value, group: int, m: int, strides: Sequence[int], begins: Sequence[int], sizes: Sequence[int],
+    low: Lowering, acc: Value, group: int, m: int, strides: Sequence[int], begins: Sequence[int], sizes: Sequence[Dim],
     name: str,
 ) -> Value:  # fmt: skip
     """Phases to space, then the crop. Channels come as (group, phase, m)."""
     g, rank = low.graph, len(strides)
     phases = int(np.prod(strides))
-    blocks = [int(d) for d in acc.shape[2:]]
+    blocks = acc.shape[2:]
     q = acc.quant
     assert q is not None
     if q.per_channel:  # every phase repeats the scales of its channels
         per_group = np.reshape(q.scale, (group, phases, m))[:, 0].reshape(-1)
         q = replace(q, scale=tuple(float(s) for s in per_group), zero_point=(0,) * (group * m))
 
-    def ints(values: Sequence[int]) -> Value:
-        return g.add_constant(f"{name}.shape", np.asarray(values, np.int64))
+    def ints(values: Sequence[Dim]) -> Value:
+        return sizes_constant(g, values, f"{name}.shape", name)
 
     def step(op: str, inputs: Sequence[Value], last: bool = False, **attrs: Any) -> Value:
         out = [f"{name}.acc" if last else f"{name}.interleaved"]
@@ -182,11 +188,11 @@ def _interleave(
     y = acc
     if phases > 1:
         if group > 1:
-            y = step("Reshape", [y, ints([0, group, phases, m * int(np.prod(blocks))])])
+            y = step("Reshape", [y, ints([0, group, phases, multiply(m, *blocks)])])
             y = step("Transpose", [y], perm=[0, 2, 1, 3])
         y = step("Reshape", [y, ints([0, *strides, group * m, *blocks])])
         order = [0, 1 + rank, *(a for i in range(rank) for a in (2 + rank + i, 1 + i))]
         y = step("Transpose", [y], perm=order)
-        y = step("Reshape", [y, ints([0, group * m, *(b * s for b, s in zip(blocks, strides, strict=True))])])
-    ends = [b + z for b, z in zip(begins, sizes, strict=True)]
+        y = step("Reshape", [y, ints([0, group * m, *(multiply(b, s) for b, s in zip(blocks, strides, strict=True))])])
+    ends = [add(z, b) for b, z in zip(begins, sizes, strict=True)]
     return step("Slice", [y, ints(begins), ints(ends), ints(list(range(2, 2 + rank)))], last=True)

@@ -17,6 +17,7 @@ from .exact_product import operand
 from .halves import is_wide, linear_in_halves
 from .intervals import interval, joined, weighted_overflow
 from .linear import LinearWeights, fold, weights_and_bias
+from .open_axes import at_every_size
 from .requantize import quant_of
 from .windows import conv_output, resolve_pads, windows
 
@@ -93,9 +94,11 @@ class Conv(Op):
     def to_integer(self, low: Lowering, node: Node) -> None:
         x = low.quantized(node.input(0))
         q = quant_of(x)
-        spatial = [int(d) for d in x.shape[2:]]
         ints, quant, bias = weights_and_bias(low, node, channel_axis=0)
-        pads, strides, dilations = resolve_pads(spatial, ints.shape[2:], node.attrs)
+        kernel = ints.shape[2:]
+        pads, strides, dilations = at_every_size(
+            node, node.input(0).shape[2:], lambda spatial: resolve_pads(spatial, kernel, node.attrs), "its pads"
+        )
         g = low.graph
         name, where = node.output.name, str(node)
 

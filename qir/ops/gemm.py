@@ -15,6 +15,7 @@ from ..types import Array, DType, QuantParams, TensorType
 from .affine import lower_affine
 from .base import Op, dim_at, elements, register
 from .halves import halves, is_wide, joined_halves, linear_in_halves
+from .intervals import longest
 from .linear import LIMIT, LinearWeights, fold
 from .requantize import quant_of
 
@@ -232,9 +233,9 @@ def _product(low: Lowering, node: Node, a: Value, b: Value, name: str) -> tuple[
             accs, bounds = [p[0] for p in parts], [p[1] for p in parts]
             return joined_halves(low, accs, [quant_of(v) for v in accs], bounds, name)
     qa, qb = narrow_operand(a, node), narrow_operand(b, node)
-    length = a.shape[-1]
-    if not isinstance(length, int):
-        raise LoweringError("the summed axis is symbolic", where=str(node))
+    length = longest(a.shape[-1])
+    if length is None:
+        raise LoweringError("sums over the batch", where=str(node), hint="bind the batch to a number when loading")
     worst = length * span(qa) * span(qb)
     if worst >= LIMIT:
         raise OverflowProofError(f"{length} products of up to {span(qa) * span(qb)} do not fit int32", where=str(node))

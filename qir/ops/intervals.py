@@ -9,17 +9,26 @@ the exact interval is [sum of min over the ends, sum of max over the ends]; the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Array, DType
+from ..sizes import BATCH, Sizes, dim_at, symbols_of
+from ..types import Array, Dim, DType
 from .base import Interval, op_of
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
+
+MOST_SUMMANDS = 1 << 16
+"""Sizes that are open count as this much, all of a sum's together, in the proof; what is fed is proved again."""
+
+_sizes: ContextVar[Sizes | None] = ContextVar("sizes", default=None)
 
 INT32: Interval = (DType.INT32.lo, DType.INT32.hi)
 
@@ -31,8 +40,18 @@ def interval(value: Value) -> Interval:
     node = value.producer
     if node is not None and {"lo", "hi"} <= set(node.attrs):
         return int(node.attrs["lo"]), int(node.attrs["hi"])
+    if node is not None and node.op == "Clip" and (limits := _limits(node)) is not None:
+        return limits
     found = None if node is None else op_of(node.op).accumulator_interval(node)
     return found or (value.dtype.lo, value.dtype.hi)
+
+
+def _limits(node: Node) -> Interval | None:
+    """Of a Clip between two constants."""
+    lo, hi = node.optional(1), node.optional(2)
+    if lo is None or hi is None or lo.data is None or hi.data is None:
+        return None
+    return int(lo.data.reshape(())), int(hi.data.reshape(()))
 
 
 def minus(x: Interval, zero_point: int) -> Interval:
@@ -78,9 +97,33 @@ def weighted_overflow(node: Node, axis: int, x: Interval) -> Iterator[str]:
         yield f"channel {channel} can reach {int(worst_low[channel])}..{int(worst_high[channel])}"
 
 
-def repeated_overflow(count: object, x: Interval) -> Iterator[str]:
-    """The proof of a sum of `count` numbers in x."""
-    if not isinstance(count, int):
+def longest(*dims: Dim) -> int | None:
+    """The most summands there are along axes: at the sizes of `at_sizes`, or with open ones as long as MOST_SUMMANDS
+    allows; None where they follow the batch, which has no such limit."""
+    sizes = _sizes.get()
+    if sizes is not None:
+        return math.prod(dim_at(d, sizes) for d in dims)
+    symbols = {s for d in dims for s in symbols_of(d)}
+    if BATCH in symbols:
+        return None
+    most = int(MOST_SUMMANDS ** (1 / max(len(symbols), 1)) + 1e-9)
+    return math.prod(dim_at(d, dict.fromkeys(symbols, most)) for d in dims)
+
+
+@contextmanager
+def at_sizes(sizes: Sizes) -> Generator[None, None, None]:
+    """Inside, the proofs are about these sizes of the symbols."""
+    token = _sizes.set(sizes)
+    try:
+        yield
+    finally:
+        _sizes.reset(token)
+
+
+def repeated_overflow(dim: Dim, x: Interval) -> Iterator[str]:
+    """The proof of a sum of `dim` numbers in x."""
+    count = longest(dim)
+    if count is None:
         yield "the number of summands depends on the batch"
     elif not fits((x[0] * count, x[1] * count)):
         yield f"{count} summands in {x[0]}..{x[1]} do not fit int32"

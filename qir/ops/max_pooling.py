@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import TypeInferenceError, UnsupportedError
+from ..errors import LoweringError, TypeInferenceError, UnsupportedError
 from ..lowering import Bounds, Lowering
-from ..types import Array, DType, QuantParams, TensorType
+from ..types import Array, Dim, DType, QuantParams, TensorType
 from .base import REQUIRED, Op, register
 from .movement import first, ints, move_all
-from .windows import pool_geometry, windows
+from .open_axes import GIVE_SIZES, at_every_size
+from .windows import PoolGeometry, pool_geometry, windows
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
     from ..io.functions import Body
+
+
+INT64_MAX = 2**63 - 1
+"""An end that is that of the axis."""
 
 
 def lowest(dtype: np.dtype[Any]) -> Any:
@@ -59,8 +65,11 @@ class MaxPool(Op):
         if len(node.outputs) > 1:
             raise UnsupportedError("indices of the maxima are not supported", where=str(node))
         # explicit pads: runtimes disagree on auto_pad with dilations
-        g = pool_geometry(ints(node.input(0).shape[2:]), node.attrs["kernel_shape"], node.attrs)
-        pads = [a for a, _ in g.asked] + [b for _, b in g.asked]
+        kernel = node.attrs["kernel_shape"]
+        asked = at_every_size(
+            node, node.input(0).shape[2:], lambda spatial: pool_geometry(spatial, kernel, node.attrs).asked, "its pads"
+        )
+        pads = [a for a, _ in asked] + [b for _, b in asked]
         attrs = {**node.attrs, "auto_pad": "NOTSET", "pads": pads}
 
         def move(x: Value, quant: QuantParams | None, bounds: Bounds, names: Sequence[str]) -> list[Value]:
@@ -73,32 +82,51 @@ class MaxPool(Op):
 
     def function_body(self, body: Body, node: Node) -> None:
         """Pad with the minimum, then strided slices: the maximum along one axis after the other, in int32."""
-        kernel = node.attrs["kernel_shape"]
         kind = body.dtype("x")
-        g = pool_geometry(ints(node.input(0).shape[2:]), kernel, node.attrs)
-        y = slide(body, body.cast("x", DType.INT32), "Max", kernel, g.strides, g.dilations, g.out, g.widths, kind.lo)
+        y = slide(body, body.cast("x", DType.INT32), "Max", node, kind.lo)
         body.op("Cast", y, output="y", to=body.result_type(kind))
 
 
-def slide(
-    body: Body, x: str, combine: str, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int],
-    out: Sequence[int], widths: Sequence[tuple[int, int]], fill: int,
-) -> str:  # fmt: skip
+def slide(body: Body, x: str, combine: str, node: Node, fill: int) -> str:
     """A separable window function on an int32 (N, C, *spatial): padded, then strided slices combined axis by axis."""
-    if any(a or b for a, b in widths):
-        pads = body.int64([0, 0, *(a for a, _ in widths), 0, 0, *(b for _, b in widths)])
+    kernel, dims = node.attrs["kernel_shape"], node.input(0).shape[2:]
+    g, ends = window_ends(node, dims, kernel)
+    if any(a or b for a, b in g.widths):
+        pads = body.int64([0, 0, *(a for a, _ in g.widths), 0, 0, *(b for _, b in g.widths)])
         x = body.op("Pad", x, pads, body.constant(np.asarray(fill, np.int32)))
     for i in reversed(range(len(kernel))):
         axis = body.int64([2 + i])
         parts: list[str] = []
         for k in range(kernel[i]):
-            start = k * dilations[i]
-            end = start + (out[i] - 1) * strides[i] + 1
-            parts.append(body.op("Slice", x, body.int64([start]), body.int64([end]), axis, body.int64([strides[i]])))
+            start, end = k * g.dilations[i], ends[i][k]
+            parts.append(body.op("Slice", x, body.int64([start]), body.int64([end]), axis, body.int64([g.strides[i]])))
         x = parts[0]
         for part in parts[1:]:
             x = body.op(combine, x, part)
     return x
+
+
+def window_ends(node: Node, dims: Sequence[Dim], kernel: Sequence[int]) -> tuple[PoolGeometry, list[list[int]]]:
+    """(geometry, end of each tap's strided slice on each axis); ends count from behind where a size is open."""
+    if all(isinstance(d, int) for d in dims):
+        g = pool_geometry(ints(dims), kernel, node.attrs)
+        return g, [
+            [k * d + (n - 1) * s + 1 for k in range(size)]
+            for size, d, n, s in zip(kernel, g.dilations, g.out, g.strides, strict=True)
+        ]
+    plain = {**node.attrs, "ceil_mode": 0}
+    g = at_every_size(node, dims, lambda sizes: replace(pool_geometry(sizes, kernel, plain), out=()), "its pads")
+    ends: list[list[int]] = []
+    widths: list[tuple[int, int]] = []
+    for size, d, s, (begin, end) in zip(kernel, g.dilations, g.strides, g.asked, strict=True):
+        span = (size - 1) * d + 1
+        if node.attrs.get("ceil_mode"):  # a stride's room less one: floor counts what ceil does
+            if s + end > span:
+                raise LoweringError("its last windows follow an open size", where=str(node), hint=GIVE_SIZES)
+            end += s - 1
+        widths.append((begin, end))
+        ends.append([-(span - 1 - k * d) or INT64_MAX for k in range(size)])
+    return replace(g, widths=tuple(widths)), ends
 
 
 @register

@@ -1,19 +1,21 @@
-"""Values computed from constants and shapes alone, evaluated at a probe batch size.
+"""Values computed from constants and shapes alone, evaluated at given sizes of the symbols.
 
-Exporters compute Reshape targets with Shape, Gather, Concat ... .  Such a value is known as soon as the batch size
-is, so evaluating it at two batch sizes tells what is constant and what follows the batch.
+Exporters compute Reshape targets with Shape, Gather, Concat ... .  Such a value is known as soon as the open sizes
+are, so evaluating it at several sizes tells what is constant and what follows which symbol.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import QirError
+from ..sizes import Sizes, dim_at
 from ..types import Array
-from .base import dim_at, op_of
+from .base import op_of
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
@@ -21,22 +23,25 @@ if TYPE_CHECKING:
 MAX_ELEMENTS = 1 << 26
 """Larger results are not evaluated: no shape subgraph needs them, a hostile file might ask for them."""
 
+MAX_OPEN = 1 << 16
+"""The same for results whose size is open: evaluated several times, and only to find sizes in them."""
+
 KEPT = frozenset({"QuantizeLinear", "DequantizeLinear"})
 """Never folded: a quantized constant must stay one."""
 
 
-def known_inputs(node: Node, wanted: Sequence[int], batch: int) -> list[Array | None]:
-    """Data of the node's inputs: constants, and the inputs `wanted` evaluated at the batch where that is possible."""
+def known_inputs(node: Node, wanted: Sequence[int], sizes: Sizes) -> list[Array | None]:
+    """Data of the node's inputs: constants, and the inputs `wanted` evaluated at the sizes where that is possible."""
     found: list[Array | None] = [None if v is None else v.data for v in node.inputs]
     memo: dict[Value, Array | None] = {}
     for i in wanted:
         if i < len(found) and found[i] is None and (value := node.inputs[i]) is not None:
-            found[i] = known(value, batch, memo)
+            found[i] = known(value, sizes, memo)
     return found
 
 
-def known(value: Value, batch: int, memo: dict[Value, Array | None]) -> Array | None:
-    """The value's data at a batch size, or None where they depend on what is fed.  `memo` is filled on the way."""
+def known(value: Value, sizes: Sizes, memo: dict[Value, Array | None]) -> Array | None:
+    """The value's data at given sizes, or None where they depend on what is fed.  `memo` is filled on the way."""
     stack = [value]
     while stack:
         top = stack[-1]
@@ -53,7 +58,7 @@ def known(value: Value, batch: int, memo: dict[Value, Array | None]) -> Array | 
         if waiting:
             stack.append(waiting[0])
             continue
-        evaluate(node, batch, memo)
+        evaluate(node, sizes, memo)
     return memo[value]
 
 
@@ -62,8 +67,11 @@ def reads_shape(node: Node) -> bool:
     return op_of(node.op).reads_shape_only
 
 
-def evaluate(node: Node, batch: int, memo: dict[Value, Array | None]) -> None:
-    """Put the node's outputs at a batch size into `memo`: None where an input is unknown, or the result too large."""
+def evaluate(node: Node, sizes: Sizes, memo: dict[Value, Array | None], most: int = MAX_OPEN) -> None:
+    """Put the node's outputs at given sizes into `memo`: None where an input is unknown, or the result too large.
+
+    most: elements of a result whose size is open.
+    """
     for value in node.outputs:
         memo[value] = None
     op = op_of(node.op)
@@ -72,7 +80,7 @@ def evaluate(node: Node, batch: int, memo: dict[Value, Array | None]) -> None:
         if value is None:
             args.append(None)
         elif op.reads_shape_only:
-            shape = tuple(dim_at(d, batch) for d in value.shape)
+            shape = tuple(dim_at(d, sizes) for d in value.shape)
             args.append(np.broadcast_to(np.zeros((), value.dtype.numpy), shape))
         else:
             data = value.data if value.data is not None else memo.get(value)
@@ -81,9 +89,10 @@ def evaluate(node: Node, batch: int, memo: dict[Value, Array | None]) -> None:
             args.append(data)
     if node.op in KEPT or op.is_integer_op:
         return
-    sizes = [int(np.prod([float(dim_at(d, batch)) for d in v.shape])) for v in node.outputs]
-    if max(sizes, default=0) > MAX_ELEMENTS:
-        return
+    for value in node.outputs:
+        limit = MAX_ELEMENTS if all(isinstance(d, int) for d in value.shape) else most
+        if math.prod(float(dim_at(d, sizes)) for d in value.shape) > limit:
+            return
     try:
         with np.errstate(all="ignore"):
             results = op.reference(node.attrs, *args)

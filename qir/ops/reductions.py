@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +12,7 @@ from ..lowering import Bounds, Fixed, Lowering, Plain, Quantized
 from ..types import Array, DType, QuantParams, TensorType
 from .base import REQUIRED, SIXTEEN_BITS, Interval, Op, register
 from .convolution import check_int32
-from .intervals import interval, sum_overflow, times
+from .intervals import interval, longest, sum_overflow, times
 from .movement import arg, axes_of, first, ints, move_all, optional_const
 from .requantize import quant_of
 from .shaping import plain
@@ -240,8 +239,8 @@ class IntegerReduceSum(Op):
         """None where the number of summands follows the batch."""
         value = node.input(0)
         sizes = [value.shape[int(a)] for a in node.attrs["axes"]]
-        count = math.prod(s for s in sizes if isinstance(s, int))
-        return times(interval(value), (count, count)) if all(isinstance(s, int) for s in sizes) else None
+        count = longest(*sizes)
+        return None if count is None else times(interval(value), (count, count))
 
     def overflows(self, node: Node) -> Iterator[str]:
         yield from sum_overflow(self.accumulator_interval(node))

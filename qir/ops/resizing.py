@@ -13,8 +13,10 @@ from ..lowering import Bounds, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
 from .base import INT32_CONSTANT, INT64_CONSTANT, INTEGER, REQUIRED, Interval, Op, register
 from .convolution import check_int32
-from .intervals import fits, interval, joined, sum_overflow
+from .intervals import fits, interval, joined, sum_overflow, times
 from .movement import arg, axes_of, first, ints, move_all, optional_const
+from .open_axes import GIVE_SIZES
+from .open_resize import OpenResize, scale_of
 from .requantize import quant_of
 from .resampling import by_matrix, linear_taps, nearest_index, outside, resize_matrix, resized_axes
 
@@ -76,9 +78,14 @@ class Resize(Op):
 
     def to_integer(self, low: Lowering, node: Node) -> None:
         x = node.input(0)
-        rest = [None if v is None else low.real_constant(v) for v in (node.optional(i) for i in (1, 2, 3))]
+        sizes = node.optional(3)
+        computed = 3 if sizes is not None and not low.is_constant(sizes) else None
+        rest = [
+            None if v is None or i == computed else low.real_constant(v) for i in (1, 2, 3) for v in (node.optional(i),)
+        ]
         if any(isinstance(d, str) for d in x.shape[1:]):
-            raise LoweringError("resizes a tensor whose sizes follow the batch", where=str(node))
+            self._of_open_sizes(low, node, rest[1])
+            return
         # the batch axis is never resized: a stand-in for its size gives it scale 1
         shape = [d if isinstance(d, int) else 1 for d in x.shape]
         if rest[2] is not None and isinstance(x.shape[0], str) and node.attrs["axes"] is None and rest[2].size:
@@ -93,15 +100,33 @@ class Resize(Op):
             picks = [(a.index, nearest_index(node.attrs, a), a.size) for a in axes]
             _gather(low, node, [(i, p) for i, p, size in picks if not np.array_equal(p, np.arange(size))])
         else:
-            taps = [(a.index, a.size, *linear_taps(node.attrs, a)) for a in axes]
-            _interpolate(low, node, [t for t in taps if t[4].any() or not np.array_equal(t[2], np.arange(t[1]))])
+            taps = [(a.index, a.size, linear_taps(node.attrs, a)) for a in axes]
+            moved = [(i, t) for i, size, t in taps if t[2].any() or not np.array_equal(t[0], np.arange(size))]
+            _interpolate(low, node, moved)
+
+    def _of_open_sizes(self, low: Lowering, node: Node, scales: Array | None) -> None:
+        x, y, attrs = node.input(0).shape, node.output.shape, node.attrs
+        axes = list(range(len(x))) if attrs["axes"] is None else [int(a) % len(x) for a in attrs["axes"]]
+        changed = [i for i, (a, b) in enumerate(zip(x, y, strict=True)) if a != b]
+        opened = {i: OpenResize(low, node, i, scale_of(scales, axes, i)) for i in changed if isinstance(x[i], str)}
+        fixed = [
+            a for a in resized_axes(attrs, [1 if isinstance(d, str) else d for d in x], None, scales, None)
+            if a.index in changed and a.index not in opened
+        ] if len(opened) < len(changed) else []  # fmt: skip
+        if attrs["mode"] == "nearest":
+            picks: list[tuple[int, Array | Value]] = [(a.index, nearest_index(attrs, a)) for a in fixed]
+            _gather(low, node, picks + [(i, a.nearest(attrs["nearest_mode"])) for i, a in opened.items()])
+        elif fixed:
+            raise LoweringError("interpolates along open and fixed axes", where=str(node), hint=GIVE_SIZES)
+        else:
+            _interpolate(low, node, list(opened.items()))
 
     def mixes_channels(self, node: Node) -> str | None:
         return f"{node} resizes channels" if node.input(0).shape[1] != node.output.shape[1] else None
 
 
-def _gather(low: Lowering, node: Node, picks: Sequence[tuple[int, Array]]) -> None:
-    """Nearest neighbours: one Gather with constant indices for each axis that changes."""
+def _gather(low: Lowering, node: Node, picks: Sequence[tuple[int, Array | Value]]) -> None:
+    """Nearest neighbours: one Gather for each axis that changes, its indices constant or computed from sizes."""
     if not picks:
         low.set(node.output, low.form(node.input(0)))
         return
@@ -109,7 +134,11 @@ def _gather(low: Lowering, node: Node, picks: Sequence[tuple[int, Array]]) -> No
     def move(x: Value, quant: QuantParams | None, bounds: Bounds, names: Sequence[str]) -> list[Value]:
         g, name = low.graph, names[0]
         for i, (axis, index) in enumerate(picks):
-            indices = g.add_constant(f"{name}.index{axis}", index.astype(np.int64))
+            indices = (
+                g.add_constant(f"{name}.index{axis}", index.astype(np.int64))
+                if isinstance(index, np.ndarray)
+                else index
+            )
             last = i == len(picks) - 1
             x = g.add_node(
                 "Gather", [x, indices], {"axis": axis}, outputs=[name if last else f"{name}.axis{axis}"], quant=quant
@@ -119,7 +148,11 @@ def _gather(low: Lowering, node: Node, picks: Sequence[tuple[int, Array]]) -> No
     move_all(low, node, 1, move)
 
 
-def _interpolate(low: Lowering, node: Node, taps: Sequence[tuple[int, int, Array, Array, Array]]) -> None:
+Taps = tuple[Array, Array, Array]
+"""First index, second index and weight of the second, for each output position."""
+
+
+def _interpolate(low: Lowering, node: Node, taps: Sequence[tuple[int, Taps | OpenResize]]) -> None:
     """Linear: one qir.Interpolate for each axis that changes, then the scale 2^(-bits) each is the requantization's."""
     x = low.quantized(node.input(0))
     q = quant_of(x)
@@ -129,24 +162,31 @@ def _interpolate(low: Lowering, node: Node, taps: Sequence[tuple[int, int, Array
     if q.per_channel or q.dtype.bits > 16:
         raise LoweringError(f"interpolates {q.dtype}", where=str(node), hint="insert a QuantizeLinear on its input")
     bits = min(WEIGHT_BITS, (30 - q.dtype.bits) // len(taps))
+    if any(isinstance(t, OpenResize) for _, t in taps):
+        bits -= 1  # the proof knows each weight, and not that two are one in sum
     g, name = low.graph, node.output.name
     zero = q.zero_point[0]
-    for i, (axis, _, index0, index1, weight) in enumerate(taps):
-        w1 = round_half_even(weight.astype(np.float64) * (1 << bits)).astype(np.int32)
+    for i, (axis, tap) in enumerate(taps):
         zero <<= bits
         quant = QuantParams((q.scale[0] / (1 << (bits * (i + 1))),), (zero,), DType.INT32)
-        constants = [
-            g.add_constant(f"{name}.{what}{axis}", data)
-            for what, data in (
-                ("index0_", index0), ("index1_", index1), ("weight0_", np.int32(1 << bits) - w1), ("weight1_", w1),
-            )
-        ]  # fmt: skip
+        values = tap.linear(bits) if isinstance(tap, OpenResize) else _constant_taps(low, name, axis, bits, tap)
         last = i == len(taps) - 1
         x = g.add_node(
-            "qir.Interpolate", [x, *constants], {"axis": axis},
+            "qir.Interpolate", [x, *values], {"axis": axis},
             outputs=[f"{name}.acc" if last else f"{name}.axis{axis}"], quant=quant,
         ).output  # fmt: skip
     low.set(node.output, Quantized(x))
+
+
+def _constant_taps(low: Lowering, name: str, axis: int, bits: int, taps: Taps) -> list[Value]:
+    index0, index1, weight = taps
+    w1 = round_half_even(weight.astype(np.float64) * (1 << bits)).astype(np.int32)
+    return [
+        low.graph.add_constant(f"{name}.{what}{axis}", data)
+        for what, data in (
+            ("index0_", index0), ("index1_", index1), ("weight0_", np.int32(1 << bits) - w1), ("weight1_", w1),
+        )
+    ]  # fmt: skip
 
 
 @register
@@ -201,11 +241,11 @@ class Interpolate(Op):
         body.op("Add", *parts, output="y")
 
     def accumulator_interval(self, node: Node) -> Interval | None:
-        """None where the weights are not constants."""
         w0, w1 = node.input(3).data, node.input(4).data
-        if w0 is None or w1 is None:
-            return None
         x = interval(node.input(0))
+        if w0 is None or w1 is None:
+            a, b = times(x, interval(node.input(3))), times(x, interval(node.input(4)))
+            return joined((a[0] + b[0], a[1] + b[1]), *a, *b, 0)
         reach = int((np.abs(w0.astype(np.int64)) + np.abs(w1.astype(np.int64))).max(initial=0))
         if min(w0.min(initial=0), w1.min(initial=0)) < 0:  # any signs: both ends of the widest
             return joined((0, 0), *(s * e * reach for s in (-1, 1) for e in x))

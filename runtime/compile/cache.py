@@ -1,4 +1,4 @@
-"""Plans that a session keeps: one for each batch size and choice of outputs."""
+"""Plans that a session keeps: one for each choice of sizes and of outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan made executable: arena, program arrays, scratch; one for each batch size and set of kept values."""
+"""A plan made executable: arena, program arrays, scratch; one for each choice of sizes and set of kept values."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from qir.errors import BackendError
 from qir.graph import Graph, Value
+from qir.sizes import Sizes
 from qir.types import Array
 
 from ..compile.tensors import Buffer, View, assign_offsets
@@ -39,15 +40,15 @@ class Timing:
 
 
 class Compiled:
-    """Steps of one graph at one batch size, ready to run.  Not reentrant: the session's lock guards it."""
+    """Steps of one graph at given sizes of its symbols, ready to run.  Not reentrant: the session's lock guards it."""
 
     def __init__(
-        self, graph: Graph, batch: int, keep: Iterable[Value], team: Any, packed: dict[str, Any], native: bool
+        self, graph: Graph, sizes: Sizes, keep: Iterable[Value], team: Any, packed: dict[str, Any], native: bool
     ) -> None:
-        self.graph, self.batch, self.team = graph, batch, team
+        self.graph, self.sizes, self.team = graph, sizes, team
         kept = list(keep)
         threads = team.threads if native else 1
-        builder = Builder(graph, batch, kept, threads, packed, native)
+        builder = Builder(graph, sizes, kept, threads, packed, native)
         if native:
             from .operators.emitters import EMITTERS
 

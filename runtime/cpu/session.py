@@ -1,4 +1,4 @@
-"""The CPU backend: compiles a graph for the batch sizes that it meets, and runs the plans."""
+"""The CPU backend: compiles a graph for the sizes that it meets, and runs the plans."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 from qir.errors import BackendError
 from qir.graph import Graph, Value
+from qir.sizes import BATCH, Sizes, sizes_of
 from qir.types import Array
 
-from ..backend import Backend, batch_of
+from ..backend import Backend, fed_sizes
 from ..compile.cache import PlanCache
 from ..profile import Profile
 from .compiled import Compiled, Timing
@@ -60,7 +61,7 @@ class Cpu(Backend):
         self.threads = threads or cores()
         self._lock = threading.Lock()
         self._packed: dict[str, Any] = {}
-        self._plans: PlanCache[tuple[int, frozenset[str]], Compiled] = PlanCache()
+        self._plans: PlanCache[tuple[tuple[tuple[str, int], ...], frozenset[str]], Compiled] = PlanCache()
         self._team = self._make_team(progress)
 
     def _make_team(self, progress: Callable[[str], None] | None) -> Any:
@@ -76,11 +77,12 @@ class Cpu(Backend):
         return Team(self.threads)
 
     # -- plans --------------------------------------------------------------------------------
-    def plan(self, batch: int = 1, keep: Sequence[Value] = ()) -> Compiled:
-        """The compiled plan for a batch size, with `keep` held in memory to the end."""
-        key = (batch, frozenset(v.name for v in keep))
+    def plan(self, at: int | Sizes = 1, keep: Sequence[Value] = ()) -> Compiled:
+        """The compiled plan for a batch size or for sizes of all symbols, with `keep` held in memory to the end."""
+        sizes = sizes_of(self.graph.symbols, at)
+        key = (tuple(sizes.items()), frozenset(v.name for v in keep))
         return self._plans.of(
-            key, lambda: Compiled(self.graph, batch, keep, self._team, self._packed, self.native)
+            key, lambda: Compiled(self.graph, sizes, keep, self._team, self._packed, self.native)
         )  # fmt: skip
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -96,21 +98,21 @@ class Cpu(Backend):
         keep = [v for v in dict.fromkeys(wanted) if v not in results and v not in own]
         with self._lock:
             if any(v not in results for v in wanted):
-                results = {**self.plan(batch_of(self.graph, feeds), keep).run(feeds), **results}
+                results = {**self.plan(fed_sizes(self.graph, feeds), keep).run(feeds), **results}
         return {v.name: results[v] for v in wanted}
 
     def profile(self, feeds: Mapping[str, Array], *, repeat: int = 5) -> Profile:
         """Time, MACs and bytes of each step: the median of `repeat` runs, one step at a time."""
         with self._lock:
-            batch = batch_of(self.graph, feeds)
-            plan = self.plan(batch)
+            sizes = fed_sizes(self.graph, feeds)
+            plan = self.plan(sizes)
             plan.run(feeds)
             samples: list[list[Timing]] = []
             for _ in range(repeat):
                 timings: list[Timing] = []
                 plan.run(feeds, timings)
                 samples.append(timings)
-        return Profile(summarize(samples), f"cpu, {self.threads} threads", batch)
+        return Profile(summarize(samples), f"cpu, {self.threads} threads", sizes.get(BATCH, 1))
 
     @property
     def memory_bytes(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from qir.errors import BackendError
 from qir.graph import Graph, Value
+from qir.sizes import Sizes
 
 from .device.interface import Device
 from .operators import OPERATORS
@@ -17,16 +18,16 @@ from .planner.plan import Plan
 
 
 def compile_plan(
-    graph: Graph, device: Device, batch: int, outputs: Sequence[Value], constants: Constants, chooser: Chooser = first
+    graph: Graph, device: Device, sizes: Sizes, outputs: Sequence[Value], constants: Constants, chooser: Chooser = first
 ) -> Plan:
-    """A plan for one batch size and choice of outputs; a `Runner` gives it memory and runs it.
+    """A plan for one choice of sizes and of outputs; a `Runner` gives it memory and runs it.
 
     constants: those that all plans of a session share.
     chooser: which of the candidates of a layer is launched; any of them yields the same bits.
     Raises BackendError for an operator without a kernel.
     """
     groups = fuse(graph, set(outputs))
-    plan = Plan(graph, device, batch, outputs, groups, constants, chooser)
+    plan = Plan(graph, device, sizes, outputs, groups, constants, chooser)
     for step, group in enumerate(groups, start=1):
         if plan.evaluate(group.nodes):
             continue

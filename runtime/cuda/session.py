@@ -1,4 +1,4 @@
-"""The backend `cuda` of `runtime.Session`: plans by batch size, constants shared between them, runs on any stream."""
+"""The backend `cuda` of `runtime.Session`: plans by sizes, constants shared between them, runs on any stream."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from qir.errors import BackendError, DataError
 from qir.graph import Graph, Stage
+from qir.sizes import Sizes, sizes_of
 from qir.types import Array
 
-from ..backend import Backend, batch_of
+from ..backend import Backend, fed_sizes
 from ..compile.cache import MOST_PLANS, PlanCache
 from ..interchange import host_array, on_gpu
 from ..profile import Profile
@@ -62,7 +63,7 @@ class Cuda(Backend):
         self.packed = Constants(device)
         self.table = TuningTable(device.name, Path(tune) if isinstance(tune, (str, Path)) else None)
         self._lanes = lanes
-        self._runners: PlanCache[tuple[int, tuple[str, ...]], list[Runner]] = PlanCache(plans)
+        self._runners: PlanCache[tuple[tuple[tuple[str, int], ...], tuple[str, ...]], list[Runner]] = PlanCache(plans)
         self._lock = threading.RLock()
 
     # -- running ------------------------------------------------------------------------------
@@ -118,10 +119,10 @@ class Cuda(Backend):
             if isinstance(ready[name], Tensor) and not ready[name].contiguous:  # type: ignore[union-attr]
                 raise DataError("a device tensor with gaps or another order of axes", where=f"input {name!r}",
                                 hint="make it contiguous")  # fmt: skip
-        batch = batch_of(self.graph, ready)
+        sizes = fed_sizes(self.graph, ready)
         device = where == "device" or (where is None and any(isinstance(f, Tensor) for f in ready.values()))
         with self._lock:
-            runner = self.runner(batch, names, on)
+            runner = self.runner(sizes, names, on)
         return runner.enqueue(ready, self._targets(runner.plan, out or {}, device, on), on)
 
     def _targets(
@@ -151,23 +152,26 @@ class Cuda(Backend):
         return targets
 
     # -- plans --------------------------------------------------------------------------------
-    def prepare(self, batch: int, outputs: Sequence[str] | None = None) -> None:
-        """Compile, allocate and record for a batch size now, so that its first run does none of it."""
+    def prepare(self, batch: int | Sizes, outputs: Sequence[str] | None = None) -> None:
+        """Compile, allocate and record for a batch size (or sizes of all symbols) now, so that the first run does none
+        of it."""
         names = [v.name for v in self.graph.outputs] if outputs is None else list(outputs)
         with self._lock:
             self.runner(batch, names, self.device.stream()).prepare()
 
     def profile(self, feeds: Mapping[str, Any], *, repeat: int = 20) -> Profile:
-        """Time, operations and bytes of every launch at the batch size of the feeds: the median of `repeat` runs."""
+        """Time, operations and bytes of every launch at the sizes of the feeds: the median of `repeat` runs."""
         with self._lock:
             names = [v.name for v in self.graph.outputs]
-            return profile(self.runner(batch_of(self.graph, feeds), names, self.device.stream()), repeat)
+            return profile(self.runner(fed_sizes(self.graph, feeds), names, self.device.stream()), repeat)
 
-    def runner(self, batch: int, outputs: Sequence[str], stream: Any) -> Runner:
-        """What runs a batch size and a choice of outputs, compiled once; the stream's own lane if there is one."""
-        key = (batch, tuple(outputs))
+    def runner(self, at: int | Sizes, outputs: Sequence[str], stream: Any) -> Runner:
+        """What runs a batch size (or sizes of all symbols) and a choice of outputs, compiled once; the stream's own
+        lane if there is one."""
+        sizes = sizes_of(self.graph.symbols, at)
+        key = (tuple(sizes.items()), tuple(outputs))
         new = key not in self._runners
-        lanes = self._runners.of(key, lambda: [Runner(self._compile(batch, outputs))])
+        lanes = self._runners.of(key, lambda: [Runner(self._compile(sizes, outputs))])
         own = lanes[:1] if new else [lane for lane in lanes if lane.stream == stream]
         if own:
             return own[0]
@@ -176,13 +180,13 @@ class Cuda(Backend):
         lanes.append(Runner(lanes[0].plan))
         return lanes[-1]
 
-    def _compile(self, batch: int, outputs: Sequence[str]) -> Plan:
+    def _compile(self, sizes: Sizes, outputs: Sequence[str]) -> Plan:
         values = [self.graph.value(n) for n in outputs]
         # what only candidates need, such as weights packed for other tiles, goes with `trial`
         trial = Constants(self.device)
         if self._tune:
-            tune_plan(lambda chooser: compile_plan(self.graph, self.device, batch, values, trial, chooser), self.table)
-        return compile_plan(self.graph, self.device, batch, values, self.packed, self.table.choose)
+            tune_plan(lambda chooser: compile_plan(self.graph, self.device, sizes, values, trial, chooser), self.table)
+        return compile_plan(self.graph, self.device, sizes, values, self.packed, self.table.choose)
 
 
 __all__ = ["Cuda", "Pending"]

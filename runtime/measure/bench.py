@@ -11,7 +11,7 @@ import numpy as np
 
 from qir.errors import DataError
 from qir.graph import Graph
-from qir.ops.base import dim_at
+from qir.sizes import dim_at
 from qir.types import Array
 
 from ..session import Session

@@ -10,7 +10,7 @@ import numpy as np
 from qir.errors import BackendError
 from qir.graph import Node, Value
 from qir.ops import REGISTRY, op_of
-from qir.ops.base import dim_at
+from qir.sizes import dim_at
 from qir.types import Array
 
 from ..arguments import scalar
@@ -113,7 +113,7 @@ def split(plan: Plan, group: Group) -> None:
     x, start = plan.at(node.input(0)), 0
     axis = node.attrs["axis"] % len(x.shape)
     for value in node.outputs:
-        size = dim_at(value.shape[axis], plan.batch)
+        size = dim_at(value.shape[axis], plan.sizes)
         _view(plan, value, x.part(axis, start, size))
         start += size
 
@@ -209,7 +209,7 @@ def slice_(plan: Plan, group: Group) -> None:
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         axis = axis % len(x.shape)
         first, _, _ = slice(start, None if step < 0 and end < -x.shape[axis] else end, step).indices(x.shape[axis])
-        part = part.part(axis, first, dim_at(value.shape[axis], plan.batch), step)
+        part = part.part(axis, first, dim_at(value.shape[axis], plan.sizes), step)
     _view(plan, value, part)
 
 

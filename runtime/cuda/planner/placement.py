@@ -9,7 +9,7 @@ import numpy as np
 
 from qir.errors import BackendError
 from qir.graph import Value
-from qir.ops.base import dim_at
+from qir.sizes import Sizes, dim_at
 from qir.types import Array
 
 from ..arguments import KINDS, RANK, VIEW, record
@@ -87,9 +87,9 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def place(value: Value, batch: int, image: bool) -> Placement:
+def place(value: Value, sizes: Sizes, image: bool) -> Placement:
     """A placement in a storage of its own, channels last if it is an image."""
-    shape = tuple(dim_at(d, batch) for d in value.shape)
+    shape = tuple(dim_at(d, sizes) for d in value.shape)
     dtype = value.dtype.numpy
     if image:
         unit = SMALL if shape[1] <= SMALL and dtype.itemsize == 1 else CHUNK

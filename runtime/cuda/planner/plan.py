@@ -1,4 +1,4 @@
-"""A plan: placements, an arena's layout and launches, for one graph, one batch size and one choice of outputs."""
+"""A plan: placements, an arena's layout and launches, for one graph, one choice of sizes and one of outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from qir.errors import BackendError
 from qir.graph import Graph, Node, Value
 from qir.ops import op_of
-from qir.ops.base import dim_at
+from qir.sizes import BATCH, Sizes, dim_at, sizes_text
 from qir.types import Array
 
 from ...compile.tensors import assign_offsets
@@ -27,14 +27,15 @@ from .placement import ALIGNMENT, CHUNK, Placement, Storage, place, row_major
 class Plan:
     """What operators fill: `compile_plan` calls them, group by group, and a `Runner` gives the plan memory and runs it.
 
-    packed: constants that all plans of a session share; those that follow the batch are the plan's own (`local`).
+    packed: constants that all plans of a session share; those that follow sizes are the plan's own (`local`).
     """
 
     def __init__(
-        self, graph: Graph, device: Device, batch: int, outputs: Sequence[Value], groups: Sequence[Group],
+        self, graph: Graph, device: Device, sizes: Sizes, outputs: Sequence[Value], groups: Sequence[Group],
         packed: Constants, chooser: Chooser,
     ) -> None:  # fmt: skip
-        self.graph, self.device, self.batch, self.outputs = graph, device, batch, list(outputs)
+        self.graph, self.device, self.sizes, self.outputs = graph, device, sizes, list(outputs)
+        self.batch = sizes.get(BATCH, 1)
         self.groups = {g.head: g for g in groups}
         self.packed, self.local = packed, Constants(device)
         self.choices: dict[Node, tuple[str, list[Choice], Choice]] = {}
@@ -68,7 +69,7 @@ class Plan:
     def needs(self) -> str:
         """What a message says when there is no room."""
         constants = self.packed.size + self.local.size
-        return f"a batch of {self.batch}: activations take {self.arena_size:,} bytes, constants {constants:,}"
+        return f"{sizes_text(self.sizes)}: activations take {self.arena_size:,} bytes, constants {constants:,}"
 
     def build(self, base: int, moved: Mapping[Storage, int] | None = None) -> list[Launch]:
         """The launches over an arena at address `base`; storages in `moved` are elsewhere, at the addresses given."""
@@ -79,7 +80,7 @@ class Plan:
             return [Launch(*build(), node) for build, node in self._pending]
 
     def evaluate(self, nodes: Sequence[Node]) -> bool:
-        """Shapes, and what is computed from shapes and constants alone, are known once the batch is: done here."""
+        """Shapes, and what is computed from shapes and constants alone, are known once the sizes are: done here."""
         node = nodes[0]
         inputs = [v for v in node.inputs if v is not None]
         op = op_of(node.op)
@@ -90,7 +91,7 @@ class Plan:
             if v is None:
                 arrays.append(None)
             elif op.reads_shape_only:
-                arrays.append(np.broadcast_to(np.zeros((), np.int8), [dim_at(d, self.batch) for d in v.shape]))
+                arrays.append(np.broadcast_to(np.zeros((), np.int8), [dim_at(d, self.sizes) for d in v.shape]))
             else:
                 arrays.append(self._known[v] if v.data is None else v.data)
         for value, data in zip(node.outputs, op.reference(node.attrs, *arrays), strict=False):
@@ -117,7 +118,7 @@ class Plan:
             image = natural if image is None else image
             home = self._homes.get(value) if image == natural else None
             if home is None:
-                self.placements[value] = place(value, self.batch, image)
+                self.placements[value] = place(value, self.sizes, image)
             else:
                 whole = self.define(home.whole)
                 self.placements[value] = whole.part(1, home.start, home.channels)
