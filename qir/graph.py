@@ -191,7 +191,7 @@ class Graph:
         value = self._new_value(name, type)
         for dim in type.shape:
             for symbol in sorted(symbols_of(dim)):
-                self.symbols.setdefault(symbol, Symbol())
+                self.symbols.setdefault(symbol, Symbol(long=type.rank >= 4))
         self.inputs.append(value)
         return value
 

@@ -16,7 +16,7 @@ import numpy as np
 from .errors import QirError, TypeInferenceError
 from .graph import Graph, Node, Value
 from .ops import op_of
-from .ops.base import open_sizes
+from .ops.base import open_sizes, type_at
 from .ops.intervals import at_sizes
 from .ops.probing import KEPT, evaluate, known
 from .ops.size_values import size_vector
@@ -96,6 +96,41 @@ def check_sizes(graph: Graph, sizes: Sizes) -> None:
             with at_sizes(sizes):
                 for message in op.overflows(node):
                     raise TypeInferenceError(message, where=str(node))
+
+
+MOST_SETTLED = 1 << 22
+"""Elements of the largest tensor that `fixed` computes."""
+
+SETTLED = "settled"
+"""The table of the constants that `fixed` made."""
+
+
+def fixed(graph: Graph, sizes: Sizes, keep: Sequence[str] = ()) -> Graph:
+    """The graph at these sizes of its symbols: types without open sizes, what shapes alone decide as constants.
+
+    Values keep their names, those of `keep` and the outputs exist; constants that were there are shared.  The graph
+    itself where nothing in it reads a shape and only the batch is open.
+    """
+    if len(graph.symbols) == 1 and not any(op_of(n.op).reads_shape_only for n in graph.nodes):
+        return graph
+    twin = graph.clone()
+    for value in twin.values:
+        value.type = type_at(value.type, sizes)
+    outputs = len(twin.outputs)
+    twin.set_outputs([*twin.outputs, *(twin.value(n) for n in keep)])
+    memo: dict[Value, Array | None] = {}
+    table = twin.tables.setdefault(SETTLED, {})
+    for node in twin.nodes:
+        if op_of(node.op).reads_shape_only or all(v is None or v.data is not None for v in node.inputs):
+            evaluate(node, sizes, memo, most=MOST_SETTLED)
+            for value in node.outputs:
+                data = memo[value]
+                if data is not None and (value.uses() or value.is_output):
+                    _make_constant(twin, value, data)
+                    table[value.name.removesuffix(".folded")] = True
+    twin.prune()
+    twin.set_outputs(twin.outputs[:outputs])
+    return twin
 
 
 ORDER = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})

@@ -1,10 +1,11 @@
 """The canonical text of a graph: goldens, error messages and small tests are written in it.
 
     graph "net" stage=FLOAT {
-      input %x: float32[N,3,8,8]
+      size H "height" step 2 long
+      input %x: float32[N,3,H,8]
       const %w: float32[4,3,3,3] = ...
       const %limit: float32[] = 6.0
-      %y: float32[N,4,8,8] = Conv(%x, %w) {pads=[1, 1, 1, 1]} "conv1"
+      %y: float32[N,4,H,8] = Conv(%x, %w) {pads=[1, 1, 1, 1]} "conv1"
       return %y
     }
 
@@ -24,6 +25,7 @@ import numpy as np
 
 from .graph import Graph, Node, Value
 from .ops import op_of
+from .sizes import BATCH, Symbol
 from .types import Array, TensorType
 
 INLINE = 8
@@ -36,6 +38,7 @@ def format_graph(graph: Graph) -> str:
     """Text of the whole graph, in topological order; constants come before their first use."""
     lines = [f"graph {json.dumps(graph.name)} stage={graph.stage.name} {{"]
     lines += [f"  metadata {json.dumps(k)} = {json.dumps(v)}" for k, v in sorted(graph.metadata.items())]
+    lines += [f"  size {s}{_symbol(k)}" for s, k in graph.symbols.items() if s != BATCH or k != Symbol()]
     lines += [f"  input {_ref(v)}: {format_type(v.type)}" for v in graph.inputs]
     written: set[Value] = set()
     for node in graph.nodes:
@@ -47,6 +50,13 @@ def format_graph(graph: Graph) -> str:
     lines += [f"  {_constant(v)}" for v in graph.constants if v not in written]
     lines += [f"  return {', '.join(_ref(v) for v in graph.outputs)}", "}"]
     return "\n".join(lines) + "\n"
+
+
+def _symbol(kind: Symbol) -> str:
+    """ "name" step 2 long: what is not the default."""
+    words = [json.dumps(kind.name)] if kind.name else []
+    words += [f"step {kind.step}"] if kind.step != 1 else []
+    return "".join(f" {w}" for w in (*words, *(["long"] if kind.long else [])))
 
 
 def format_node(node: Node) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ParseError, QirError
+from .errors import ParseError, QirError, TypeInferenceError
 from .graph import Graph, Stage, Value
+from .sizes import Symbol, canonical, symbols_of
 from .text import WORD
 from .types import Array, Dim, DType, QuantParams, TensorType
 
@@ -62,6 +63,13 @@ def _line(graph: Graph, cursor: _Cursor, constants: Mapping[str, Array]) -> bool
         key = cursor.json(str)
         cursor.expect("=")
         graph.metadata[key] = cursor.json(str)
+    elif cursor.take("size "):
+        symbol = cursor.word()
+        name = cursor.json(str) if cursor.take('"', keep=True) else ""
+        step = int(cursor.json(int)) if cursor.take("step ") else 1
+        if step < 1 or symbols_of(symbol) != frozenset((symbol,)):
+            cursor.fail(f"{symbol!r} is no size of step {step}")
+        graph.symbols[symbol] = Symbol(name, step, cursor.take("long"))
     elif cursor.take("input "):
         name = cursor.ref()
         graph.add_input(name, cursor.type(name, constants))
@@ -154,10 +162,11 @@ class _Cursor:
         self._skip()
         return self.at >= len(self.text)
 
-    def take(self, token: str) -> bool:
+    def take(self, token: str, keep: bool = False) -> bool:
+        """Whether the token comes next; it is passed over, unless it is to be kept."""
         self._skip()
         if self.text.startswith(token, self.at):
-            self.at += len(token)
+            self.at += 0 if keep else len(token)
             return True
         return False
 
@@ -215,12 +224,17 @@ class _Cursor:
 
     def _dim(self) -> Dim:
         self._skip()
-        match = re.compile(r"(\d+\*)?N|\d+").match(self.text, self.at)
+        match = re.compile(r"[^\],]+").match(self.text, self.at)
         if match is None:
             self.fail("a size expected")
             return 0
+        try:
+            dim = canonical(match.group())
+        except TypeInferenceError as error:
+            self.fail(f"a size expected: {error}")
+            return 0
         self.at = match.end()
-        return int(match.group()) if match.group().isdigit() else match.group()
+        return dim
 
     def _quant(self, dtype: DType, name: str, constants: Mapping[str, Array]) -> QuantParams | None:
         if not self.take("@"):

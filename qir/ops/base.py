@@ -53,6 +53,7 @@ INTEGER, SIXTEEN_BITS, EIGHT_BITS = OperandKind(), OperandKind(16), OperandKind(
 MASK = OperandKind(dtype=DType.BOOL)
 WEIGHTS = OperandKind(8, constant=True)
 INTEGER_CONSTANT = OperandKind(constant=True)
+INT32_OPERAND, INT64 = OperandKind(dtype=DType.INT32), OperandKind(dtype=DType.INT64)
 INT32_CONSTANT, INT64_CONSTANT = (OperandKind(constant=True, dtype=d) for d in (DType.INT32, DType.INT64))
 
 Interval = tuple[int, int]

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..sizes import BATCH, Sizes, dim_at, symbols_of
+from ..sizes.fitting import probe
 from ..types import Array, Dim, DType
 from .base import Interval, op_of
+from .probing import known
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
@@ -40,18 +42,8 @@ def interval(value: Value) -> Interval:
     node = value.producer
     if node is not None and {"lo", "hi"} <= set(node.attrs):
         return int(node.attrs["lo"]), int(node.attrs["hi"])
-    if node is not None and node.op == "Clip" and (limits := _limits(node)) is not None:
-        return limits
     found = None if node is None else op_of(node.op).accumulator_interval(node)
     return found or (value.dtype.lo, value.dtype.hi)
-
-
-def _limits(node: Node) -> Interval | None:
-    """Of a Clip between two constants."""
-    lo, hi = node.optional(1), node.optional(2)
-    if lo is None or hi is None or lo.data is None or hi.data is None:
-        return None
-    return int(lo.data.reshape(())), int(hi.data.reshape(()))
 
 
 def minus(x: Interval, zero_point: int) -> Interval:
@@ -118,6 +110,18 @@ def at_sizes(sizes: Sizes) -> Generator[None, None, None]:
         yield
     finally:
         _sizes.reset(token)
+
+
+def proved_sizes(node: Node) -> Sizes:
+    """The sizes that proofs about a node are for: those of `at_sizes`, or some that are possible."""
+    return _sizes.get() or probe(node.graph.symbols, 0)
+
+
+def known_at_sizes(value: Value) -> Array | None:
+    """A constant, or what shapes and constants decide at `proved_sizes`; None where it follows what is fed."""
+    if value.data is not None or value.producer is None:
+        return value.data
+    return known(value, proved_sizes(value.producer), {})
 
 
 def repeated_overflow(dim: Dim, x: Interval) -> Iterator[str]:

@@ -97,17 +97,8 @@ class OpenResize:
         rest = self._op("Sub", self.numerator, self._op("Mul", low, self.divisor))
         scaled = self._op("Add", self._op("Mul", rest, 2 << bits), self.divisor)
         weight = self._op("Cast", self._op("Div", scaled, self._op("Mul", self.divisor, 2)), to=str(DType.INT32))
-        return low, high, *self._bounded(weight, bits)
-
-    def _bounded(self, weight: Value, bits: int) -> tuple[Value, Value]:
-        """Weights between limits that are there to be seen: the proof of the sum reads them."""
-
-        def constant(n: int) -> Value:
-            return self.graph.add_constant(f"{self.node.output.name}.limit", np.asarray(n, np.int32))
-
-        one = constant(1 << bits)
-        first = self._op("Sub", one, weight)
-        return self._op("Clip", first, constant(0), one), self._op("Clip", weight, constant(0), one)
+        one = self.graph.add_constant(f"{self.node.output.name}.one", np.asarray(1 << bits, np.int32))
+        return low, high, self._op("Sub", one, weight), weight
 
 
 def scale_of(scales: Array | None, axes: list[int], axis: int) -> float | None:

@@ -10,10 +10,11 @@ import numpy as np
 from ..dyadic import round_half_even
 from ..errors import LoweringError, TypeInferenceError
 from ..lowering import Bounds, Lowering, Quantized
+from ..sizes import dim_at
 from ..types import Array, DType, QuantParams, TensorType
-from .base import INT32_CONSTANT, INT64_CONSTANT, INTEGER, REQUIRED, Interval, Op, register
+from .base import INT32_OPERAND, INT64, INTEGER, REQUIRED, Interval, Op, register
 from .convolution import check_int32
-from .intervals import fits, interval, joined, sum_overflow, times
+from .intervals import fits, interval, joined, known_at_sizes, proved_sizes, sum_overflow
 from .movement import arg, axes_of, first, ints, move_all, optional_const
 from .open_axes import GIVE_SIZES
 from .open_resize import OpenResize, scale_of
@@ -162,8 +163,6 @@ def _interpolate(low: Lowering, node: Node, taps: Sequence[tuple[int, Taps | Ope
     if q.per_channel or q.dtype.bits > 16:
         raise LoweringError(f"interpolates {q.dtype}", where=str(node), hint="insert a QuantizeLinear on its input")
     bits = min(WEIGHT_BITS, (30 - q.dtype.bits) // len(taps))
-    if any(isinstance(t, OpenResize) for _, t in taps):
-        bits -= 1  # the proof knows each weight, and not that two are one in sum
     g, name = low.graph, node.output.name
     zero = q.zero_point[0]
     for i, (axis, tap) in enumerate(taps):
@@ -202,10 +201,10 @@ class Interpolate(Op):
     inputs = "x index0 index1 weight0 weight1"
     operands = {
         "x": INTEGER,
-        "index0": INT64_CONSTANT,
-        "index1": INT64_CONSTANT,
-        "weight0": INT32_CONSTANT,
-        "weight1": INT32_CONSTANT,
+        "index0": INT64,
+        "index1": INT64,
+        "weight0": INT32_OPERAND,
+        "weight1": INT32_OPERAND,
     }
     attrs = {"axis": REQUIRED}
 
@@ -241,19 +240,20 @@ class Interpolate(Op):
         body.op("Add", *parts, output="y")
 
     def accumulator_interval(self, node: Node) -> Interval | None:
-        w0, w1 = node.input(3).data, node.input(4).data
-        x = interval(node.input(0))
+        """None where the weights follow what is fed."""
+        w0, w1 = known_at_sizes(node.input(3)), known_at_sizes(node.input(4))
         if w0 is None or w1 is None:
-            a, b = times(x, interval(node.input(3))), times(x, interval(node.input(4)))
-            return joined((a[0] + b[0], a[1] + b[1]), *a, *b, 0)
+            return None
+        x = interval(node.input(0))
         reach = int((np.abs(w0.astype(np.int64)) + np.abs(w1.astype(np.int64))).max(initial=0))
         if min(w0.min(initial=0), w1.min(initial=0)) < 0:  # any signs: both ends of the widest
             return joined((0, 0), *(s * e * reach for s in (-1, 1) for e in x))
         return joined((0, 0), *(e * reach for e in x))
 
     def overflows(self, node: Node) -> Iterator[str]:
-        size = node.input(0).shape[node.attrs["axis"]]
-        for index in (node.input(1).data, node.input(2).data):
-            if index is None or not isinstance(size, int) or not fits(joined((0, 0), *index.tolist()), (0, size - 1)):
+        dim = node.input(0).shape[node.attrs["axis"]]
+        size = dim_at(dim, proved_sizes(node))
+        for index in (known_at_sizes(node.input(1)), known_at_sizes(node.input(2))):
+            if index is None or not fits(joined((0, 0), *index.tolist()), (0, size - 1)):
                 yield f"indices along an axis of {size} are not all inside"
         yield from sum_overflow(self.accumulator_interval(node))

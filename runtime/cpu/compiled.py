@@ -11,6 +11,7 @@ import numpy as np
 
 from qir.errors import BackendError
 from qir.graph import Graph, Value
+from qir.shapes import fixed
 from qir.sizes import Sizes
 from qir.types import Array
 
@@ -45,8 +46,8 @@ class Compiled:
     def __init__(
         self, graph: Graph, sizes: Sizes, keep: Iterable[Value], team: Any, packed: dict[str, Any], native: bool
     ) -> None:
-        self.graph, self.sizes, self.team = graph, sizes, team
-        kept = list(keep)
+        self.graph, self.sizes, self.team = fixed(graph, sizes, [v.name for v in keep]), sizes, team
+        graph, kept = self.graph, [self.graph.value(v.name) for v in keep]
         threads = team.threads if native else 1
         builder = Builder(graph, sizes, kept, threads, packed, native)
         if native:
@@ -57,6 +58,7 @@ class Compiled:
             builder.build({})
         self.steps = builder.steps
         self.views = {v: builder.views[v] for v in (*graph.outputs, *kept) if v in builder.views}
+        self.settled = [v for v in (*graph.outputs, *kept) if v.data is not None]
         self._place()
         self._encode(threads)
 
@@ -151,12 +153,12 @@ class Compiled:
         for view, result in zip(step.writes, results, strict=False):
             np.copyto(self.array(view, held), result, casting="unsafe")
 
-    def run(self, feeds: Mapping[str, Array], timings: list[Timing] | None = None) -> dict[Value, Array]:
-        """All kept values and outputs; with `timings`, step by step."""
+    def run(self, feeds: Mapping[str, Array], timings: list[Timing] | None = None) -> dict[str, Array]:
+        """All kept values and outputs by name; with `timings`, step by step."""
         held: dict[str, Array] = {}
         for value in self.graph.inputs:
             held[f"input:{value.name}"] = np.ascontiguousarray(feeds[value.name])
-        results: dict[Value, Array] = {}
+        results: dict[Value, Array] = {v: v.data for v in self.settled if v.data is not None}
         for value, view in self.views.items():
             if view.buffer.space == f"output:{value.name}":
                 results[value] = held[view.buffer.space] = np.empty(view.logical_shape, view.dtype)
@@ -181,7 +183,7 @@ class Compiled:
         for value, view in self.views.items():
             if value not in results:
                 results[value] = np.array(self.array(view, held), order="C")
-        return results
+        return {v.name: a for v, a in results.items()}
 
 
 def _address(array: Array) -> int:

@@ -98,7 +98,8 @@ class Cpu(Backend):
         keep = [v for v in dict.fromkeys(wanted) if v not in results and v not in own]
         with self._lock:
             if any(v not in results for v in wanted):
-                results = {**self.plan(fed_sizes(self.graph, feeds), keep).run(feeds), **results}
+                made = self.plan(fed_sizes(self.graph, feeds), keep).run(feeds)
+                results.update({v: made[v.name] for v in wanted if v not in results})
         return {v.name: results[v] for v in wanted}
 
     def profile(self, feeds: Mapping[str, Array], *, repeat: int = 5) -> Profile:

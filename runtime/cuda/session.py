@@ -11,6 +11,7 @@ import numpy as np
 
 from qir.errors import BackendError, DataError
 from qir.graph import Graph, Stage
+from qir.shapes import fixed
 from qir.sizes import Sizes, sizes_of
 from qir.types import Array
 
@@ -181,12 +182,13 @@ class Cuda(Backend):
         return lanes[-1]
 
     def _compile(self, sizes: Sizes, outputs: Sequence[str]) -> Plan:
-        values = [self.graph.value(n) for n in outputs]
+        graph = fixed(self.graph, sizes, outputs)
+        values = [graph.value(n) for n in outputs]
         # what only candidates need, such as weights packed for other tiles, goes with `trial`
         trial = Constants(self.device)
         if self._tune:
-            tune_plan(lambda chooser: compile_plan(self.graph, self.device, sizes, values, trial, chooser), self.table)
-        return compile_plan(self.graph, self.device, sizes, values, self.packed, self.table.choose)
+            tune_plan(lambda chooser: compile_plan(graph, self.device, sizes, values, trial, chooser), self.table)
+        return compile_plan(graph, self.device, sizes, values, self.packed, self.table.choose)
 
 
 __all__ = ["Cuda", "Pending"]

@@ -255,7 +255,7 @@ def test_plans_used_longest_ago_go_first(bench: Callable[..., Bench]) -> None:
     executor = b.session.executor
     b.session.run({"x": b.image(1)})
     b.session.run({"x": b.image(2)})
-    arenas = {key[0]: weakref.ref(lanes[0].arena) for key, lanes in executor._runners.items()}
+    arenas = {dict(key[0])["N"]: weakref.ref(lanes[0].arena) for key, lanes in executor._runners.items()}
     b.session.run({"x": b.image(1)})
     pending = b.session.run_async({"x": b.image(2)})
     b.session.run({"x": b.image(1)})
@@ -264,7 +264,7 @@ def test_plans_used_longest_ago_go_first(bench: Callable[..., Bench]) -> None:
     gc.collect()
     assert arenas[1]() is not None and arenas[2]() is None
     assert pending.result()["y"].shape[0] == 2  # what was under way has been finished before its memory went
-    assert {key[0] for key in executor._runners} == {1, 3}
+    assert {dict(key[0])["N"] for key in executor._runners} == {1, 3}
 
 
 def test_intermediate_values_too(bench: Callable[..., Bench]) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 
 from qir.graph import Graph, Node, Value
 from qir.ops import op_of
-from qir.ops.probing import evaluate
 from qir.shapes import check_sizes
 from qir.sizes import Sizes, dim_at
 from qir.types import Array
@@ -31,9 +30,6 @@ from ..kernels.record import (
     RANK,
 )
 from .steps import AnyStep, PythonStep, Step, constant, ref
-
-MOST_SETTLED = 1 << 22
-"""Elements of the largest tensor that is computed when a plan is made, and not in each run."""
 
 WINDOWED = ("qir.Conv", "qir.SumPool", "MaxPool")
 
@@ -63,7 +59,6 @@ class Builder:
         self.done: set[Node] = set()
         self.converted: dict[tuple[Value, tuple[int, ...]], View] = {}
         self.outputs_taken: set[Value] = set()
-        self._known: dict[Value, Array | None] = {}
         for value in graph.inputs:
             buffer = Buffer(0, f"input:{value.name}")
             self.views[value] = dense_view(self.shape(value), range(value.type.rank), value.dtype.numpy, buffer)
@@ -182,29 +177,10 @@ class Builder:
         writes = [self.destination(v, self.preferred_order(v)) for v in node.outputs]
         self.add(PythonStep(call, reads, writes, [node.name], node.op))
 
-    def _settled(self, node: Node) -> bool:
-        """What shapes and constants alone decide is known once the sizes are: a constant of the plan."""
-        if not (op_of(node.op).reads_shape_only or any(v in self._known for v in node.inputs)):
-            return False
-        evaluate(node, self.sizes, self._known, most=MOST_SETTLED)
-        found = [self._known[v] for v in node.outputs]
-        if any(d is None for d in found):
-            for value in node.outputs:
-                del self._known[value]
-            return False
-        for value, data in zip(node.outputs, found, strict=True):
-            memory = np.array(data, value.dtype.numpy, order="C")
-            buffer = Buffer(memory.nbytes, "constant", memory)
-            self.alias(value, dense_view(memory.shape, range(memory.ndim), memory.dtype, buffer))
-        return True
-
     def build(self, emitters: dict[str, Callable[[Builder, Node], bool]]) -> None:
         """All nodes; an emitter that answers False leaves the node to the reference operator."""
         for node in self.graph.nodes:
             if node in self.done:
-                continue
-            if self._settled(node):
-                self.done.add(node)
                 continue
             empty = any(math.prod(self.shape(v)) == 0 for v in node.outputs)
             emit = emitters.get(node.op) if self.native and not empty else None

@@ -10,6 +10,7 @@ import numpy as np
 from qir.errors import BackendError
 from qir.graph import Graph, Node, Value
 from qir.ops import op_of
+from qir.shapes import SETTLED
 from qir.sizes import BATCH, Sizes, dim_at, sizes_text
 from qir.types import Array
 
@@ -141,7 +142,8 @@ class Plan:
     def at(self, value: Value) -> Placement:
         """Where a value is; constants are uploaded when first asked for."""
         if value.data is not None:
-            return self.packed.constant(value.data)
+            own = value.name in self.graph.tables.get(SETTLED, ())
+            return (self.local if own else self.packed).constant(value.data)
         placement = self.placements[value]
         self._touch(placement.storage)
         return placement
