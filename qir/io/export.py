@@ -15,6 +15,7 @@ from ..declared import KEY as SIGNATURE
 from ..errors import UnsupportedError
 from ..graph import Graph, Node, Value
 from ..ops import Op, op_of
+from ..sizes import BATCH
 from ..types import TensorType
 from . import metadata
 from .functions import DOMAIN, ONNX_TYPE, carries_wide, function_stem, wire_dtype
@@ -144,6 +145,6 @@ def surgeon_tensor(name: str, kind: TensorType, value: Value) -> gs.Tensor:
 
 
 def exported_shape(value: Value, kind: TensorType) -> list[int | str]:
-    """Sizes as the file shall say them: symbols under the names that they had in the file they came from."""
-    names = {s: symbol.name for s, symbol in value.graph.symbols.items() if symbol.name}
+    """Sizes as the file shall say them: symbols as in the file they came from (the batch is for `signature`)."""
+    names = {s: symbol.name for s, symbol in value.graph.symbols.items() if symbol.name and s != BATCH}
     return [names.get(d, d) if isinstance(d, str) else d for d in kind.shape]

@@ -22,6 +22,7 @@ from ..graph import Graph, Stage
 from ..ops import least_outputs, op_of
 from ..shapes import fold_shapes
 from ..sizes import BATCH
+from ..sizes.readings import Reading, Shapes, readings
 from ..types import Array, DType
 from ..verify import verify
 from . import metadata
@@ -30,10 +31,9 @@ from .decompose.control_flow import unfold_control_flow
 from .functions import DOMAIN, eight_bits, operator_of
 from .importer import Constant, Importer
 from .local_functions import strange_functions
-from .open_axes import Reading, Shapes, readings
 from .signature import describe
 from .structure import STANDARD, check_structure, opset_of
-from .tensors import tensor_array
+from .tensors import ir_dtype, tensor_array
 
 G_LOGGER.severity = G_LOGGER.ERROR
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _load(model: str | Path | bytes | onnx.ModelProto, input_shapes: Shapes | No
         importer.finish([o.name for o in proto.graph.output])
         return graph
 
-    graph = _first_that_fits(readings(proto, input_shapes or {}, set(constants)), build)
+    graph = _first_that_fits(_readings(proto, input_shapes or {}, set(constants)), build)
     signature = describe(proto, graph)
     graph.metadata.pop(SIGNATURE, None)
     if signature is not None:
@@ -117,6 +117,34 @@ def _load(model: str | Path | bytes | onnx.ModelProto, input_shapes: Shapes | No
             "qir's own executors compute what its name means, other runtimes what its body says", name,
         )  # fmt: skip
     return graph
+
+
+def _readings(proto: onnx.ModelProto, shapes: Shapes, constants: set[str]) -> Iterator[Reading]:
+    inputs = [i for i in proto.graph.input if i.name not in constants]
+    return readings({i.name: _kind(i) for i in inputs}, {i.name: _declared(i) for i in inputs}, shapes)
+
+
+def _kind(info: onnx.ValueInfoProto) -> DType:
+    where = f"input {info.name!r}"
+    if info.type.WhichOneof("value") != "tensor_type":
+        raise UnsupportedError("is not a tensor", where=where)
+    return ir_dtype(info.type.tensor_type.elem_type, where)
+
+
+def _declared(info: onnx.ValueInfoProto) -> list[int | str] | None:
+    """The file's sizes, "?" for an open one without a name; None where it has no shape."""
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    sizes: list[int | str] = []
+    for axis, d in enumerate(tensor.shape.dim):
+        size: int | str = d.dim_value if d.HasField("dim_value") else d.dim_param or "?"
+        if isinstance(size, int) and size <= 0:
+            if size < -1 or axis > 0:
+                raise ModelError(f"has a negative size: {size} on axis {axis}", where=f"input {info.name!r}")
+            size = "?"
+        sizes.append(size)
+    return sizes
 
 
 def _first_that_fits(tries: Iterator[Reading], build: Callable[[Reading], Graph]) -> Graph:

@@ -11,12 +11,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import onnx
-
-from ..errors import ModelError, UnsupportedError
-from ..sizes import BATCH, Symbol
+from ..errors import ModelError
 from ..types import Dim, DType, TensorType
-from .tensors import ir_dtype
+from .expressions import BATCH, Symbol
 
 Shapes = Mapping[str, Sequence[int | str]]
 
@@ -30,13 +27,14 @@ _NOBODY = re.compile(r"^unk__\d+$|^\?$|^$")
 
 @dataclass(frozen=True)
 class OpenAxis:
-    """An axis whose size the file leaves open.  name: "" where it has none that says anything."""
+    """An axis whose size stays open.  name: "" where it has none that says anything.  label: its name in the file."""
 
     input: str
     axis: int
     rank: int
     name: str
     dtype: DType
+    label: str
 
     @property
     def long(self) -> bool:
@@ -59,22 +57,22 @@ class Reading:
         return len(self.symbols) > 1
 
 
-def readings(proto: onnx.ModelProto, shapes: Shapes, constants: set[str]) -> Iterator[Reading]:
+def readings(
+    kinds: Mapping[str, DType], declared: Mapping[str, list[int | str] | None], shapes: Shapes
+) -> Iterator[Reading]:
     """Ways to understand the model's open axes, likeliest first; at least one.
 
-    shapes: sizes given for some inputs: ints, names of open axes ("N": the batch), -1 for what the file has.
-    Raises ModelError (a shape for an unknown input, a rank that differs, no shape), UnsupportedError (dtype).
+    kinds, declared: of each input, its dtype and its sizes in the file ("?" for an open one without a name; None where
+    it has no shape).  shapes: sizes given for some: ints, names of open axes ("N": the batch), -1 for the file's own.
+    Raises ModelError: a shape for an unknown input, a rank that differs, no shape.
     """
-    inputs = [i for i in proto.graph.input if i.name not in constants]
     for name in shapes:
-        if name not in {i.name for i in inputs}:
+        if name not in kinds:
             raise ModelError("is no input of the model", where=f"input_shapes[{name!r}]",
-                             hint=f"inputs are {', '.join(i.name for i in inputs)}")  # fmt: skip
-    kinds = {i.name: _kind(i) for i in inputs}
-    declared = {i.name: _declared(i) for i in inputs}
+                             hint=f"inputs are {', '.join(kinds)}")  # fmt: skip
     wanted = _wanted(declared, shapes)
     axes = [
-        OpenAxis(name, axis, len(shape), "" if _NOBODY.match(str(dim)) else str(dim), kinds[name])
+        OpenAxis(name, axis, len(shape), _named(dim), kinds[name], _label(declared[name], axis, dim))
         for name, shape in wanted.items() for axis, dim in enumerate(shape) if isinstance(dim, str)
     ]  # fmt: skip
     seen: list[dict[OpenAxis, str]] = []
@@ -88,27 +86,12 @@ def readings(proto: onnx.ModelProto, shapes: Shapes, constants: set[str]) -> Ite
                 yield reading
 
 
-def _kind(info: onnx.ValueInfoProto) -> DType:
-    where = f"input {info.name!r}"
-    if info.type.WhichOneof("value") != "tensor_type":
-        raise UnsupportedError("is not a tensor", where=where)
-    return ir_dtype(info.type.tensor_type.elem_type, where)
+def _label(declared: Sequence[int | str] | None, axis: int, size: int | str) -> str:
+    return (_named(declared[axis]) if declared else "") or _named(size)
 
 
-def _declared(info: onnx.ValueInfoProto) -> list[int | str] | None:
-    """The file's sizes, "?" for an open one without a name; None where it has no shape."""
-    tensor = info.type.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    sizes: list[int | str] = []
-    for axis, d in enumerate(tensor.shape.dim):
-        size: int | str = d.dim_value if d.HasField("dim_value") else d.dim_param or "?"
-        if isinstance(size, int) and size <= 0:
-            if size < -1 or axis > 0:
-                raise ModelError(f"has a negative size: {size} on axis {axis}", where=f"input {info.name!r}")
-            size = "?"
-        sizes.append(size)
-    return sizes
+def _named(size: int | str) -> str:
+    return "" if isinstance(size, int) or _NOBODY.match(size) else size
 
 
 def _wanted(declared: Mapping[str, list[int | str] | None], shapes: Shapes) -> dict[str, list[int | str]]:
@@ -208,9 +191,9 @@ def _reading(
     for axis, symbol in grouped.items():
         known = symbols.get(symbol)
         if known is None:
-            symbols[symbol] = Symbol(axis.name, step, axis.long != flipped)
+            symbols[symbol] = Symbol(axis.label, step, axis.long != flipped)
         elif not known.name:
-            symbols[symbol] = replace(known, name=axis.name)
+            symbols[symbol] = replace(known, name=axis.label)
     at = {(a.input, a.axis): s for a, s in grouped.items()}
     types = [
         (name, TensorType(kinds[name], tuple(_dim(at, name, axis, d) for axis, d in enumerate(shape))))
