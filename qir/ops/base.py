@@ -91,7 +91,8 @@ class Op(ABC):
     pools: ClassVar[bool] = False
     """A sum or mean over many elements of one tensor."""
     normalizes: ClassVar[bool] = False
-    """Divides by a mean of squares of its input: reads it as wide as there is, since outliers decide the grid."""
+    """Divides by a mean of squares or a sum of exponentials of its input: reads it as wide as there is, since outliers
+    decide the grid."""
     clamps: ClassVar[bool] = False
     """min(max(x, lo), hi): the quantizer behind it can do it."""
     limits: ClassVar[bool] = False

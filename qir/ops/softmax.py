@@ -69,6 +69,7 @@ class Softmax(Op):
     """y = exp(x - max(x)) / sum(exp(x - max(x))) along `axis`."""
 
     name = "Softmax"
+    normalizes = True
     inputs = "x"
     attrs = {"axis": -1}
 
@@ -98,6 +99,7 @@ class MaskedSoftmax(Op):
     name = "MaskedSoftmax"
     inputs = "x keep"
     attrs = {"axis": -1}
+    normalizes = True
     standard_since = 1 << 30
 
     def infer(

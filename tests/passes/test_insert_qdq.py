@@ -166,12 +166,12 @@ def test_concatenation_with_an_operand_used_elsewhere() -> None:
     assert found["a.int16.dq"] == found["sum"]
 
 
-def test_softmax_has_its_fixed_grid() -> None:
+def test_softmax_has_its_fixed_grid_and_reads_16_bits() -> None:
     net = Net()
     net.done(net.conv(net.op("Softmax", net.conv(net.x, "a"), name="soft", axis=1), "head"))
     found = quantizers(InsertQdq(net.ranges()).apply(net.graph)[0])
     assert found["soft"] == [QuantParams.make(2.0**-8, 0, DType.UINT8)]
-    assert str(found["a"][0].dtype) == "uint8"
+    assert str(found["a"][0].dtype) == "int16"
 
 
 def test_four_bits_but_for_the_ends() -> None:
