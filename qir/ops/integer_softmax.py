@@ -87,6 +87,8 @@ class IntegerSoftmax(Op):
         x, exps, reciprocals = (np.asarray(v).astype(np.int64) for v in inputs[:3])
         keep, fine = [*inputs, None, None][KEEP : FINE + 1]
         axis, kind = attrs["axis"], DType(attrs["dtype"])
+        if x.shape[axis] >= MAX_ELEMENTS:
+            raise ValueError(f"a row has {x.shape[axis]} elements; fewer than 2^15 are exact")
         if keep is not None:  # what is dropped becomes the least: it takes no part in the maximum
             x = np.where(keep, x, np.iinfo(np.asarray(inputs[0]).dtype).min)
         d = x.max(axis=axis, keepdims=True) - x
