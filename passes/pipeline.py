@@ -21,7 +21,7 @@ from .calibration.correct_bias import analytic_means, empirical_means
 from .calibration.data import batches
 from .calibration.data_free import BATCH_NORM_TABLE, data_free_ranges
 from .manager import PassManager
-from .masks.recognise import check_scores
+from .masks.unknown import check_scores
 from .prepare.center_inputs import center_inputs
 from .quantization.dry_run import check_lowering, placeholder_ranges
 from .quantization.given_grids import GIVEN_RANGES

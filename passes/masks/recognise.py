@@ -7,16 +7,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from qir.errors import UnsupportedError
+from qir.errors import QirError, UnsupportedError, refuse
 from qir.graph import Graph, Node, Stage, Value
 from qir.ops import op_of
 from qir.shapes import fold_shapes
 
 from ..manager import Pass
-from ..quantization.ranges import Ranges
 from ..report import PassReport
 from ..rewriting.rewriter import replace, sweep
-from .two_valued import DROPS, Tabled, TwoValued, implies
+from .tables import Tabled, implies
+from .two_valued import DROPS, TwoValued
+from .unknown import refuse_unknown
 
 SAME = ("Identity", "Dropout", "Cast")
 """Operators that hand on the scores as they are."""
@@ -30,7 +31,8 @@ class RecogniseMasks(Pass):
     `(1 - m) * c`, Trilu, moved and cast in any way; Where(m, x, -inf); masks one after the other; scores scaled after
     the mask.  What cleans up behind the softmax (Where(IsNaN(y), 0, y); zeros where the mask drops) goes with it.
     An input of the graph that is multiplied by such a number is taken to hold zeros and ones, which the report says.
-    A row that keeps nothing gives zeros.  Raises UnsupportedError naming a softmax whose mask is not recognised.
+    A row that keeps nothing gives zeros.  Raises UnsupportedError (RefusedError of several) naming a softmax
+    whose mask is not recognised.
     """
 
     name: ClassVar[str] = "recognise_masks"
@@ -43,9 +45,14 @@ class RecogniseMasks(Pass):
         graph.prune()
         fold_shapes(graph)
         work = _Masks(graph, report)
+        refused: list[QirError] = []
         for node in graph.nodes:
             if node.op == "Softmax" and node in graph:
-                work.softmax(node)
+                try:
+                    work.softmax(node)
+                except UnsupportedError as error:
+                    refused.append(error)
+        refuse(refused)
         for node in graph.nodes:
             if node.op == "Where" and node in graph:
                 work.not_a_number(node)
@@ -53,22 +60,6 @@ class RecogniseMasks(Pass):
             report.note(f"input {name!r} is a mask: it is taken to hold zeros and ones")
         graph.prune()
         return report
-
-
-def check_scores(graph: Graph, ranges: Ranges) -> None:
-    """Raises UnsupportedError where the scores of a softmax were seen to be what only a mask adds.
-
-    Scores that are large in both directions may be just that.
-    """
-    for node in graph.nodes:
-        if node.op in ("Softmax", "MaskedSoftmax") and node.input(0).name in ranges:
-            least, most = ranges.at(node.input(0).name, 16)
-            if least <= DROPS and -least > 100 * max(most, 1.0):
-                raise UnsupportedError(
-                    f"its input {node.input(0).name!r} reaches {least:g}: a mask that is not recognised",
-                    where=str(node),
-                    hint="let the graph take a boolean mask, or one of zeros and ones: (1 - mask) * -10000",
-                )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,7 +86,7 @@ class _Masks:
             source = inner.input(0)
             scores = self.strip(source)
         if not scores.keeps:
-            self._refuse_unknown(node, node.input(0))
+            refuse_unknown(node, node.input(0))
             return
         made = self._masked(node, source, scores, moves)
         if made is None:
@@ -107,7 +98,7 @@ class _Masks:
         if replace(self.graph, old, made, fresh=True):
             sweep(self.graph, [node])
             self.report.rewrote("mask", node.name)
-        self._refuse_unknown(node, scores.value)
+        refuse_unknown(node, scores.value)
         if not moves:
             self._clean_up(made, scores.keeps)
 
@@ -273,30 +264,6 @@ class _Masks:
         if replace(self.graph, node.output, y, fresh=False):
             sweep(self.graph, [node, test])
             self.report.rewrote("no NaN behind a softmax", node.name)
-
-    def _refuse_unknown(self, node: Node, scores: Value) -> None:
-        """Raises UnsupportedError where something adds what a mask adds, in a way that is not understood."""
-        seen: set[Value] = set()
-        stack = [scores]
-        while stack:
-            value = stack.pop()
-            if value in seen or not value.dtype.is_float:
-                continue
-            seen.add(value)
-            if value.data is not None:
-                if value.data.size and float(value.data.min()) <= DROPS:
-                    raise UnsupportedError(
-                        f"{value.name!r} holds {float(value.data.min()):g}: a mask that is not recognised",
-                        where=str(node),
-                        hint="write it as Where(keep, scores, -inf), or as (1 - keep) * -10000 added to the scores",
-                    )  # fmt: skip
-                continue
-            maker = value.producer
-            if maker is None or not (
-                maker.op in ("Add", "Sub", "Mul", "Where", "Max", "Min", "Concat") or op_of(maker.op).moves
-            ):
-                continue
-            stack.extend(v for v in maker.inputs if v is not None)
 
     def _add(self, op: str, *inputs: Value, **attrs: object) -> Value:
         return self.graph.add_node(op, inputs, attrs, outputs=[self.graph.fresh("masked")]).output

@@ -11,7 +11,7 @@ import pytest
 
 import qir
 from qir import DType, TensorType
-from qir.errors import UnsupportedError
+from qir.errors import RefusedError, UnsupportedError
 from qir.graph import Value
 from qir.io import to_onnx
 from qir.passes.masks.recognise import RecogniseMasks
@@ -137,6 +137,10 @@ def test_an_unknown_mask_is_refused_by_name() -> None:
     builder = AttentionBuilder()
     graph = builder.build(soft_mask)
     with pytest.raises(UnsupportedError, match=r"mask that is not recognised"):
+        qir.quantize(graph, [builder.feeds(2, 1)])
+    second = AttentionBuilder(x=graph.outputs[0])
+    second.build(soft_mask)
+    with pytest.raises(RefusedError, match="2 nodes cannot become integers"):
         qir.quantize(graph, [builder.feeds(2, 1)])
 
 
