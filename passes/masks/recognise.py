@@ -27,7 +27,7 @@ SAME = ("Identity", "Dropout", "Cast")
 class RecogniseMasks(Pass):
     """softmax(x + mask) = MaskedSoftmax(x, keep), keep boolean                              [docs/arithmetic.md 9b]
 
-    mask: 0 (or anything that is the same for all positions) where kept, -1e4 or less where dropped: a constant, Where,
+    mask: 0 (or anything that is the same for all positions) where kept, -1000 or less where dropped: a constant, Where,
     `(1 - m) * c`, Trilu, moved and cast in any way; Where(m, x, -inf); masks one after the other; scores scaled after
     the mask.  What cleans up behind the softmax (Where(IsNaN(y), 0, y); zeros where the mask drops) goes with it.
     An input of the graph that is multiplied by such a number is taken to hold zeros and ones, which the report says.

@@ -20,8 +20,8 @@ from qir.types import Array, DType
 
 from .tables import MOST, ZERO, Base, Tabled, combine
 
-DROPS = -1e4
-"""What adds this or less to a score drops it."""
+DROPS = -1e3
+"""What adds this or less to a score drops it: exp(-1000) is 0, and exporters write -1e4, -9999, -65504, -inf ..."""
 
 DEEPEST = 64
 """Movements in a row that are followed."""
@@ -29,6 +29,7 @@ DEEPEST = 64
 ARITHMETIC: dict[str, Callable[..., Any]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Neg": np.negative, "Max": np.maximum,
     "Min": np.minimum, "Sum": lambda *xs: sum(xs), "Abs": np.abs, "Identity": np.positive, "Dropout": np.positive,
+    "Log": np.log,
 }  # fmt: skip
 COMPARISONS: dict[str, Callable[..., Any]] = {
     "Equal": np.equal, "Less": np.less, "LessOrEqual": np.less_equal, "Greater": np.greater,

@@ -7,7 +7,9 @@ from qir.graph import Graph, Node, Value
 from qir.ops import op_of
 
 from ..quantization.ranges import Ranges
-from .two_valued import DROPS
+
+UNMISTAKABLE = -1e4
+"""What adds this or less to a score can only be a mask."""
 
 
 def refuse_unknown(node: Node, scores: Value) -> None:
@@ -20,7 +22,7 @@ def refuse_unknown(node: Node, scores: Value) -> None:
             continue
         seen.add(value)
         if value.data is not None:
-            if value.data.size and float(value.data.min()) <= DROPS:
+            if value.data.size and float(value.data.min()) <= UNMISTAKABLE:
                 raise UnsupportedError(
                     f"{value.name!r} holds {float(value.data.min()):g}: a mask that is not recognised",
                     where=str(node),
@@ -43,7 +45,7 @@ def check_scores(graph: Graph, ranges: Ranges) -> None:
     for node in graph.nodes:
         if node.op in ("Softmax", "MaskedSoftmax") and node.input(0).name in ranges:
             least, most = ranges.at(node.input(0).name, 16)
-            if least <= DROPS and -least > 100 * max(most, 1.0):
+            if least <= UNMISTAKABLE and -least > 100 * max(most, 1.0):
                 raise UnsupportedError(
                     f"its input {node.input(0).name!r} reaches {least:g}: a mask that is not recognised",
                     where=str(node),

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 OUTPUT_SCALE = 2.0**-8
 
+COARSE = 0.5
+"""Steps of scores that are larger than this are worth a word: neighbours differ by a factor of exp(0.5)."""
+
 
 def output_quant(dtype: DType) -> QuantParams:
     """The grid of a softmax: scale 2^-8, zero point 0 (uint8) or -128 (int8)."""
@@ -35,6 +38,10 @@ def lower_softmax(low: Lowering, node: Node, keep: Value | None = None) -> None:
         raise LoweringError(
             "needs an input of 8 or 16 bits", where=str(node), hint="insert a QuantizeLinear before it"
         )  # fmt: skip
+    if q.scale[0] > COARSE:
+        low.note(
+            f"reads scores in steps of {q.scale[0]:.3g}: what lies between is lost; is there a mask on their grid?"
+        )
     g = low.graph
     size = x.shape[node.attrs["axis"]]
     if not isinstance(size, str) and size >= MAX_ELEMENTS:  # an open one is checked when it is known

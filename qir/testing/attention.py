@@ -195,6 +195,38 @@ def _subtracted(m: AttentionBuilder, scores: Value) -> Value:
     return _soft(m, m.op("Sub", scores, m.op("Mul", inverse, m.const(1e9))))
 
 
+def _logarithm(m: AttentionBuilder) -> Value:
+    """log(m): 0 and -inf."""
+    return m.op("Log", m.cast(m.padding(BOOL), FLOAT))
+
+
+def _minus_one(m: AttentionBuilder) -> Value:
+    """(m - 1) 9999, of int32, causal and padding in one product of floats."""
+    both = m.op("Mul", m.cast(m.padding(DType.INT32), FLOAT), m.const(m.triangle()[None, None]))
+    return m.op("Mul", m.op("Sub", both, m.const(1.0)), m.const(9999.0))
+
+
+def _where_zero(m: AttentionBuilder, scores: Value) -> Value:
+    """masked_fill(m == 0, least) of a mask of floats."""
+    dropped = m.op("Equal", m.padding(FLOAT), m.const(0.0))
+    return _soft(m, m.op("Where", dropped, m.const(LEAST), scores))
+
+
+def _indexed(m: AttentionBuilder) -> Value:
+    """The mask gathered by index from what it is flattened to, as transformers 5 is exported by TorchScript."""
+    flat = m.op("Flatten", m.cast(m.mask(), BOOL), axis=0)
+    sizes = m.op("Shape", m.x)
+    batch = m.op("Gather", sizes, m.const(0, np.int64), axis=0)
+    rows = m.op("Range", m.const(0, np.int64), batch, m.const(1, np.int64))
+    at = m.op("Mul", m.spread(rows, 1, 2, 3), m.const([m.length], np.int64))
+    at = m.op("Add", m.const(np.arange(m.length)[None, None, None], np.int64), at)
+    kept = m.op("Gather", m.op("Reshape", flat, m.const([-1], np.int64)), at, axis=0)
+    causal = m.op(
+        "LessOrEqual", m.const(np.arange(m.length)[None], np.int64), m.const(np.arange(m.length)[:, None], np.int64)
+    )
+    return m.op("Where", m.op("And", kept, causal), m.const(0.0), m.const(LEAST))
+
+
 SPELLINGS: dict[str, Attend] = {
     "none": _soft,
     **{
@@ -208,6 +240,10 @@ SPELLINGS: dict[str, Attend] = {
     "filled": added(_filled),
     "integers": added(_whole),
     "outer product": added(_outer),
+    "logarithm": added(_logarithm),
+    "(m - 1) 9999": added(_minus_one),
+    "where zero": _where_zero,
+    "indexed": added(_indexed),
     "causal and padding": added(_causal_and_padding),
     "where dropped": _where_dropped,
     "where kept": _where_kept,

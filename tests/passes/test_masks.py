@@ -70,7 +70,7 @@ def test_every_spelling_is_recognised(name: str) -> None:
 
 ASSUMING = {
     "(1 - m) -1e4", "(1 - m) least", "(1 - float m) least", "filled", "integers", "outer product",
-    "one after the other", "limited, reshaped", "product behind", "subtracted",
+    "one after the other", "limited, reshaped", "(m - 1) 9999", "where zero", "product behind", "subtracted",
 }  # fmt: skip
 """Spellings that multiply an input by a large number: it is taken to hold zeros and ones, and the report says so."""
 
@@ -90,7 +90,7 @@ def test_every_spelling_is_precise_and_exact(name: str) -> None:
 @pytest.mark.skipif(
     not any(shutil.which(c) for c in ("c++", "g++", "clang++")), reason="the CUDA emulation needs a C++ compiler"
 )
-@pytest.mark.parametrize("name", ["causal -inf", "(1 - float m) least", "sdpa", "one after the other"])
+@pytest.mark.parametrize("name", ["causal -inf", "(1 - float m) least", "sdpa", "one after the other", "indexed"])
 def test_masks_on_the_emulated_gpu(name: str) -> None:
     from qir.runtime.cuda.device.emulated import EmulatedDevice
 
