@@ -18,7 +18,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from qir.errors import ParseError, QuantizationError
+from qir.errors import FOREIGN, ParseError, QuantizationError, said
+from qir.files import read_text
 from qir.graph import Graph, Stage
 from qir.types import Array
 
@@ -184,15 +185,15 @@ class Recipe:
             import tomllib
         else:
             import tomli as tomllib  # pyright: ignore[reportMissingImports]
+        text = read_text(path)
         try:
-            text = Path(path).read_text(encoding="utf-8")
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             line = re.search(r"at line (\d+)", str(error))
             where = f"{path}:{line.group(1)}" if line else str(path)
             raise ParseError(f"cannot be read: {error}", where=where) from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ParseError(f"cannot be read: {error}", where=str(path)) from None
+        except FOREIGN as error:  # numbers of 5,000 digits, tables in tables in tables
+            raise ParseError(f"cannot be read: {said(error)}", where=str(path)) from None
         base = raw.pop("base", "w8a8")
         raw.setdefault("name", Path(path).stem)
         if isinstance(raw.get("layers"), dict):

@@ -1,20 +1,24 @@
-"""Writing files: aside, then renamed, so that a reader finds the old file or the new one, whole.
+"""Files: texts are read whole or not at all; all are written aside, then renamed.
 
-A temporary file is `.NAME.PID.xxxxxxxx.part` in the folder of its target.  A killed process leaves its own behind; the
-next one that writes to the same target removes it.
+So a reader finds the old file or the new one, whole.  A temporary file is `.NAME.PID.xxxxxxxx.part` in the folder of
+its target.  A killed process leaves its own behind; the next one that writes to the same target removes it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
-from .errors import OutputError, QirError
+from .errors import FOREIGN, OutputError, ParseError, QirError, said
+
+Made = TypeVar("Made")
 
 
 @contextmanager
@@ -95,3 +99,30 @@ def _alive(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+LARGEST = 256 << 20
+"""Bytes of a text file; tables and ranges of the largest networks take a thousandth of it."""
+
+
+def read_text(path: str | Path) -> str:
+    """The whole text.  Raises ParseError where there is none, or too much of it."""
+    try:
+        file = Path(path)
+        if file.stat().st_size > LARGEST:
+            raise ParseError(f"is larger than {LARGEST >> 20} MB", where=str(path))
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # not UTF-8, a null character in the name
+        raise ParseError(f"cannot be read: {error}", where=str(path)) from None
+
+
+def from_json(text: str, make: Callable[[Any], Made], what: str, where: str, hint: str | None = None) -> Made:
+    """What `make` makes of a JSON text.  Raises ParseError: no JSON, or whatever `make` stumbles over."""
+    try:
+        return make(json.loads(text))
+    except QirError as error:
+        if isinstance(error, ParseError) and error.where is not None:
+            raise
+        raise ParseError(str(error), where=where) from None
+    except FOREIGN as error:
+        raise ParseError(f"is no {what} ({type(error).__name__}: {said(error)})", where=where, hint=hint) from None

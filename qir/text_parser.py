@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ParseError, QirError, TypeInferenceError
+from .errors import FOREIGN, ParseError, QirError, TypeInferenceError, said
 from .graph import Graph, Stage, Value
 from .sizes import Symbol, canonical, symbols_of
 from .text import WORD
@@ -47,8 +47,10 @@ def parse_graph(text: str, constants: Mapping[str, Array] | None = None) -> Grap
             closed = _line(graph, cursor, constants)
         except ParseError:
             raise
-        except (QirError, ValueError, TypeError, OverflowError) as error:
+        except QirError as error:
             raise ParseError(str(error), where=f"line {number}") from error
+        except FOREIGN as error:
+            raise ParseError(f"is malformed: {said(error)}", where=f"line {number}") from error
     if not closed:
         raise ParseError("the closing brace is missing", where=f"line {lines[-1][0]}")
     return graph

@@ -194,6 +194,14 @@ def _check_grid(node: Node) -> Iterator[Violation]:
         yield str(node), "a shift is outside 1..62"
 
 
+def check_accumulators(graph: Graph) -> Iterator[Violation]:
+    """The proof that no accumulator leaves its width, operator by operator (`Op.overflows`, `ops/intervals.py`)."""
+    for node in graph.nodes:
+        with named(VerifyError, node, "its accumulator cannot be checked"):
+            for message in op_of(node.op).overflows(node):
+                yield str(node), message
+
+
 # -- stages -----------------------------------------------------------------------------------
 def is_integer_only(graph: Graph) -> list[str]:
     """Offences against "no float but at the border, no division": empty when there are none.

@@ -6,13 +6,14 @@ recipe = recipes.w4a8(layers=found.layers)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qir.cost import macs
 from qir.errors import ParseError, QuantizationError
+from qir.files import from_json, read_text
 from qir.graph import Graph, Node
 from qir.ops import op_of
 from qir.types import Array
@@ -158,11 +159,11 @@ def limit_of(text: str | float, cost: str, uniform: Assignment) -> float:
 
 def load_latency(path: str | Path) -> LatencyTable:
     """A JSON table {layer: {"4/8": seconds, ...}}.  Raises ParseError."""
-    try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {str(n): {parse_bits(b): float(v) for b, v in row.items()} for n, row in raw.items()}
-    except (OSError, UnicodeDecodeError, TypeError, ValueError, AttributeError) as error:
-        raise ParseError(f"is no latency table ({error})", where=str(path)) from None
+    return from_json(read_text(path), _latency, "latency table", str(path))
+
+
+def _latency(raw: Any) -> LatencyTable:
+    return {str(n): {parse_bits(b): float(v) for b, v in row.items()} for n, row in raw.items()}
 
 
 def search(

@@ -14,11 +14,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from qir.errors import DataError, ParseError, QuantizationError
-from qir.files import write_text
+from qir.files import from_json, read_text, write_text
 from qir.graph import Graph, Node
 from qir.running import session
 from qir.types import Array, DType, QuantParams
@@ -54,15 +55,15 @@ class Sensitivity:
     @staticmethod
     def load(path: str | Path) -> Sensitivity:
         """Read a JSON file.  Raises ParseError when it is missing or not what `save` writes."""
-        try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-            if raw["format"] != FORMAT:
-                raise ParseError(f"format {raw['format']!r}, not {FORMAT!r}", where=str(path))
-            layers = {str(n): {parse_bits(b): float(v) for b, v in row.items()} for n, row in raw["layers"].items()}
-            details = {str(n): {str(k): float(v) for k, v in row.items()} for n, row in raw["details"].items()}
-            return Sensitivity(str(raw["measure"]), layers, details)
-        except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ParseError(f"is not a sensitivity file ({type(error).__name__}: {error})", where=str(path)) from None
+        return from_json(read_text(path), _sensitivity, "sensitivity file", str(path))
+
+
+def _sensitivity(raw: Any) -> Sensitivity:
+    if raw["format"] != FORMAT:
+        raise ParseError(f"format {raw['format']!r}, not {FORMAT!r}")
+    layers = {str(n): {parse_bits(b): float(v) for b, v in row.items()} for n, row in raw["layers"].items()}
+    details = {str(n): {str(k): float(v) for k, v in row.items()} for n, row in raw["details"].items()}
+    return Sensitivity(str(raw["measure"]), layers, details)
 
 
 def measure_sensitivity(

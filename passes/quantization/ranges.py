@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qir.errors import ParseError, QuantizationError
-from qir.files import write_text
+from qir.files import from_json, read_text, write_text
 
 FORMAT = "qir.ranges/1"
 
@@ -88,29 +88,19 @@ class Ranges(Mapping[str, Interval]):
     @staticmethod
     def load(path: str | Path) -> Ranges:
         """Read a JSON file.  Raises ParseError when it is missing or not what `save` writes."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ParseError(f"cannot be read: {error}", where=str(path)) from None
-        return Ranges.from_json(text, where=str(path))
+        return Ranges.from_json(read_text(path), where=str(path))
 
     @staticmethod
     def from_json(text: str, where: str = "ranges") -> Ranges:
         """Parse what `to_json` wrote.  Raises ParseError."""
-        try:
-            raw = json.loads(text)
-            if raw["format"] != FORMAT:
-                raise ParseError(f"format {raw['format']!r}, not {FORMAT!r}", where=where)
-            tensors = {str(name): _tensor(entry) for name, entry in raw["tensors"].items()}
-            return Ranges(tensors, str(raw["method"]), int(raw["samples"]))
-        except QuantizationError as error:
-            raise ParseError(str(error), where=where) from None
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise ParseError(
-                f"is not a ranges file ({type(error).__name__}: {error})",
-                where=where,
-                hint="write one with Ranges.save",
-            ) from None
+        return from_json(text, _ranges, "ranges file", where, "write one with Ranges.save")
+
+
+def _ranges(raw: Any) -> Ranges:
+    if raw["format"] != FORMAT:
+        raise ParseError(f"format {raw['format']!r}, not {FORMAT!r}")
+    tensors = {str(name): _tensor(entry) for name, entry in raw["tensors"].items()}
+    return Ranges(tensors, str(raw["method"]), int(raw["samples"]))
 
 
 def _tensor(entry: Mapping[str, Any]) -> TensorRange:

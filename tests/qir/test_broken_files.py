@@ -15,9 +15,14 @@ from onnx import TensorProto, helper
 
 import qir
 from qir.cli.data import dtypes
-from qir.errors import DataError, ModelError, QirError, VerifyError
+from qir.errors import DataError, ModelError, ParseError, QirError, VerifyError
+from qir.graph import Graph
 from qir.models import bundled_path, digits
 from qir.passes.calibration import data
+from qir.passes.mixed_precision.search import load_latency
+from qir.passes.mixed_precision.sensitivity import Sensitivity
+from qir.passes.quantization.ranges import Ranges
+from qir.passes.recipes import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +143,49 @@ def test_damaged_arrays(name: str, tmp_path: Path) -> None:
     dtypes(tmp_path / name)  # what `run` and `compare` look at first; it once let zipfile's errors out
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
         list(data.batches(tmp_path / name, graph))
+
+
+DEEP = "[" * 100_000
+TEXTS: dict[str, tuple[Any, str]] = {
+    "ranges, deep": (Ranges.load, DEEP),
+    "ranges, huge": (Ranges.load, '{"format": "qir.ranges/1", "method": "mse", "samples": 1e999, "tensors": {}}'),
+    "ranges, long": (
+        Ranges.load,
+        '{"format": "qir.ranges/1", "method": "mse", "samples": 1, "tensors": {"x": {"seen": [1'
+        + "0" * 400
+        + ", 1]}}}",
+    ),
+    "ranges, other": (Ranges.load, '{"format": "qir.ranges/9"}'),
+    "ranges, a list": (Ranges.load, "[1, 2]"),
+    "latency, deep": (load_latency, DEEP),
+    "latency, long": (load_latency, '{"a": {"4/8": 1' + "0" * 400 + "}}"),
+    "latency, bits": (load_latency, '{"a": {"4/8/2": 1}}'),
+    "sensitivity, deep": (Sensitivity.load, DEEP),
+    "sensitivity, none": (Sensitivity.load, "{}"),
+    "recipe, deep": (Recipe.load, "a=" + "{a=" * 5000),
+    "recipe, long": (Recipe.load, "equalize = " + "1" * 5000),
+    "recipe, bytes": (Recipe.load, "\udcff"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_broken_texts_name_their_file(name: str, tmp_path: Path) -> None:
+    load, text = TEXTS[name]
+    path = tmp_path / "broken.toml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ParseError, match=r"broken\.toml"):
+        load(path)
+    with pytest.raises(ParseError, match=r"cannot be read"):
+        load(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize("attrs", ["{axis={}}", '{axis={"array": 1}}', "{axis=[[1]]}", '{axis="x"}', "{axis=1e999}"])
+def test_broken_graph_texts_name_their_line(attrs: str) -> None:
+    lines = [
+        'graph "t" stage=FLOAT {',
+        "input %x: float32[N,4]",
+        f"%y: float32[N,4] = Softmax(%x) {attrs}",
+        "return %y}",
+    ]
+    with pytest.raises(ParseError, match="line 3: "):
+        Graph.parse("\n".join(lines))

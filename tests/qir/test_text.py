@@ -95,7 +95,7 @@ def test_array_attributes_and_absent_inputs() -> None:
         ("Relu(%input:0)", "Relu(%input:0) {colour=1}", "line 8: .*unknown attribute 'colour'"),
         ("%y: float32", "%x: float32", "line 8: value 'x' exists already"),
         ("strides=[2, 2]", "strides=[2, ", "line 7: a value expected"),
-        ("= ...", "= [1.0]", "line 5: cannot reshape"),
+        ("= ...", "= [1.0]", "line 5: is malformed: cannot reshape"),
         ("const %w", "const %w2", "line 5: constant 'w2' is elided and not given"),
         ("}\n", "", "the closing brace is missing"),
         ("}\n", "}\nmore", "line 11: nothing may follow"),
