@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return interrupted()
     try:
-        return args.main(args)
+        from qir.memory import limited
+
+        with limited(args.memory_limit):
+            return args.main(args)
     except KeyboardInterrupt:
         return interrupted()
     except BrokenPipeError:  # `qir inspect ... | head`
@@ -77,6 +80,8 @@ def one_line(error: Exception) -> str:
     text = escaped(" ".join(str(error).split()))
     if isinstance(error, QirError):
         return text
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory: {text}" if text else "there is not enough memory"
     if isinstance(error, OSError):
         return escaped(f"{error.filename}: {error.strerror}") if error.filename else text
     return f"this should not happen: {type(error).__name__}: {text} (run again with --debug for the traceback)"

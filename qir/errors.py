@@ -112,6 +112,10 @@ class ParseError(QirError):
     """The text form of a graph, a recipe file or a ranges file cannot be read."""
 
 
+class MemoryLimitError(QirError):
+    """A graph, an array or a file needs more memory than it may take."""
+
+
 class BackendError(QirError):
     """A runtime backend is missing or cannot run this graph."""
 

@@ -14,11 +14,13 @@ import numpy as np
 
 from qir.declared import KEY as SIGNATURE
 from qir.declared import as_declared
-from qir.errors import BackendError, DataError, TypeInferenceError
+from qir.errors import BackendError, DataError, MemoryLimitError, TypeInferenceError
 from qir.graph import Graph, Stage, Value
+from qir.ops.memory import demand, peak, run_limit, shown
 from qir.shapes import check_sizes
 from qir.sizes import sizes_text, solve
 from qir.types import Array, Dim, is_float
+from qir.verify import verify
 
 from .backend import Backend, Running, fed_sizes
 from .interchange import host_array, on_gpu
@@ -45,18 +47,22 @@ class Session:
     graph: a Graph of any stage, or a path to an ONNX model.  backend: a name of `BACKENDS`; by default the fastest
     that can run the graph here (`default_backend`).  Further keyword arguments are the backend's own options
     (threads, device ...).
-    Raises BackendError where the backend is unknown, not installed or cannot run the graph.
+    An integer graph is verified, so that it means one thing on every executor.
+    Raises BackendError where the backend is unknown, not installed or cannot run the graph; VerifyError.
     """
 
     def __init__(self, graph: Graph | str | Path, backend: str | None = None, **options: Any) -> None:
         if not isinstance(graph, Graph):
             from qir.io import load
 
-            graph = load(graph)
+            graph = load(graph)  # which verifies it
+        elif graph.stage is Stage.INTEGER:
+            verify(graph)
         if backend is None:
             backend = default_backend(graph)
         self.graph, self.backend = graph, backend
         self._proved: set[tuple[int, ...]] = set()
+        self._affordable: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
         self._executor = backend_class(backend)(graph, **options)
         self._casts = graph.stage is Stage.INTEGER and SIGNATURE in graph.metadata
 
@@ -75,7 +81,16 @@ class Session:
         options: the backend's own ("cuda": stream, out, where; it takes tensors in device memory, too).
         Raises DataError on a missing, unknown, misshapen or mistyped feed; GraphError on an unknown output.
         """
-        return self._declared(self._executor.run(self._checked(feeds, outputs, options), outputs, **options))
+        checked = self._checked(feeds, outputs, options)
+        try:
+            return self._declared(self._executor.run(checked, outputs, **options))
+        except MemoryError as error:
+            sizes = fed_sizes(self.graph, checked)
+            need = shown(peak(self.graph, sizes)[0])
+            raise MemoryLimitError(
+                f"needs more memory than there is, at least {need} at {sizes_text(sizes)}",
+                where=f"graph {self.graph.name!r}", hint="run fewer samples at a time",
+            ) from error  # fmt: skip
 
     def run_async(self, feeds: Mapping[str, Any], *, outputs: Sequence[str] | None = None, **options: Any) -> Running:
         """Start a run and return at once: `.result()` waits for the outputs, `.done` says whether they are there.
@@ -100,7 +115,20 @@ class Session:
         )
         if len(self.graph.symbols) > 1:
             self._check_sizes(fed_sizes(self.graph, checked))
+        if adopt is None:
+            self._check_memory(fed_sizes(self.graph, checked), tuple(outputs or ()))
         return checked
+
+    def _check_memory(self, sizes: dict[str, int], kept: tuple[str, ...]) -> None:
+        """What a run takes is known before it starts: looked at once for each choice of sizes and outputs."""
+        key = (tuple(sizes.values()), kept)
+        if key in self._affordable:
+            return
+        need, node = peak(self.graph, sizes, [self.graph.value(n) for n in kept])
+        demand(need, f"running it at {sizes_text(sizes)}", node, run_limit())
+        if len(self._affordable) >= MOST_PROVED:
+            self._affordable.clear()
+        self._affordable.add(key)
 
     def _check_sizes(self, sizes: dict[str, int]) -> None:
         """Types and proofs hold at the sizes that are fed: proved once for each choice."""

@@ -14,6 +14,7 @@ Everything streams: memory holds one batch.
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ import numpy as np
 
 from qir.errors import DataError, QirError
 from qir.graph import Graph
+from qir.memory import demand
 from qir.types import Array, TensorType, is_float
 
 from .images import Images
@@ -149,6 +151,8 @@ def _file(path: Path, types: Mapping[str, TensorType]) -> dict[str, Rows]:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, QirError):
+        return DataError(error.message, where=str(path))
     what = "needs more memory than there is" if isinstance(error, MemoryError) else f"cannot be read: {error}"
     return DataError(what, where=str(path), hint=KINDS)
 
@@ -166,12 +170,14 @@ def _npz_rows(path: Path, member: str) -> Rows:
     """Rows of an array inside an .npz, read front to back without loading the rest."""
     with zipfile.ZipFile(path) as archive, archive.open(member) as file:
         shape, fortran, dtype = _npy_header(file)
-    if fortran or not shape or dtype.hasobject:
+    if not dtype.itemsize or min(shape, default=0) < 0:
+        raise ValueError(f"member {member!r} has dtype {dtype} and shape {shape}")
+    whole = fortran or not shape or dtype.hasobject
+    demand(math.prod(shape if whole else (BATCH, *shape[1:])) * dtype.itemsize, f"member {member!r}", path)
+    if whole:
         with np.load(path, allow_pickle=False) as arrays:
             return _array(arrays[member.removesuffix(".npy")])
     row = math.prod(shape[1:]) * dtype.itemsize
-    if not dtype.itemsize or min(shape) < 0:
-        raise ValueError(f"member {member!r} has dtype {dtype} and shape {shape}")
     state: dict[str, Any] = {"file": None, "at": 0}
 
     def read(start: int, stop: int) -> Array:
@@ -187,7 +193,7 @@ def _npz_rows(path: Path, member: str) -> Rows:
             with zipfile.ZipFile(path) as archive:  # the member keeps the file open for itself
                 state["file"] = archive.open(member)
             _npy_header(state["file"])
-            state["file"].read(start * row)
+            state["file"].seek(start * row, io.SEEK_CUR)  # a piece at a time
         data = state["file"].read((stop - start) * row)
         state["at"] = stop
         if stop == shape[0]:

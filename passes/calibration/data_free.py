@@ -192,6 +192,8 @@ def _operand(v: Value, found: Mapping[Value, ChannelMoments]) -> ChannelMoments 
     m = found.get(v)
     if m is None and v.data is not None:
         c = v.data.astype(np.float64)
+        if not np.isfinite(c).all():  # a mask
+            return None
         centre = np.asarray([c.mean()]) if c.size else np.zeros(1)
         m = ChannelMoments(centre, np.asarray([c.std()]), np.asarray([c.min()]), np.asarray([c.max()]))
     return m

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -118,7 +119,10 @@ class Images:
     def _open(self, image: Any, path: Path, channels: int, size: tuple[int, int]) -> Array:
         """One image as (height, width, channels) uint8."""
         try:
-            with image.open(path) as raw:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", image.DecompressionBombWarning)
+                raw = image.open(path)
+            with raw:
                 picture = raw.convert(MODES[channels])
         except FileNotFoundError:
             raise DataError("no such file", where=str(path)) from None

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from qir.errors import DataError
+from qir.errors import DataError, named
 from qir.files import regular
 from qir.graph import Graph, Stage, Value
 from qir.io import load
 from qir.passes.calibration.data import Batches, batches
+from qir.passes.calibration.data import _file as rows_of
 from qir.passes.calibration.data import _npy_header as npy_header
 from qir.passes.prepare.fold_normalization import METADATA
 from qir.runtime import default_backend
@@ -82,10 +83,9 @@ def pixel_batches(args: argparse.Namespace, graph: Graph) -> Batches:
     """--data as pixels for a graph whose normalization is folded: images, uint8 arrays, or normalized arrays undone."""
     if is_images(args.data):
         return batches(source(args, graph, normalized=False), graph, batch_size=args.batch, samples=args.samples)
-    with np.load(args.data, allow_pickle=False) if args.data.suffix == ".npz" else _single(args.data) as arrays:
-        if len(arrays) != 1 or len(graph.inputs) != 1:
-            raise DataError("--fold-normalization is for models with one input", where=str(args.data))
-        array = next(iter(arrays.values()))
+    if len(graph.inputs) != 1:
+        raise DataError("--fold-normalization is for models with one input", where=str(args.data))
+    array = whole_array(args.data)
     if array.dtype != np.uint8:
         axis = 1 if array.ndim == 4 and array.shape[1] in (1, 3, 4) else array.ndim - 1
         shape = [-1 if i == axis else 1 for i in range(array.ndim)]
@@ -101,22 +101,16 @@ def pixel_batches(args: argparse.Namespace, graph: Graph) -> Batches:
     return batches(array.astype(np.float32), graph, batch_size=args.batch, samples=args.samples)
 
 
-class _single:
-    """A .npy as a mapping with one entry, in a `with` like np.load's archive."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Mapping[str, Array]:
-        try:
-            return {"x": np.load(self.path, allow_pickle=False)}
-        except FileNotFoundError:
-            raise DataError("no such file or folder", where=str(self.path)) from None
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"cannot be read: {error}", where=str(self.path)) from None
-
-    def __exit__(self, *_: object) -> None:
-        return None
+def whole_array(path: Path) -> Array:
+    """The one array of a .npy or .npz file.  Raises DataError."""
+    if not path.exists():
+        raise DataError("no such file or folder", where=str(path))
+    kinds = dtypes(path)
+    if len(kinds.keys() - {"*"}) > 1:
+        raise DataError("holds more than one array", where=str(path), hint="--fold-normalization is for one input")
+    found = rows_of(path, {"x": TensorType(DType.FLOAT32, ())})["x"]
+    with named(DataError, path, "cannot be read"):
+        return found.read(0, found.count)
 
 
 def shown(found: Batches, size: int, text: str) -> show.Shown[dict[str, Array]]:

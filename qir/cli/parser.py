@@ -234,6 +234,9 @@ def _command(commands: Any, name: str, module: str, summary: str, epilog: str) -
     parser.add_argument(
         "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say what each pass did"
     )
+    parser.add_argument(
+        "--memory-limit", metavar="4GB", default=argparse.SUPPRESS, help="refuse what needs more (QIR_MEMORY_LIMIT)"
+    )
     parser.set_defaults(main=_lazy(module))
     return parser
 
@@ -246,6 +249,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qir {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what each pass did")
+    parser.add_argument("--memory-limit", metavar="4GB", help="refuse what needs more (QIR_MEMORY_LIMIT)")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _quantize(commands)
     _run(commands)

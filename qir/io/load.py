@@ -19,6 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from ..declared import KEY as SIGNATURE
 from ..errors import ModelError, QirError, RefusedError, TypeInferenceError, UnsupportedError, said
 from ..graph import Graph, Stage
+from ..memory import check_graph, demand
 from ..ops import least_outputs, op_of
 from ..shapes import fold_shapes
 from ..sizes import BATCH
@@ -107,6 +108,7 @@ def _load(model: str | Path | bytes | onnx.ModelProto, input_shapes: Shapes | No
         if name in graph and graph.value(name).dtype is params.dtype:
             value = graph.value(name)
             value.type = replace(value.type, quant=params)
+    check_graph(graph)
     if graph.stage is not Stage.INTEGER:
         fold_shapes(graph)
         return graph
@@ -182,6 +184,8 @@ def read_proto(model: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelP
         path = Path(model)
         where = f"file {str(path)!r}"
         try:
+            if path.is_file():
+                demand(path.stat().st_size, "reading it", where)
             raw = path.read_bytes()
         except OSError as error:
             raise ModelError(f"cannot be read: {error.strerror}", where=where) from error

@@ -12,6 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from ..errors import ModelError
+from ..memory import demand
 from ..types import Array, DType
 from .protos import dtype_of, unpack_int4
 
@@ -57,6 +58,7 @@ def read_external(proto: onnx.TensorProto, size: int, folder: Path | None, where
         raise ModelError(
             f"needs {size} bytes, but {length} at {offset} of a file of {path.stat().st_size} are given", where=where
         )
+    demand(size, "its external data", where)
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(size)

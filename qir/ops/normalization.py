@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import TypeInferenceError
+from ..errors import ModelError, TypeInferenceError
 from ..lowering import Lowering
 from ..types import Array, TensorType
 from .affine import lower_affine
@@ -38,6 +38,9 @@ class BatchNormalization(Op):
         for t in types[1:]:
             if t is None or t.shape != (x.shape[1],):
                 raise TypeInferenceError(f"parameters of {x.shape[1]} channels expected, {t} given")
+        var = consts[4]
+        if var is not None and not (np.asarray(var) + attrs["epsilon"] > 0).all():
+            raise ModelError("a variance is negative")
         return [TensorType(x.dtype, x.shape)]
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:

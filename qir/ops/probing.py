@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import QirError
+from ..errors import MemoryLimitError, QirError
 from ..sizes import Sizes, dim_at
 from ..types import Array
 from .base import op_of
@@ -90,8 +90,11 @@ def evaluate(node: Node, sizes: Sizes, memo: dict[Value, Array | None], most: in
     if node.op in KEPT or op.is_integer_op:
         return
     for value in node.outputs:
-        limit = MAX_ELEMENTS if all(isinstance(d, int) for d in value.shape) else most
-        if math.prod(float(dim_at(d, sizes)) for d in value.shape) > limit:
+        fixed = all(isinstance(d, int) for d in value.shape)
+        count = math.prod(float(dim_at(d, sizes)) for d in value.shape)
+        if fixed and count > MAX_ELEMENTS:
+            raise MemoryLimitError(f"computes {count:,.0f} elements of constants alone", where=str(node))
+        if not fixed and count > most:
             return
     try:
         with np.errstate(all="ignore"):

@@ -192,11 +192,13 @@ class Requantize(Op):
     def infer(
         self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
     ) -> list[TensorType]:
-        x, *factors = types
+        x, *factors = types[:3]
         assert x is not None
-        for factor in factors:
-            if factor is None or np.broadcast_shapes(x.shape, factor.shape) != x.shape:  # type: ignore[arg-type]
-                raise TypeInferenceError(f"{factor} does not broadcast to {x}")
+        multiplier, shift = factors
+        assert multiplier is not None and shift is not None
+        for narrow, wide in ((multiplier, x), (shift, multiplier)):
+            if np.broadcast_shapes(narrow.shape, wide.shape) != wide.shape:  # type: ignore[arg-type]
+                raise TypeInferenceError(f"{narrow} does not broadcast to {wide}")
         return [TensorType(DType(attrs["dtype"]), x.shape)]
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:

@@ -512,7 +512,20 @@ def accumulator_that_overflows(folder: Path, graph: Graph) -> object:
     )
     attrs = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "pad_value": [0]}
     g.set_outputs([g.add_node("qir.Conv", [x, w, b], attrs, outputs=["acc"]).output])
-    return Session(g, "reference").run({"x": np.full((1, 1, 1, 1), 255, np.uint8)})
+    from qir.runtime.reference import Reference
+
+    return Reference(g).run({"x": np.full((1, 1, 1, 1), 255, np.uint8)})
+
+
+@case(VerifyError, "channel 0 can reach 0..2147516028 .invariant: accumulators cannot overflow")
+def session_of_a_graph_that_can_overflow(folder: Path, graph: Graph) -> object:
+    g = Graph("g", Stage.INTEGER)
+    x = g.add_input("x", TensorType(DType.UINT8, (1, 1, 1, 1)))
+    w = g.add_constant("w", np.full((1, 1, 1, 1), 127, np.int8))
+    b = g.add_constant("b", np.asarray([2**31 - 5], np.int32))
+    attrs = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "pad_value": [0]}
+    g.set_outputs([g.add_node("qir.Conv", [x, w, b], attrs, outputs=["acc"]).output])
+    return Session(g)
 
 
 # -- graphs, passes, sessions -----------------------------------------------------------------

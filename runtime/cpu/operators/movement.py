@@ -86,12 +86,12 @@ def emit_slice(b: Builder, node: Node) -> bool:
     if x.data is not None or any(v is not None and v.data is None for v in node.inputs[1:]):
         return False
     shape = list(b.shape(x))
-    starts, ends = (node.input(i).array().tolist() for i in (1, 2))
-    axes, steps = (node.optional(i) for i in (3, 4))
+    starts, ends = (node.input(i).array().reshape(-1).tolist() for i in (1, 2))
+    axes, steps = (None if v is None else v.array().reshape(-1) for v in (node.optional(3), node.optional(4)))
     view = b.view(x)
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        axis = (int(axes.array()[i]) if axes is not None else i) % len(shape)
-        step = int(steps.array()[i]) if steps is not None else 1
+        axis = (int(axes[i]) if axes is not None else i) % len(shape)
+        step = int(steps[i]) if steps is not None else 1
         if step < 1 or isinstance(x.shape[axis], str):
             return False
         first, last, _ = slice(start, end, step).indices(shape[axis])
