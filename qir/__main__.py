@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return interrupted()
     try:
-        from qir.memory import limited
+        from qir.ops.memory import limited
 
         with limited(args.memory_limit):
             return args.main(args)

@@ -157,9 +157,7 @@ def _check_linear(node: Node) -> Iterator[Violation]:
         yield str(node), f"zero point is {zero.dtype}, the integers are {integers}"
 
 
-ZERO_POINTS = {
-    "zero_point": None, "a_zero_point": 0, "b_zero_point": 1, "x_zero_point": 0, "weight_zero_point": 1, "pad_value": 0,
-}  # fmt: skip
+ZERO_POINTS = {"zero_point": None, "weight_zero_point": 1, "pad_value": 0}
 """Attributes that are an element of an input, or of the output."""
 
 
@@ -192,14 +190,6 @@ def _check_grid(node: Node) -> Iterator[Violation]:
         shifts = shift
     if shifts is not None and np.size(shifts) and not (np.min(shifts) >= 1 and np.max(shifts) <= 62):
         yield str(node), "a shift is outside 1..62"
-
-
-def check_accumulators(graph: Graph) -> Iterator[Violation]:
-    """The proof that no accumulator leaves its width, operator by operator (`Op.overflows`, `ops/intervals.py`)."""
-    for node in graph.nodes:
-        with named(VerifyError, node, "its accumulator cannot be checked"):
-            for message in op_of(node.op).overflows(node):
-                yield str(node), message
 
 
 # -- stages -----------------------------------------------------------------------------------

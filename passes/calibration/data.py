@@ -26,7 +26,7 @@ import numpy as np
 
 from qir.errors import DataError, QirError
 from qir.graph import Graph
-from qir.memory import demand
+from qir.ops.memory import demand
 from qir.types import Array, TensorType, is_float
 
 from .images import Images

@@ -19,8 +19,8 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from ..declared import KEY as SIGNATURE
 from ..errors import ModelError, QirError, RefusedError, TypeInferenceError, UnsupportedError, said
 from ..graph import Graph, Stage
-from ..memory import check_graph, demand
 from ..ops import least_outputs, op_of
+from ..ops.memory import check_graph, demand
 from ..shapes import fold_shapes
 from ..sizes import BATCH
 from ..sizes.readings import Reading, Shapes, readings

@@ -12,7 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from ..errors import ModelError
-from ..memory import demand
+from ..ops.memory import demand
 from ..types import Array, DType
 from .protos import dtype_of, unpack_int4
 

@@ -16,7 +16,7 @@ from ..dyadic import MAX_SHIFT, MIN_SHIFT, round_half_even, rounding, rounding_s
 from ..errors import LoweringError, TypeInferenceError
 from ..lowering import Bounds
 from ..types import Array, DType, QuantParams, TensorType
-from .base import REQUIRED, Op, register
+from .base import INT32_CONSTANT, INT64_CONSTANT, REQUIRED, SIXTEEN_BITS, Op, register
 from .intervals import interval
 from .movement import first
 
@@ -109,6 +109,7 @@ class Normalize(Op):
     name = "qir.Normalize"
     accumulates = True
     inputs = "x multiplier offset table"
+    operands = {"x": SIXTEEN_BITS, "multiplier": INT32_CONSTANT, "offset": INT64_CONSTANT, "table": INT64_CONSTANT}
     attrs = {
         "centre": REQUIRED, "x_zero_point": REQUIRED, "extra": REQUIRED, "noise": REQUIRED, "shift": REQUIRED,
         "lo": REQUIRED, "hi": REQUIRED, "dtype": REQUIRED,

@@ -13,6 +13,7 @@ from qir.errors import BackendError, DataError, GraphError
 from qir.graph import Graph, Stage
 from qir.runtime import BACKENDS, Backend, Session
 from qir.runtime import session as session_module
+from qir.runtime.reference import Reference
 from qir.runtime.session import backend_class
 from qir.types import DType, TensorType
 
@@ -148,7 +149,7 @@ def test_reference_names_the_node_that_fails() -> None:
     attrs = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "pad_value": [0]}
     g.set_outputs([g.add_node("qir.Conv", [x, w, bias], attrs, outputs=["acc"]).output])
     with pytest.raises(Exception, match=r"qir\.Conv node 'acc': an accumulator left int32"):
-        Session(g, "reference").run({"x": np.full((1, 1, 1, 1), 255, np.uint8)})
+        Reference(g).run({"x": np.full((1, 1, 1, 1), 255, np.uint8)})
 
 
 def test_reference_frees_what_is_dead(two_convs: Any) -> None:

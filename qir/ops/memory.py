@@ -12,9 +12,10 @@ import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
-from .errors import DataError, MemoryLimitError
-from .graph import Graph, Node, Value
-from .ops.base import elements, op_of
+from ..errors import DataError, MemoryLimitError
+from ..graph import Graph, Node, Value
+from ..sizes import Sizes
+from .base import elements, op_of
 
 DEFAULT = 4 << 30
 VARIABLE = "QIR_MEMORY_LIMIT"
@@ -87,9 +88,9 @@ def shown(size: float) -> str:
     return f"{size:,.4g} TB"
 
 
-def size_of(value: Value, batch: int = 1) -> int:
-    """Bytes of a value at a batch size."""
-    return elements(value, batch) * value.dtype.numpy.itemsize
+def size_of(value: Value, at: int | Sizes = 1) -> int:
+    """Bytes of a value at a batch size, or at given sizes of all symbols."""
+    return elements(value, at) * value.dtype.numpy.itemsize
 
 
 def demand(size: int, what: str, where: object, most: int | None = None) -> None:
@@ -120,7 +121,7 @@ def check_spread(node: Node) -> None:
             raise MemoryLimitError(f"makes {made:,} elements of {given:,} for one sample", where=str(node))
 
 
-def peak(graph: Graph, batch: int, kept: Sequence[Value] = ()) -> tuple[int, Node | None]:
+def peak(graph: Graph, at: int | Sizes, kept: Sequence[Value] = ()) -> tuple[int, Node | None]:
     """(bytes, node): how much is alive at once at most, and which node makes the largest part; constants do not count.
 
     kept: values that are wanted besides the graph's outputs.
@@ -132,15 +133,15 @@ def peak(graph: Graph, batch: int, kept: Sequence[Value] = ()) -> tuple[int, Nod
                 last[value] = node
     for value in (*graph.outputs, *kept):
         last.pop(value, None)
-    alive = sum(size_of(v, batch) for v in graph.inputs)
-    most, largest, at = 0, -1, None
+    alive = sum(size_of(v, at) for v in graph.inputs)
+    most, largest, maker = 0, -1, None
     for node in graph.nodes:
-        made = sum(size_of(v, batch) for v in node.outputs if v.data is None)
+        made = sum(size_of(v, at) for v in node.outputs if v.data is None)
         if made > largest:
-            largest, at = made, node
+            largest, maker = made, node
         alive += made
         most = max(most, alive)
         for value in dict.fromkeys((*node.inputs, *node.outputs)):
             if value is not None and last.get(value) is node:
-                alive -= size_of(value, batch)
-    return most, at
+                alive -= size_of(value, at)
+    return most, maker
