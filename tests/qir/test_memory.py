@@ -127,7 +127,7 @@ def test_a_batch_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(chain(), "reference")
     monkeypatch.setenv(memory.VARIABLE, "100KB")
     assert session.run({"x": np.ones((2, 1000), np.float32)})["h4"].shape == (2, 1000)
-    with pytest.raises(MemoryLimitError, match=r"running it at N=200 needs 1\.526 MB"):
+    with pytest.raises(MemoryLimitError, match=r"running it at a batch of 200 needs 1\.526 MB"):
         session.run({"x": np.ones((200, 1000), np.float32)})
 
 
@@ -138,7 +138,7 @@ def test_running_out_says_what_was_wanted(monkeypatch: pytest.MonkeyPatch) -> No
         raise MemoryError
 
     monkeypatch.setattr(session.executor, "run", nothing_left)
-    with pytest.raises(MemoryLimitError, match=r"needs more memory than there is, at least 15\.62 KB at N=2"):
+    with pytest.raises(MemoryLimitError, match=r"needs more memory than there is, at least 15\.62 KB at a batch of 2"):
         session.run({"x": np.ones((2, 1000), np.float32)})
 
 
