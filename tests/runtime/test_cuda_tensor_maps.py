@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qir.errors import BackendError
-from qir.runtime.cuda.device.tensor_maps import BYTES, encode, fits, image_map
+from qir.runtime.cuda.device.tensor_maps import BYTES, encodable, encode, fits, image_map
 
 SQUARE = {
     "batch": 5, "height": 14, "width": 14, "out_height": 7, "out_width": 7, "kernel_h": 3, "kernel_w": 3,
@@ -65,3 +65,21 @@ def test_a_refusal_is_an_error() -> None:
 )
 def test_which_layers_they_suit(change: dict[str, int], channels: int, suits: bool) -> None:
     assert fits({**SQUARE, **change}, channels) is suits
+
+
+@pytest.mark.parametrize(
+    ("change", "pixel_stride", "made"),
+    [
+        ({}, 128, True),
+        ({}, 136, False),  # strides are multiples of 16
+        ({}, 112, False),  # pixels one after the other
+        ({"batch": 1 << 33}, 128, False),
+        ({"height": 1 << 30, "width": 1 << 9, "out_height": 1 << 29, "out_width": 1 << 8}, 128, False),  # 2^40 bytes
+        ({"stride_h": 9, "stride_w": 9, "out_height": 2, "out_width": 2}, 128, False),
+        ({"pad_top": 129, "pad_left": 129}, 128, False),
+        ({"height": 1, "width": 1, "out_height": 1, "out_width": 1, "stride_h": 1, "stride_w": 1}, 128, False),
+    ],
+)
+def test_what_the_driver_makes(change: dict[str, int], pixel_stride: int, made: bool) -> None:
+    """By rule, not by trying: a call in vain is an error to compute-sanitizer."""
+    assert encodable(image_map(0, {**SQUARE, **change}, 128, pixel_stride, 128)) is made

@@ -86,6 +86,31 @@ def fits(geometry: dict[str, int], channels: int, span: int = 128) -> bool:
     return narrow and same and max(offsets) <= 255 and whole
 
 
+def encodable(image: ImageMap) -> bool:
+    """Whether the driver makes a tensor map of an image, by what it documents, so that it is never asked in vain.
+
+    [CUDA Driver API, cuTensorMapEncodeIm2col: rank 4, 8 bits, no interleave.]  Beyond that windows have to begin
+    within the image somewhere along each axis: whether a box past its end has an area is left open there.
+    """
+    channels, *sides, _ = image.sizes
+    boxes = zip(sides, image.lower, image.upper, strict=True)
+    return (
+        min(image.sizes) > 0
+        and max(image.sizes) <= 1 << 32
+        and all(s % 16 == 0 and 0 < s < 1 << 40 for s in image.strides)
+        and image.strides[0] >= channels
+        and image.strides[1] >= sides[0] * image.strides[0]
+        and image.strides[2] >= sides[1] * image.strides[1]
+        and image.pointer % 16 == 0
+        and all(-128 <= v <= 127 for v in (*image.lower, *image.upper))
+        and all(n + high - low > 0 and low < n and n - 1 + high >= 0 for n, low, high in boxes)
+        and 0 < image.span <= 256
+        and image.span % 16 == 0
+        and 0 < image.pixels <= 1024
+        and all(0 < s <= 8 for s in image.steps)
+    )
+
+
 def image_map(
     pointer: int, geometry: dict[str, int], channels: int, pixel_stride: int, pixels: int, span: int = 128
 ) -> ImageMap:  # fmt: skip

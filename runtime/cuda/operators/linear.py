@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from qir.errors import BackendError
 from qir.types import Array
 
 from ..arguments import CONV, DIRECT_CONV, EPILOGUE, record, scalar
-from ..device.tensor_maps import SPANS, fits, image_map
+from ..device.tensor_maps import SPANS, encodable, fits, image_map
 from ..instances import (
     FOUR_BITS,
     MAPPED_ROWS,
@@ -33,8 +32,6 @@ from .depthwise import depthwise
 from .epilogue import epilogue
 from .moving import copy
 from .packing import centred, pack_weights, sums_of
-
-_LOG = logging.getLogger(__name__)
 
 LARGEST = 1 << 31
 """Cells of an image: the kernels count them in 32 bits (implicit_gemm.cuh, `origin`)."""
@@ -95,7 +92,7 @@ def _tensor_cores(
     tiles = conv_tiles(value.dtype.is_signed, cell, packed_cell, four, plan.device.architecture)
     wide, count = -(-c // cell) * cell, taps.shape[1]
     spans = [s for s in SPANS if plan.device.tensor_maps and fits(geometry, wide, s)]
-    spans = [s for s in spans if _makes_map(plan, geometry, wide, pixel_stride, s)]
+    spans = [s for s in spans if encodable(image_map(0, geometry, wide, pixel_stride, MAPPED_ROWS, s))]
     tiles = [t for t in tiles if not t.tensor_map or t.cell in spans]
     fit = (
         patch_cells(geometry) <= PATCH_CELLS and count <= PATCH_STEPS * 8 and geometry["out_height"] >= PATCH_ROWS // 2
@@ -156,17 +153,6 @@ def patch_cells(g: dict[str, int]) -> int:
     rows = (PATCH_ROWS - 1) * g["stride_h"] + (g["kernel_h"] - 1) * g["dilation_h"] + 1
     columns = (PATCH_COLUMNS - 1) * g["stride_w"] + (g["kernel_w"] - 1) * g["dilation_w"] + 1
     return rows * (-(-(columns + -g["pad_left"] % 4) // 4) * 4)
-
-
-def _makes_map(plan: Plan, geometry: dict[str, int], wide: int, pixel_stride: int, span: int) -> bool:
-    """Whether the device makes the tensor map of a layer's image: drivers have the last word on what can be one."""
-    anywhere = plan.packed.constant(np.zeros(256, np.uint8), ("anywhere",))
-    try:
-        plan.device.tensor_map(image_map(anywhere.pointer, geometry, wide, pixel_stride, MAPPED_ROWS, span))
-    except BackendError as error:
-        _LOG.info("a layer goes without the copy engine: %s", error)
-        return False
-    return True
 
 
 def _key(group: Group, geometry: dict[str, int], m: int, c: int, pixel_stride: int) -> str:
