@@ -163,7 +163,7 @@ _PLAIN = {
     "logic.cu": ("arithmetic_elements", "relate_elements", "select_elements", "cast_elements"),
     "movement.cu": (
         *(f"{k}_elements<qir::{t}>" for k in ("copy", "gather", "lookup") for t in ("u8", "u16", "u32", "u64")),
-        "fill_elements",
+        "fill_elements", "digest_elements",
     ),
     "reduce.cu": (
         "pool<false>", "pool<true>", *(f"reduce<{i}>" for i in range(4)), "softmax", "normalize", "top_k",

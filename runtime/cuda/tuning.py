@@ -1,8 +1,8 @@
 """Tuning: every way to launch a layer is timed once, the fastest kept for the device and the version of the kernels.
 
 Tables are data: {"device", "kernels", "entries": {layer key: {"choice": name, "seconds": {name: s}}}}.  They change
-speed only; any choice yields the same bits.  Sources, in the order in which they are asked: what this machine measured
-(`cache_folder()`), then the tables shipped in runtime/cuda/tables.
+speed only; any choice yields the same bits, which is checked before one is kept.  Sources, in the order in which they
+are asked: what this machine measured (`cache_folder()`), then the tables shipped in runtime/cuda/tables.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from qir.errors import BackendError
 from qir.graph import Node
 
 from .device.cupy_modules import cache_folder, kernel_version
+from .digests import Digests
 from .planner.choices import Choice, Chooser
 from .planner.plan import Plan
 from .runner import Runner
@@ -111,9 +112,12 @@ def tune(compile_: Callable[[Chooser], Plan], table: TuningTable) -> int:
 
     compile_: makes the plan with a chooser.  Plan after plan, every unknown layer takes its next candidate, and the
     launches that serve it are timed by the device's events.  Candidates of a plan that the device has no room for or
-    cannot launch stay untimed.
+    cannot launch stay untimed.  One that computes other bits than the first, the default, is reported and never chosen.
     """
     unknown: dict[str, dict[str, list[float]]] = {}
+    digests: Digests | None = None
+    defaults: dict[Node, bytes] = {}
+    wrong: set[tuple[str, str]] = set()
     most = turn = 0
     while turn == 0 or turn < most:
 
@@ -128,7 +132,14 @@ def tune(compile_: Callable[[Chooser], Plan], table: TuningTable) -> int:
             plan.device.prepare(candidate.kernel for _, candidates, _ in fresh.values() for candidate in candidates)
         most = max(most, *(len(candidates) for _, candidates, _ in fresh.values()))
         try:
-            timed = _seconds(plan, fresh)
+            runner = Runner(plan)
+            digests = digests or Digests(plan.device)
+            for node, digest in digests.of(runner, fresh).items():
+                if defaults.setdefault(node, digest) != digest:
+                    key, _, choice = fresh[node]
+                    _LOG.warning("%s computes other bits than the default for %s: it is not used", choice.name, key)
+                    wrong.add((key, choice.name))
+            timed = _seconds(runner, fresh)
         except BackendError as error:
             _LOG.warning("candidates that cannot be tried: %s", error)
             timed = {}
@@ -138,19 +149,19 @@ def tune(compile_: Callable[[Chooser], Plan], table: TuningTable) -> int:
         turn += 1
     entries: dict[str, Entry] = {}
     for key, times in unknown.items():
-        mean = {name: sum(t) / len(t) for name, t in times.items()}
-        entries[key] = {"choice": min(mean, key=lambda n: mean[n]), "seconds": mean}
+        mean = {name: sum(t) / len(t) for name, t in times.items() if (key, name) not in wrong}
+        if mean:
+            entries[key] = {"choice": min(mean, key=lambda n: mean[n]), "seconds": mean}
     if entries:
         table.update(entries)
         _LOG.info("%d layer shapes tuned on %s", len(entries), table.device)
     return len(entries)
 
 
-def _seconds(plan: Plan, layers: dict[Node, Any]) -> dict[Node, float]:
+def _seconds(runner: Runner, layers: dict[Node, Any]) -> dict[Node, float]:
     """Seconds of all launches that serve each layer."""
-    runner = Runner(plan)
     chosen = [launch for launch in runner.launches if launch.head in layers]
     total: dict[Node, float] = {}
-    for launch, seconds in zip(chosen, plan.device.time(chosen, REPEAT), strict=True):
+    for launch, seconds in zip(chosen, runner.device.time(chosen, REPEAT), strict=True):
         total[launch.head] = total.get(launch.head, 0.0) + seconds
     return total

@@ -122,6 +122,35 @@ def test_what_a_device_refuses_is_not_chosen(tmp_path: Path) -> None:
     assert all(names and not any("128, 64, 4" in name or "tma" in name for name in names) for names in timed)
 
 
+class Faulty(EmulatedDevice):
+    """Its fastest tile adds up wrongly."""
+
+    def record(self, launches: Sequence[Launch]) -> EmulatedRecording:
+        found: list[Launch] = []
+        for launch in launches:
+            arguments = launch.arguments
+            if "128, 64, 4" in launch.kernel.expression:
+                arguments = (arguments[0].copy(), *arguments[1:])
+                arguments[0]["pad_value"] += 1
+            found.append(Launch(launch.kernel, launch.grid, arguments, launch.head))
+        return super().record(found)
+
+
+def test_a_candidate_with_other_bits_is_not_chosen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    case = Case(0, 2)
+    x = case.conv(case.input(DType.UINT8, 120, 6, 6), 70, (3, 3), pads=[1] * 4)
+    case.conv(case.requantize(x, DType.INT8, channels=70), 20, (3, 3), pads=[1] * 4)
+    case.graph.set_outputs([v for n in case.graph.nodes for v in n.outputs if not v.uses()])
+    want = Session(case.graph, "reference").run(case.feeds)
+    fast = Faulty(clock=lambda launch: 0.1 if "128, 64, 4" in launch.kernel.expression else 1.0)
+    session = Cuda(case.graph, fast, tune=tmp_path)
+    for name, got in session.run(case.feeds).items():
+        np.testing.assert_array_equal(got, want[name])
+    plan = session.runner(2, list(want), fast.stream()).plan
+    assert all("128, 64, 4" not in choice.name for _, _, choice in plan.choices.values())
+    assert "computes other bits" in caplog.text
+
+
 def test_off_means_the_heuristic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = network()
     device = likes("128, 128", False)

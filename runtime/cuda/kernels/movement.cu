@@ -46,4 +46,11 @@ __global__ void fill_elements(Shape shape, View y, s64 value) {
     }
 }
 
+// What tells the content of a tensor: every thread folds the elements that are its, one after the other   [FNV-1a].
+__global__ void digest_elements(Shape shape, View x, u64* folded) {
+    u64 h = 14695981039346656037ull;
+    QIR_FOR_EACH(i, shape.count) h = (h ^ u64(load(x, Index(shape, i)))) * 1099511628211ull;
+    folded[s64(blockIdx.x) * blockDim.x + threadIdx.x] = h;
+}
+
 }  // namespace qir
