@@ -117,7 +117,7 @@ def try_case(name: str, case: IntegerCase, kind: str, device: Any, turns: int) -
         turn, start = Turn(kind, number), time.perf_counter()
         line: dict[str, Any] = {"case": name, "kind": kind, "turn": number}
         try:
-            plan = compile_plan(case.graph, device, case.batch, case.graph.outputs, packed, turn)
+            plan = compile_plan(case.graph, device, {"N": case.batch}, case.graph.outputs, packed, turn)
             most = turn.most
             if not turn.chosen:
                 return

@@ -113,7 +113,7 @@ def main() -> None:
     data = [{value.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}]
     integer, _ = qir.quantize(graph, data, method="minmax", equalize="none", correct_bias="none")
     device = Modelled(architecture="90a")
-    plan = compile_plan(integer, device, batch, integer.outputs, Constants(device), choose)
+    plan = compile_plan(integer, device, {"N": batch}, integer.outputs, Constants(device), choose)
     size = {"int8": 1, "uint8": 1, "int16": 2, "int32": 4}
     print(f"# {net}, batch {batch}: static model, sm_90a\n")
     print("| layer | tile | program | registers | line | epilogue | DRAM, us | products, us | issue, us | us |")

@@ -117,7 +117,7 @@ def test_images_past_32_bits_are_refused() -> None:
     case.graph.set_outputs([case.conv(case.input(DType.INT8, 32, 32, 32), 8, (3, 3))])
 
     def plan(batch: int) -> Plan:
-        return compile_plan(case.graph, device, batch, case.graph.outputs, Constants(device))
+        return compile_plan(case.graph, device, {"N": batch}, case.graph.outputs, Constants(device))
 
     largest = 2**31 // (32 * 32 * 2) - 1
     assert plan(largest).arena_size > 2**34

@@ -62,7 +62,12 @@ def test_every_candidate_yields_the_same_bits() -> None:
     seen: set[str] = set()
     while turn < most:
         plan = compile_plan(
-            case.graph, device, case.batch, case.graph.outputs, Constants(device), lambda _, c, n=turn: c[n % len(c)]
+            case.graph,
+            device,
+            {"N": case.batch},
+            case.graph.outputs,
+            Constants(device),
+            lambda _, c, n=turn: c[n % len(c)],
         )
         most = max(len(c) for _, c, _ in plan.choices.values())
         seen.update(choice.name for _, _, choice in plan.choices.values())
