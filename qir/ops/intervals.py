@@ -27,7 +27,7 @@ from .probing import known
 if TYPE_CHECKING:
     from ..graph import Node, Value
 
-MOST_SUMMANDS = 1 << 16
+MOST_SUMMANDS = 1 << 15
 """Sizes that are open count as this much, all of a sum's together, in the proof; what is fed is proved again."""
 
 _sizes: ContextVar[Sizes | None] = ContextVar("sizes", default=None)

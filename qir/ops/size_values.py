@@ -13,6 +13,9 @@ from ..types import Dim
 
 def size_vector(graph: Graph, dims: Sequence[Dim]) -> Value | None:
     """int64 (len(dims),): the sizes, from constants and the shapes of the inputs; None where those do not tell."""
+    name = f"sizes.{','.join(map(str, dims))}"
+    if name in graph:
+        return graph.value(name)
     parts: list[Value] = []
     run: list[int] = []
 
@@ -33,7 +36,7 @@ def size_vector(graph: Graph, dims: Sequence[Dim]) -> Value | None:
     close()
     if len(parts) == 1:
         return parts[0]
-    return graph.add_node("Concat", parts, {"axis": 0}, outputs=["sizes.all"]).output
+    return graph.add_node("Concat", parts, {"axis": 0}, outputs=[name]).output
 
 
 def symbol_value(graph: Graph, symbol: str) -> Value | None:

@@ -23,6 +23,7 @@ STEPS = (2, 4, 8, 16, 32, 64, 7, 14, 28, 56, 112, 224)
 _BATCH = re.compile(r"batch|^(n|b|bs)$", re.IGNORECASE)
 _NO_BATCH = re.compile(r"seq|len|tok|time|frame|height|width|node|edge|point|row|col|step|num|^[hwlst]$", re.IGNORECASE)
 _NOBODY = re.compile(r"^unk__\d+$|^\?$|^$")
+_MADE_UP = re.compile(r"^s\d+$")
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _by_name(axes: Sequence[OpenAxis]) -> dict[OpenAxis, str]:
     taken = {BATCH}
     found: dict[OpenAxis, str] = {}
     for a in axes:
-        if a in batches and a.name in ("", first):
+        if a in batches and (a.name in ("", first) or _MADE_UP.match(a.name)):
             found[a] = BATCH
             continue
         key = a.name or f"{a.input}:{a.axis}"
