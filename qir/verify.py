@@ -14,6 +14,7 @@ from .errors import GraphError, QirError, StageError, VerifyError, named
 from .graph import Graph, Node, Stage, Value
 from .ops import FORBIDDEN, op_of
 from .ops.base import open_sizes
+from .ops.intervals import known_at_sizes
 from .sizes import Sizes, dim_at
 from .sizes.fitting import probe
 from .types import DType, TensorType
@@ -181,7 +182,7 @@ def _check_grid(node: Node) -> Iterator[Violation]:
             yield str(node), f"limits {attrs['lo']}..{attrs['hi']} are not an interval of {kind}"
     shifts = attrs.get("shift")
     if node.op == "qir.Requantize":
-        multiplier, shift = node.input(1).data, node.input(2).data
+        multiplier, shift = known_at_sizes(node.input(1)), known_at_sizes(node.input(2))
         if multiplier is None or shift is None:
             yield str(node), "multiplier and shift must be constants"
             return

@@ -154,12 +154,12 @@ def positive(text: str) -> int:
 
 
 def input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
-    """ "NAME:1x3x224x224", the batch also as N."""
+    """ "NAME:1x3x224x224", the batch also as N, a size that stays open as ?."""
     name, colon, sizes = text.rpartition(":")
     parts = sizes.split("x")
-    if not colon or not name or not all(p.isdigit() or p == "N" for p in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no NAME:1x3x224x224 (N for a free batch)")
-    return name, tuple(int(p) if p.isdigit() else p for p in parts)
+    if not colon or not name or not all(p.isdigit() or p in ("N", "?") for p in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME:1x3x224x224 (N for a free batch, ? for a free size)")
+    return name, tuple(int(p) if p.isdigit() else -1 if p == "?" else p for p in parts)
 
 
 def _data_options(parser: argparse.ArgumentParser, what: str, required: bool = True, size: str = "--size") -> None:
@@ -204,7 +204,7 @@ def _shape_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME:1x3x224x224",
-        help="fix an input's symbolic sizes; N leaves the batch free; may be repeated",
+        help="fix an input's open sizes; N leaves the batch free, ? a size; may be repeated",
     )
 
 

@@ -32,7 +32,10 @@ REQUIRED: Any = _Required()
 
 @dataclass(frozen=True)
 class OperandKind:
-    """What an input of an integer operator may be: an integer of at most `bits`, or just of `dtype`."""
+    """What an input of an integer operator may be: an integer of at most `bits`, or just of `dtype`.
+
+    constant: or decided by open sizes alone.
+    """
 
     bits: int = 32
     constant: bool = False
@@ -46,14 +49,22 @@ class OperandKind:
                 return f"{value.name!r} is {kind}, {self.dtype} expected"
         elif not kind.is_integer or kind.bits > self.bits:
             return f"{value.name!r} is {kind}, an integer of at most {self.bits} bits expected"
-        return f"{value.name!r} is no constant" if self.constant and value.data is None else None
+        if self.constant and value.data is None and not follows_sizes(value):
+            return f"{value.name!r} is no constant"
+        return None
+
+
+def follows_sizes(value: Value) -> bool:
+    """Whether shapes and constants alone decide a value: it is a constant once the sizes are known."""
+    from .probing import known  # it evaluates operators, so it needs the registry
+
+    return value.producer is not None and known(value, probe(value.graph.symbols, 0), {}) is not None
 
 
 INTEGER, SIXTEEN_BITS, EIGHT_BITS = OperandKind(), OperandKind(16), OperandKind(8)
 MASK = OperandKind(dtype=DType.BOOL)
 WEIGHTS = OperandKind(8, constant=True)
 INTEGER_CONSTANT = OperandKind(constant=True)
-INT32_OPERAND, INT64 = OperandKind(dtype=DType.INT32), OperandKind(dtype=DType.INT64)
 INT32_CONSTANT, INT64_CONSTANT = (OperandKind(constant=True, dtype=d) for d in (DType.INT32, DType.INT64))
 
 Interval = tuple[int, int]

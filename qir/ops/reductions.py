@@ -14,6 +14,7 @@ from .base import REQUIRED, SIXTEEN_BITS, Interval, Op, register
 from .convolution import check_int32
 from .intervals import interval, longest, sum_overflow, times
 from .movement import arg, axes_of, first, ints, move_all, optional_const
+from .open_mean import lower_open_sum
 from .requantize import quant_of
 from .shaping import plain
 
@@ -180,7 +181,8 @@ def lower_sum_over(low: Lowering, node: Node, axes: tuple[int, ...], *, keepdims
     x = low.quantized(node.input(0))
     sizes = [x.shape[a] for a in axes]
     if any(isinstance(d, str) for d in sizes):
-        raise LoweringError("sums over the batch", where=str(node), hint="bind the batch to a number when loading")
+        low.set(node.output, lower_open_sum(low, node, axes, keepdims=keepdims, mean=mean))
+        return
     count = int(np.prod(ints(sizes), dtype=np.int64))
     quant = sum_grid(x, count, count if mean else 1, str(node))
     acc = low.graph.add_node(

@@ -12,7 +12,7 @@ from ..errors import LoweringError, TypeInferenceError
 from ..lowering import Bounds, Lowering, Quantized
 from ..sizes import dim_at
 from ..types import Array, DType, QuantParams, TensorType
-from .base import INT32_OPERAND, INT64, INTEGER, REQUIRED, Interval, Op, register
+from .base import INT32_CONSTANT, INT64_CONSTANT, INTEGER, REQUIRED, Interval, Op, register
 from .convolution import check_int32
 from .intervals import fits, interval, joined, known_at_sizes, proved_sizes, sum_overflow
 from .movement import arg, axes_of, first, ints, move_all, optional_const
@@ -201,10 +201,10 @@ class Interpolate(Op):
     inputs = "x index0 index1 weight0 weight1"
     operands = {
         "x": INTEGER,
-        "index0": INT64,
-        "index1": INT64,
-        "weight0": INT32_OPERAND,
-        "weight1": INT32_OPERAND,
+        "index0": INT64_CONSTANT,
+        "index1": INT64_CONSTANT,
+        "weight0": INT32_CONSTANT,
+        "weight1": INT32_CONSTANT,
     }
     attrs = {"axis": REQUIRED}
 

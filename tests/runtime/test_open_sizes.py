@@ -128,3 +128,15 @@ def test_sizes_that_a_network_cannot_take() -> None:
     graph = qir.load(network(*[("MaxPool", [], {"kernel_shape": [9, 9]})]))
     with pytest.raises(DataError, match=r"cannot take a batch of 1, height = 8, width = 40: MaxPool"):
         Session(graph, "reference").run({"x": images((1, 3, 8, 40))})
+
+
+@pytest.mark.parametrize("op", ["GlobalAveragePool", "ReduceSum", "ReduceMean"])
+def test_means_over_open_axes(op: str) -> None:
+    attrs: dict[str, Any] = {} if op == "GlobalAveragePool" else {"keepdims": 1}
+    rest = [] if op == "GlobalAveragePool" else [np.asarray([2, 3])]
+    graph, integer = quantized(network((op, rest, attrs)))
+    for shape in SHAPES if op != "ReduceSum" else [(2, 3, 32, 40)]:
+        x = images(shape, 4)
+        y = assert_equal_bits(integer, {"x": x})["y"]
+        real = Session(graph, "onnxruntime").run({"x": x})["y"]
+        assert 10 * np.log10((real**2).mean() / ((real - y) ** 2).mean()) > 25
