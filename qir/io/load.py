@@ -170,7 +170,8 @@ def _first_that_fits(tries: Iterator[Reading], build: Callable[[Reading], Graph]
     shape = "x".join(str(d) if isinstance(d, int) or d == BATCH else "..." for d in kind.shape)
     raise ModelError(
         f"its open sizes cannot stay open: {error}", where=f"input {name!r}",
-        hint=f"give them: --input-shape {name}:{shape} or input_shapes={{{name!r}: [...]}}, with numbers for the dots (? leaves one open)",
+        hint=f"give numbers for the dots (? leaves one open): --input-shape {name}:{shape} "
+        f"or input_shapes={{{name!r}: [...]}}",
     ) from error  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def _wanted(declared: Mapping[str, list[int | str] | None], shapes: Shapes) -> d
             elif isinstance(size, str):
                 mine.append(size)
             else:
-                mine.append(old if isinstance(old, str) else BATCH)
+                mine.append(old if isinstance(old, str) or mine else BATCH)
         wanted[name] = mine
     return {
         name: [numbers.get(d, d) if isinstance(d, str) else d for d in sizes] if name not in shapes else sizes
