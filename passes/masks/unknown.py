@@ -34,20 +34,43 @@ def refuse_unknown(node: Node, scores: Value) -> None:
             maker.op in ("Add", "Sub", "Mul", "Where", "Max", "Min", "Concat") or op_of(maker.op).moves
         ):
             continue
-        stack.extend(v for v in maker.inputs if v is not None)
+        factors = maker.op == "Mul"  # of which one number is a mask's, and many are a layer's
+        stack.extend(
+            v for v in maker.inputs if v is not None and not (factors and v.data is not None and v.data.size > 1)
+        )
 
 
 def check_scores(graph: Graph, ranges: Ranges) -> None:
-    """Raises UnsupportedError where the scores of a softmax were seen to be what only a mask adds.
-
-    Scores that are large in both directions may be just that.
-    """
+    """Raises UnsupportedError where something was seen to be added to the scores of a softmax that only a mask adds:
+    numbers from -1e4 or less up to nothing."""
     for node in graph.nodes:
-        if node.op in ("Softmax", "MaskedSoftmax") and node.input(0).name in ranges:
-            least, most = ranges.at(node.input(0).name, 16)
-            if least <= UNMISTAKABLE and -least > 100 * max(most, 1.0):
-                raise UnsupportedError(
-                    f"its input {node.input(0).name!r} reaches {least:g}: a mask that is not recognised",
-                    where=str(node),
-                    hint="let the graph take a boolean mask, or one of zeros and ones: (1 - mask) * -10000",
-                )  # fmt: skip
+        if node.op in ("Softmax", "MaskedSoftmax"):
+            for value in _summands(node.input(0)):
+                if value.name not in ranges:
+                    continue
+                least, most = ranges.at(value.name, 16)
+                if least <= UNMISTAKABLE and abs(most) <= 1:
+                    raise UnsupportedError(
+                        f"{value.name!r}, which is added to its scores, reaches {least:g}: a mask that is not "
+                        "recognised",
+                        where=str(node),
+                        hint="let the graph take a boolean mask, or one of zeros and ones: (1 - mask) * -10000",
+                    )
+
+
+def _summands(scores: Value) -> list[Value]:
+    """What is added to scores, each as it is and as what it is moved from."""
+    stack, found, seen = [scores], list[Value](), set[Value]()
+    while stack:
+        value = stack.pop()
+        maker = value.producer
+        if value in seen:
+            continue
+        seen.add(value)
+        if value is not scores:
+            found.append(value)
+        if maker is not None and maker.op in ("Add", "Sub"):
+            stack += [maker.input(0), maker.input(1)]
+        elif maker is not None and op_of(maker.op).moves:
+            stack.append(maker.input(0))
+    return found

@@ -155,7 +155,7 @@ def test_a_mask_that_is_an_input_of_large_numbers_is_refused_after_calibration()
     graph = builder.build(given)
     feeds = builder.feeds(4, 1)
     feeds["bias"] = np.where(builder.triangle(), 0, -1e9).astype(np.float32) + np.zeros((4, 1, 1, 1), np.float32)
-    with pytest.raises(UnsupportedError, match=r"reaches -1e\+09"):
+    with pytest.raises(UnsupportedError, match=r"'bias', which is added to its scores, reaches -1e\+09"):
         qir.quantize(graph, [feeds])
     feeds["bias"] = np.clip(feeds["bias"], -2, 0)
     qir.quantize(graph, [feeds])

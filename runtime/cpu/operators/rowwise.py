@@ -71,7 +71,7 @@ def emit_softmax(b: Builder, node: Node) -> bool:
                 OP: SOFTMAX, CHUNKS: b.chunks(lines, source.size, 2048), M_SRC: ref(source), M_DST: ref(target),
                 M_SHAPE: _vector(source.shape), M_SRC_STRIDES: _vector(source.strides),
                 M_DST_STRIDES: _vector(target.strides), M_DTYPE: b.code(source), RANK: source.rank,
-                M_SCALE: constant(np.concatenate(exponentials)), M_INDICES: constant(reciprocals),
+                M_SCALE: constant(np.concatenate(exponentials).astype(np.uint32)), M_INDICES: constant(reciprocals),
                 M_ZERO_POINT: node.attrs["zero_point"], M_LO: out.dtype.lo, M_HI: out.dtype.hi,
                 M_OTHER: ref(keep), M_OTHER_STRIDES: _vector(keep.strides), MASKED: int(mask is not None),
             },

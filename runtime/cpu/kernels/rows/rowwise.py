@@ -40,8 +40,8 @@ DROPPED = -65536
 def softmax_chunk(step: Any, chunk: int, pointers: Any) -> None:
     """qir.Softmax along the innermost axis  [docs/arithmetic.md 9, 9b].
 
-    M_SCALE, M_INDICES: refs to the int64 tables, that of the low bytes behind that of the high ones for 16 bits.
-    M_OTHER, M_OTHER_STRIDES: the mask, where MASKED.
+    M_SCALE: ref to the tables of exponentials (uint32), that of the low bytes behind that of the high ones for 16 bits.
+    M_INDICES: ref to the reciprocals (int64).  M_OTHER, M_OTHER_STRIDES: the mask, where MASKED.
     """
     rank = step[RANK]
     lines = lines_of(step, pointers)
@@ -49,32 +49,17 @@ def softmax_chunk(step: Any, chunk: int, pointers: Any) -> None:
     d_stride = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), rank, np.int64)[rank - 1]
     s_stride = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), rank, np.int64)[rank - 1]
     k_stride = carray(as_pointer(address(pointers, step[M_OTHER_STRIDES])), rank, np.int64)[rank - 1]
-    exps = carray(as_pointer(address(pointers, step[M_SCALE])), 512, np.int64)
+    exps = carray(as_pointer(address(pointers, step[M_SCALE])), 512, np.uint32)
     reciprocals = carray(as_pointer(address(pointers, step[M_INDICES])), 256, np.int64)
     src, dst, mask = address(pointers, step[M_SRC]), address(pointers, step[M_DST]), address(pointers, step[M_OTHER])
     code, masked = step[M_DTYPE], step[MASKED] != 0
-    zero, lo, hi = step[M_ZERO_POINT], step[M_LO], step[M_HI]
-    row = np.empty(n, np.int64)
+    zero, lo, hi = np.int32(step[M_ZERO_POINT]), np.int32(step[M_LO]), np.int32(step[M_HI])
+    row, e = np.empty(n, np.int32), np.empty(n, np.uint32)
     for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
         read_row(row, src + line_offset(step, pointers, line, M_SRC_STRIDES), s_stride, code)
-        y = carray(as_pointer(dst + line_offset(step, pointers, line, M_DST_STRIDES)), (n - 1) * d_stride + 1, np.uint8)
         if masked:
-            at = mask + line_offset(step, pointers, line, M_OTHER_STRIDES)
-            keep = carray(as_pointer(at), (n - 1) * k_stride + 1, np.uint8)
-            for i in range(n):
-                if keep[i * k_stride] == 0:
-                    row[i] = DROPPED
-        top = np.int64(DROPPED)
-        for i in range(n):
-            top = max(top, row[i])
-        total = np.int64(0)
-        for i in range(n):
-            e = np.int64(0)
-            if row[i] != DROPPED:
-                d = top - row[i]
-                e = exps[d] if code <= I8 else (exps[d >> 8] * exps[256 + (d & 255)] + (np.int64(1) << 43)) >> 44
-            row[i] = e
-            total += e
+            _drop(row, mask + line_offset(step, pointers, line, M_OTHER_STRIDES), k_stride)
+        total = np.int64(_exponentials(e, row, exps, code > I8))
         p = np.int64(0)
         for k in range(17, 31):
             if total >= np.int64(1) << k:
@@ -82,33 +67,79 @@ def softmax_chunk(step: Any, chunk: int, pointers: Any) -> None:
         u = total << (14 - p)
         r0 = reciprocals[(u >> 22) & 255]
         t = (u * r0) >> 30
-        r1 = (r0 * ((np.int64(1) << 32) - t)) >> 31
-        half = np.int64(1) << (38 + p)
+        r1 = (r0 * ((np.int64(1) << 32) - t)) >> 31  # below 2^32: 2^61 / u, and u is at least 2^30
+        at = dst + line_offset(step, pointers, line, M_DST_STRIDES)
+        if d_stride == 1:
+            _shares(carray(as_pointer(at), n, np.uint8), e, np.uint32(r1), np.uint64(39 + p), zero, lo, hi)
+        else:
+            y = carray(as_pointer(at), (n - 1) * d_stride + 1, np.uint8)
+            _shares(y[::d_stride], e, np.uint32(r1), np.uint64(39 + p), zero, lo, hi)
+
+
+@njit(nogil=True)
+def _drop(row: Any, at: int, stride: int) -> None:
+    n = len(row)
+    keep = carray(as_pointer(at), (n - 1) * stride + 1, np.uint8)
+    if stride == 1:
         for i in range(n):
-            v = ((row[i] * r1 + half) >> (39 + p)) + zero
-            y[i * d_stride] = np.uint8(min(max(v, lo), hi) & 255)
+            row[i] = row[i] if keep[i] != 0 else np.int32(DROPPED)
+    else:
+        for i in range(n):
+            row[i] = row[i] if keep[i * stride] != 0 else np.int32(DROPPED)
+
+
+@njit(nogil=True)
+def _exponentials(e: Any, row: Any, exps: Any, wide: bool) -> Any:
+    """e of each element, their sum."""
+    n = len(row)
+    top = np.int32(DROPPED)
+    for i in range(n):
+        top = max(top, row[i])
+    total = np.uint64(0)
+    for i in range(n):
+        value = np.uint32(0)
+        if row[i] != DROPPED:
+            d = top - row[i]
+            if wide:
+                product = np.uint64(exps[d >> 8]) * np.uint64(exps[256 + (d & 255)])
+                value = np.uint32((product + np.uint64(1 << 43)) >> np.uint64(44))
+            else:
+                value = exps[d]
+        e[i] = value
+        total += np.uint64(value)
+    return total
+
+
+@njit(nogil=True)
+def _shares(y: Any, e: Any, r1: Any, shift: Any, zero: Any, lo: Any, hi: Any) -> None:
+    """e r1 >> shift, rounded: products of 32 bits each, which vectors have."""
+    half = np.uint64(1) << (shift - np.uint64(1))
+    for i in range(len(e)):
+        v = np.int32((np.uint64(e[i]) * np.uint64(r1) + half) >> shift) + zero
+        y[i] = np.uint8(min(max(v, lo), hi) & 255)
 
 
 @njit(nogil=True)
 def read_row(row: Any, at: int, stride: int, code: int) -> None:
-    """Elements `stride` bytes apart, as int64."""
-    span = (len(row) - 1) * stride + 2
+    """Elements `stride` bytes apart, as int32."""
     if code == I8:
-        i8 = carray(as_pointer(at), span, np.int8)
-        for i in range(len(row)):
-            row[i] = i8[i * stride]
+        _take(row, carray(as_pointer(at), (len(row) - 1) * stride + 1, np.int8), stride)
     elif code == U8:
-        u8 = carray(as_pointer(at), span, np.uint8)
-        for i in range(len(row)):
-            row[i] = u8[i * stride]
+        _take(row, carray(as_pointer(at), (len(row) - 1) * stride + 1, np.uint8), stride)
     elif code == I16:
-        i16 = carray(as_pointer(at), span, np.int16)
-        for i in range(len(row)):
-            row[i] = i16[i * (stride >> 1)]
+        _take(row, carray(as_pointer(at), (len(row) - 1) * (stride >> 1) + 1, np.int16), stride >> 1)
     else:
-        u16 = carray(as_pointer(at), span, np.uint16)
+        _take(row, carray(as_pointer(at), (len(row) - 1) * (stride >> 1) + 1, np.uint16), stride >> 1)
+
+
+@njit(nogil=True)
+def _take(row: Any, source: Any, stride: int) -> None:
+    if stride == 1:
         for i in range(len(row)):
-            row[i] = u16[i * (stride >> 1)]
+            row[i] = source[i]
+    else:
+        for i in range(len(row)):
+            row[i] = source[i * stride]
 
 
 @njit(nogil=True)
