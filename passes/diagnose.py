@@ -69,7 +69,7 @@ class Culprit:
 class Diagnosis:
     """SQNR of the outputs in dB: prepared float; weights only, activations only and both, rounded to nearest; the
     whole recipe.  culprits: worst first.  remedies: (option, SQNR of the whole recipe with it), best first.
-    better: the recipe with the first of them, if it helps.
+    better: the recipe with the first of them, if it helps.  warnings: what has collapsed (see `collapse`).
     """
 
     recipe: Recipe
@@ -81,10 +81,12 @@ class Diagnosis:
     culprits: tuple[Culprit, ...]
     remedies: tuple[tuple[str, float], ...] = ()
     better: Recipe | None = None
+    warnings: tuple[str, ...] = ()
 
     def text(self, worst: int = 8) -> str:
         """The flow in words."""
-        lines = [f"1. float check: {_db(self.float_sqnr)} between the network and its prepared form"]
+        lines = [f"warning: {warning}" for warning in self.warnings]
+        lines += [f"1. float check: {_db(self.float_sqnr)} between the network and its prepared form"]
         if self.float_sqnr < FLOAT_DB:
             lines.append("   the preparation itself changes the outputs: leave out steps (equalize, absorb_bias)")
         else:
@@ -185,7 +187,7 @@ def diagnose(
     if not feeds:
         raise DataError("no data to diagnose with")
     plain = StripSoftmax().apply(graph)[0] if recipe.strip_softmax else graph
-    done = run_recipe(recipe, graph, feeds)
+    done = run_recipe(recipe, graph, feeds, check=True)
     prepared, ranges = done.prepared, done.ranges
     reference = run_all(prepared, feeds)
     nearest, _ = PassManager([recipe.insert(ranges)]).run(prepared)
@@ -225,6 +227,7 @@ def diagnose(
         recipe, sqnr(run_all(plain, feeds), reference), score(*names["weights"]), score(*names["activation"]),
         score(*names["weights"], *names["activation"]), whole, tuple(explained),
         tuple((words, value) for words, value, _ in tried), next(iter(helped.values()), None),
+        () if done.quality is None else done.quality.warnings,
     )  # fmt: skip
 
 

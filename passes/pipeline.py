@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -10,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from qir.errors import DataError, LoweringError, QuantizationError, StageError
+from qir.errors import CollapseError, DataError, LoweringError, QuantizationError, StageError
 from qir.graph import Graph, Stage
 from qir.io import load
 from qir.ops import op_of
@@ -20,9 +21,11 @@ from .calibration.collect import Feeds, Progress, collect, ranges_from
 from .calibration.correct_bias import analytic_means, empirical_means
 from .calibration.data import batches
 from .calibration.data_free import BATCH_NORM_TABLE, data_free_ranges
+from .collapse import Quality
 from .manager import PassManager
 from .masks.unknown import check_scores
 from .prepare.center_inputs import center_inputs
+from .quality import First, measure
 from .quantization.dry_run import check_lowering, placeholder_ranges
 from .quantization.given_grids import GIVEN_RANGES
 from .quantization.lower_to_dyadic import LowerToDyadic
@@ -31,16 +34,22 @@ from .quantization.undo_qdq import UndoQdq
 from .recipes import Recipe, recipe_of
 from .report import PassReport, Report
 
+log = logging.getLogger("qir.passes")
+
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """All that a recipe made: the prepared float graph, the ranges, the QDQ graph, the integer graph, the report."""
+    """All that a recipe made: the prepared float graph, the ranges, the QDQ graph, the integer graph, the report.
+
+    quality: what it cost on the calibration data, where that was asked for and could be told.
+    """
 
     prepared: Graph
     ranges: Ranges
     qdq: Graph
     graph: Graph
     report: Report
+    quality: Quality | None = None
 
 
 def quantize(
@@ -55,6 +64,8 @@ def quantize(
     progress: Progress | None = None,
     input_shapes: Mapping[str, Sequence[int | str]] | None = None,
     input_ranges: Mapping[str, Interval] | None = None,
+    check: bool = True,
+    strict: bool = False,
     **overrides: Any,
 ) -> tuple[Graph, Report]:
     """(integer graph, report) of a float model, or of one quantized by others (QDQ), which is only lowered.
@@ -66,9 +77,10 @@ def quantize(
     none.  recipe: a name, a .toml file or a Recipe; further keyword arguments change its options.
     ranges: earlier ranges, instead of calibration.  input_ranges: what inputs hold, where that is known (always for
     recipes without data); it stands instead of what the data show.
-    executor, progress, samples: see `calibrate`.
-    Raises DataError (no data for a recipe that needs them), StageError (an integer graph), and what loading, the
-    passes and the data raise.
+    executor, progress, samples: see `calibrate`.  check: run the result beside the float graph on a few of the samples
+    (`quality.measure`); what has collapsed is logged as a warning, with strict it is an error.
+    Raises DataError (no data for a recipe that needs them), StageError (an integer graph), CollapseError (strict), and
+    what loading, the passes and the data raise.
     """
     if not isinstance(model, Graph):
         model = load(model, input_shapes=input_shapes)
@@ -81,9 +93,20 @@ def quantize(
     known = Ranges.load(ranges) if isinstance(ranges, str | Path) else ranges
     feeds = None if data is None else batches(data, model, batch_size=batch_size, samples=samples)
     done = run_recipe(
-        chosen, model, feeds, ranges=known, executor=executor, progress=progress, input_ranges=input_ranges
-    )
+        chosen, model, feeds, ranges=known, executor=executor, progress=progress, input_ranges=input_ranges,
+        check=check or strict,
+    )  # fmt: skip
+    for warning in () if done.quality is None else done.quality.warnings:
+        log.warning("%s", warning)
+    if strict:
+        refuse_collapse(done.quality)
     return done.graph, first + done.report
+
+
+def refuse_collapse(quality: Quality | None) -> None:
+    """Raises CollapseError where there are warnings."""
+    if quality is not None and quality.warnings:
+        raise CollapseError("\n  ".join(["the quantized network has collapsed:", *quality.warnings]))
 
 
 def lowered_or_float(graph: Graph, can_calibrate: bool) -> tuple[Graph, Report]:
@@ -111,8 +134,12 @@ def run_recipe(
     executor: Executor | None = None,
     progress: Progress | None = None,
     input_ranges: Mapping[str, Interval] | None = None,
+    check: bool = False,
 ) -> RecipeResult:
-    """A recipe on a float graph; `feeds` are batches (mappings from input name to array), None where it needs none."""
+    """A recipe on a float graph; `feeds` are batches (mappings from input name to array), None where it needs none.
+
+    check: look at what it cost, on the first of the feeds.
+    """
     if graph.stage is Stage.INTEGER:
         raise StageError("is an integer graph already", where=f"graph {graph.name!r}")
     if feeds is None and ranges is None and recipe.needs_data:
@@ -121,6 +148,8 @@ def run_recipe(
         )
     if feeds is not None and recipe.rounding != "nearest" and (getattr(feeds, "once", False) or iter(feeds) is feeds):
         feeds = list(feeds)  # a generator, for a recipe that goes over its data more than once
+    seen_first = First(feeds) if check and feeds is not None else None
+    feeds = seen_first or feeds
     prepared, report = recipe.prepare.run(graph)
     _check_layers(recipe, prepared)
     check_lowering(prepared, replace(recipe.insert(placeholder_ranges(prepared)), weight_range="minmax"))
@@ -157,7 +186,11 @@ def run_recipe(
     lowering = next(i for i, step in enumerate(steps) if isinstance(step, LowerToDyadic))
     qdq, second = PassManager(steps[:lowering]).run(prepared)
     integer, third = PassManager(steps[lowering:]).run(qdq)
-    return RecipeResult(prepared, ranges, qdq, integer, report + Report([calibration]) + second + third)
+    report = report + Report([calibration]) + second + third
+    quality = None if seen_first is None else measure(prepared, integer, seen_first.first())
+    if quality is not None:
+        report = report + Report([quality.report()])
+    return RecipeResult(prepared, ranges, qdq, integer, report, quality)
 
 
 def _check_layers(recipe: Recipe, prepared: Graph) -> None:

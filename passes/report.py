@@ -35,6 +35,8 @@ class PassReport:
     seconds: float = 0.0
     before: dict[str, int] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What was measured, as plain data."""
 
     def rewrote(self, rule: str, node: str) -> None:
         """Record that `rule` rewrote `node`."""
@@ -93,6 +95,7 @@ class PassReport:
             "notes": list(self.notes),
             "before": dict(self.before),
             "after": dict(self.after),
+            **({"data": self.data} if self.data else {}),
         }
 
 

@@ -100,6 +100,10 @@ class OverflowProofError(QuantizationError):
     """An accumulator could leave int32."""
 
 
+class CollapseError(QuantizationError):
+    """A quantized graph keeps next to nothing of its float graph."""
+
+
 class DataError(QirError):
     """Calibration or input data are empty, of a wrong shape or dtype, or not finite."""
 

@@ -13,7 +13,7 @@ from qir.files import write_text
 from qir.graph import Graph, Stage
 from qir.io import save, strip_border
 from qir.passes.calibration.data import Batches, batches
-from qir.passes.pipeline import lowered_or_float, run_recipe
+from qir.passes.pipeline import lowered_or_float, refuse_collapse, run_recipe
 from qir.passes.prepare.fold_normalization import PIXELS, FoldNormalization
 from qir.passes.quantization.ranges import Ranges
 from qir.passes.recipe_files import as_toml
@@ -85,8 +85,14 @@ def quantized(args: argparse.Namespace, recipe: Recipe, graph: Graph) -> tuple[G
         executor = stack.enter_context(ProcessPoolExecutor(args.jobs)) if args.jobs > 1 and feeds else None
         done = run_recipe(
             recipe, graph, None if feeds is None else data.shown(feeds, args.batch, "calibrating"),
-            executor=executor, input_ranges=input_ranges or None,
+            executor=executor, input_ranges=input_ranges or None, check=True,
         )  # fmt: skip
+    if done.quality is not None:
+        show.say(done.quality.line())
+        for warning in done.quality.warnings:
+            show.say(f"warning: {warning}")
+        if args.strict:
+            refuse_collapse(done.quality)
     integer = done.graph
     if args.fold_normalization:
         integer = takes_pixels(integer)
@@ -121,7 +127,7 @@ def tell(args: argparse.Namespace, report: Report) -> None:
     if args.verbose:
         show.say(str(report))
         return
-    notes = [note for one in report.passes for note in one.notes]
+    notes = [note for one in report.passes for note in one.notes if one.name != "quality"]
     for note in notes[:8]:
         show.say(f"note: {note}")
     if len(notes) > 8:

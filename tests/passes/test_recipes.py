@@ -77,7 +77,7 @@ def test_recipes_end_to_end(name: str) -> None:
     assert sqnr(graph) > LEAST[name]
     a = Session(graph, "onnxruntime").run({"x": X[:4]})["logits"]
     assert (a == Session(graph, "reference").run({"x": X[:4]})["logits"]).all()
-    assert [p.name for p in report.passes][-1] == "lower_to_dyadic"
+    assert [p.name for p in report.passes if p.name != "quality"][-1] == "lower_to_dyadic"
     assert G.stage is Stage.FLOAT
 
 
