@@ -243,14 +243,14 @@ def _source(value: Value) -> Value:
 
 def _point(back: Node, prepared: Graph) -> tuple[str, Culprit, QuantParams]:
     """A DequantizeLinear of a QDQ graph: its name, what it quantizes (SQNR not known yet) and the grid."""
-    q, maker = params_of(back), back.input(0).producer
+    q, producer = params_of(back), back.input(0).producer
     uses = back.output.uses()
     while uses and op_of(uses[0][0].op).border:  # a narrower grid behind a wide one
         uses = uses[0][0].output.uses()
     reader, index = uses[0] if uses else (None, 0)
-    if maker is None and reader is not None:
-        twin = next(n for n in prepared.nodes if n.name == reader.name)
-        layer, tensor, side = reader.name, twin.input(index).name, "weights"
+    if producer is None and reader is not None:
+        counterpart = next(n for n in prepared.nodes if n.name == reader.name)
+        layer, tensor, side = reader.name, counterpart.input(index).name, "weights"
     else:
         source = _source(back.output)
         owner = reader or source.producer
@@ -265,9 +265,9 @@ def only(qdq: Graph, prepared: Graph, kept: Iterable[str]) -> Graph:
     """
     new, names, floats = qdq.clone(), set(kept), {n.name: n for n in prepared.nodes}
     for back in [n for n in new.nodes if n.op == "DequantizeLinear" and n.name not in names]:
-        maker = back.input(0).producer
-        if maker is not None:
-            source = maker.input(0)
+        producer = back.input(0).producer
+        if producer is not None:
+            source = producer.input(0)
         else:
             reader, index = back.output.uses()[0]
             source = new.add_constant(new.fresh(f"{back.name}.float"), floats[reader.name].input(index).array())

@@ -1,4 +1,4 @@
-"""Dyadic numbers and rounding: the only place (with its CUDA twin) where rounding is written down.
+"""Dyadic numbers and rounding: the only place (with its CUDA counterpart) where rounding is written down.
 
 The canon is TOSA RESCALE, SINGLE_ROUND, 32-bit multiplier  [HAWQ-V3 eq. 6-7].
 """

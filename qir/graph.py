@@ -372,13 +372,13 @@ class Graph:
             table[value] = new._new_value(value.name, value.type, value.data)
         new.inputs = [table[v] for v in self.inputs]
         for node in self.nodes:
-            twin = Node(new, node.op, node.name, node.attrs)
+            copied = Node(new, node.op, node.name, node.attrs)
             new._node_names.add(node.name)
-            new._set_inputs(twin, tuple(None if v is None else table[v] for v in node.inputs))
-            twin.outputs = tuple(table[v] for v in node.outputs)
-            for value in twin.outputs:
-                value.output_of = twin
-            new._nodes[twin] = None
+            new._set_inputs(copied, tuple(None if v is None else table[v] for v in node.inputs))
+            copied.outputs = tuple(table[v] for v in node.outputs)
+            for value in copied.outputs:
+                value.output_of = copied
+            new._nodes[copied] = None
         new._outputs = [table[v] for v in self._outputs]
         new._counter = dict(self._counter)
         new._order = None

@@ -68,19 +68,19 @@ class CorrectBias(Pass):
                 report.rewrote(self.name, node.name)
         return report
 
-    def _correct(self, graph: Graph, node: Node, twin: Node) -> str | None:
+    def _correct(self, graph: Graph, node: Node, counterpart: Node) -> str | None:
         """Correct one layer; a sentence where that cannot be."""
         back = node.input(1).producer
         if back is None or back.op != "DequantizeLinear" or not back.input(0).is_constant:
             return "its weights are not quantized constants"
-        if not twin.input(1).is_constant or twin.input(1).shape != back.input(0).shape:
+        if not counterpart.input(1).is_constant or counterpart.input(1).shape != back.input(0).shape:
             return "its float weights are not constants of the same shape"
         if node.op == "MatMul":
             return "it has no bias"
-        x = twin.input(0).name
+        x = counterpart.input(0).name
         if x not in self.means:
             return f"the mean of {x!r} is not known"
-        delta = params_of(back).dequantize(back.input(0).array()) - twin.input(1).array().astype(np.float64)
+        delta = params_of(back).dequantize(back.input(0).array()) - counterpart.input(1).array().astype(np.float64)
         shift = mean_output(node, delta, np.asarray(self.means[x], np.float64))
         if shift is None:
             return f"the mean of {x!r} has {len(self.means[x])} channels"

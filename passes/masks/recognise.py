@@ -122,12 +122,12 @@ class _Masks:
 
     def _under_movement(self, node: Node, value: Value) -> Node | None:
         """The node that only reshapes the scores, their last axis, the softmax's, being whole before and after."""
-        maker = value.producer
-        if maker is None or not op_of(maker.op).keeps_order or maker.op in SAME or not value.shape:
+        producer = value.producer
+        if producer is None or not op_of(producer.op).keeps_order or producer.op in SAME or not value.shape:
             return None
-        x = maker.input(0)
+        x = producer.input(0)
         last = node.attrs["axis"] % value.type.rank == value.type.rank - 1
-        return maker if last and x.shape and x.shape[-1] == value.shape[-1] else None
+        return producer if last and x.shape and x.shape[-1] == value.shape[-1] else None
 
     # -- scores without masks -----------------------------------------------------------------
     def strip(self, value: Value, factor: float = 1.0, depth: int = 0) -> _Scores:
@@ -256,10 +256,10 @@ class _Masks:
         zero = self.tables.of(node.input(1))
         if test is None or test.op != "IsNaN" or test.input(0) is not y or zero is None or zero.values != [0.0]:
             return
-        maker = y.producer
-        while maker is not None and op_of(maker.op).keeps_order:
-            maker = maker.input(0).producer
-        if maker is None or maker.op not in ("Softmax", "MaskedSoftmax") or node.output.shape != y.shape:
+        producer = y.producer
+        while producer is not None and op_of(producer.op).keeps_order:
+            producer = producer.input(0).producer
+        if producer is None or producer.op not in ("Softmax", "MaskedSoftmax") or node.output.shape != y.shape:
             return
         if replace(self.graph, node.output, y, fresh=False):
             sweep(self.graph, [node, test])

@@ -29,14 +29,14 @@ def refuse_unknown(node: Node, scores: Value) -> None:
                     hint="write it as Where(keep, scores, -inf), or as (1 - keep) * -10000 added to the scores",
                 )  # fmt: skip
             continue
-        maker = value.producer
-        if maker is None or not (
-            maker.op in ("Add", "Sub", "Mul", "Where", "Max", "Min", "Concat") or op_of(maker.op).moves
+        producer = value.producer
+        if producer is None or not (
+            producer.op in ("Add", "Sub", "Mul", "Where", "Max", "Min", "Concat") or op_of(producer.op).moves
         ):
             continue
-        factors = maker.op == "Mul"  # of which one number is a mask's, and many are a layer's
+        factors = producer.op == "Mul"  # of which one number is a mask's, and many are a layer's
         stack.extend(
-            v for v in maker.inputs if v is not None and not (factors and v.data is not None and v.data.size > 1)
+            v for v in producer.inputs if v is not None and not (factors and v.data is not None and v.data.size > 1)
         )
 
 
@@ -63,14 +63,14 @@ def _summands(scores: Value) -> list[Value]:
     stack, found, seen = [scores], list[Value](), set[Value]()
     while stack:
         value = stack.pop()
-        maker = value.producer
+        producer = value.producer
         if value in seen:
             continue
         seen.add(value)
         if value is not scores:
             found.append(value)
-        if maker is not None and maker.op in ("Add", "Sub"):
-            stack += [maker.input(0), maker.input(1)]
-        elif maker is not None and op_of(maker.op).moves:
-            stack.append(maker.input(0))
+        if producer is not None and producer.op in ("Add", "Sub"):
+            stack += [producer.input(0), producer.input(1)]
+        elif producer is not None and op_of(producer.op).moves:
+            stack.append(producer.input(0))
     return found

@@ -142,8 +142,8 @@ class _Inserter:
         uses = [u for u in value.uses() if u in plan.needs]
         outer = value.is_output
         bits = plan.width[value]
-        maker = value.producer
-        if not is_root and plan.origin[value] is value and maker is not None and maker.op != "Concat":
+        producer = value.producer
+        if not is_root and plan.origin[value] is value and producer is not None and producer.op != "Concat":
             return  # fused: its activation's result has the quantizer
         at = {bits: self.pair(value, value, bits)} if is_root else {bits: value}
         joint: dict[int, Value] = {}
@@ -213,10 +213,10 @@ class _Inserter:
 
     def _apart(self, key: Key, value: Value, bits: int) -> QuantParams | None:
         name = key[0]
-        maker = self.plan.origin[value].producer
+        producer = self.plan.origin[value].producer
         if key not in self.plan.joined or key not in self.plan.computed or name in self.joined or name in self.fixed:
             return None
-        if name not in self.options.ranges or (maker is not None and maker.op == "Concat"):
+        if name not in self.options.ranges or (producer is not None and producer.op == "Concat"):
             return None
         alone = self.solution.reach_alone(key)
         q = self._over([self.interval(name, bits), *([alone] if alone else [])], bits)
@@ -243,8 +243,8 @@ class _Inserter:
     def _integers(self, value: Value, intervals: list[Interval], bits: int) -> QuantParams | None:
         """The grid of a tensor that a Cast makes of integers: each of them exactly, if they fit."""
         dtype = activation_dtype(bits, self.options.symmetric)
-        maker = self.plan.origin[value].producer
-        source = maker.input(0).dtype if maker is not None else DType.INT64
+        producer = self.plan.origin[value].producer
+        source = producer.input(0).dtype if producer is not None else DType.INT64
         if source.bits <= NARROW and source is not DType.BOOL:  # all that its dtype holds, not only what was seen
             grid = whole(source.lo, source.hi, dtype)
             if grid is not None:

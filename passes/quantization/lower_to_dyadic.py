@@ -114,8 +114,14 @@ def _is_quantizer(node: Node) -> bool:
 
 
 def _bring_input(low: Lowering, value: Value) -> None:
-    twin = low.graph.add_input(value.name, value.type)
-    form: Form = Real(twin) if value.dtype.is_float else Quantized(twin) if value.quant is not None else Plain(twin)
+    counterpart = low.graph.add_input(value.name, value.type)
+    form: Form = (
+        Real(counterpart)
+        if value.dtype.is_float
+        else Quantized(counterpart)
+        if value.quant is not None
+        else Plain(counterpart)
+    )
     low.set(value, form)
 
 

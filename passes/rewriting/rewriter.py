@@ -136,12 +136,12 @@ class ReplacementBuilder:
     def __init__(self, graph: Graph, found: Matched) -> None:
         self.graph, self.found = graph, found
         self.nodes: list[Node] = []
-        self._twins: dict[Node, str] = {}
+        self._counterparts: dict[Node, str] = {}
         self._made: dict[int, Value] = {}
 
     def names(self) -> list[tuple[Node, str]]:
         """New nodes and the names they inherit."""
-        return list(self._twins.items())
+        return list(self._counterparts.items())
 
     def value(self, term: Any, role: str) -> Value:
         """The value a term stands for."""
@@ -164,13 +164,13 @@ class ReplacementBuilder:
 
     def _node(self, term: Apply) -> Value:
         match = self.found.match
-        twin = next((n for n in match.nodes if n.op == term.op), None)
-        attrs = {**(twin.attrs if twin is not None else {}), **term.attrs}
+        counterpart = next((n for n in match.nodes if n.op == term.op), None)
+        attrs = {**(counterpart.attrs if counterpart is not None else {}), **term.attrs}
         roles = [name.strip("?*") for name in op_of(term.op).inputs.split()]
         inputs = [None if a is None else self.value(a, roles[min(i, len(roles) - 1)]) for i, a in enumerate(term.args)]
         while inputs and inputs[-1] is None:
             inputs.pop()
         node = self.graph.add_node(term.op, inputs, attrs, outputs=[f"{match.root.output.name}.new"])
-        self._twins[node] = (twin or match.root).name
+        self._counterparts[node] = (counterpart or match.root).name
         self.nodes.append(node)
         return node.output

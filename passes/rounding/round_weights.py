@@ -118,14 +118,14 @@ class RoundWeights(Pass):
         self, graph: Graph, wave: list[_Layer], steppers: list[Stepper], rng: np.random.Generator, report: PassReport
     ) -> None:
         """Collect the inputs of layers that do not depend on each other, then round them."""
-        xs = list(dict.fromkeys(layer.twin.input(0).name for layer in wave))
+        xs = list(dict.fromkeys(layer.counterpart.input(0).name for layer in wave))
         qs = list(dict.fromkeys(layer.node.input(0).name for layer in wave))
         for layer in wave:
             layer.open(self)
         count = steppers[0].count
         for x, x_q in zip(steppers[0].advance(xs), steppers[1].advance(qs), strict=True):
             for layer in wave:
-                layer.see(x[layer.twin.input(0).name], x_q[layer.node.input(0).name], rng, count)
+                layer.see(x[layer.counterpart.input(0).name], x_q[layer.node.input(0).name], rng, count)
         for layer in wave:
             found = layer.solve(self)
             layer.write(graph, found)
@@ -137,16 +137,16 @@ class RoundWeights(Pass):
 
 
 class _Layer:
-    """One layer of the QDQ graph, its float twin, and what is collected for it."""
+    """One layer of the QDQ graph, its float counterpart, and what is collected for it."""
 
-    def __init__(self, node: Node, twin: Node) -> None:
-        self.node, self.twin = node, twin
+    def __init__(self, node: Node, counterpart: Node) -> None:
+        self.node, self.counterpart = node, counterpart
         back = node.input(1).producer
         assert back is not None
         self.back = back
         self.quant = params_of(back)
-        self.w = twin.input(1).array()
-        self.rows = as_rows(twin, self.w.astype(np.float64))
+        self.w = counterpart.input(1).array()
+        self.rows = as_rows(counterpart, self.w.astype(np.float64))
         self.moments: InputMoments | None = None
         self.samples: Samples | None = None
 
@@ -184,11 +184,11 @@ class _Layer:
 
         Where a Relu leaves little, errors below zero do not count, and a least-squares fit must not be ruled by them.
         """
-        f = activation_after(self.twin)
+        f = activation_after(self.counterpart)
         if f is identity:
             return None
         g, m = self.rows.shape[:2]
-        b = _bias(self.twin.optional(2), g * m).reshape(g, 1, m)
+        b = _bias(self.counterpart.optional(2), g * m).reshape(g, 1, m)
         y = np.matmul(x, np.swapaxes(self.rows, 1, 2).astype(x.dtype)) + b.astype(x.dtype)
         return f(np, y)[1].mean(axis=(0, 2)) + LEAST_IMPORTANCE
 
@@ -228,8 +228,8 @@ class _Layer:
 
     def _adaround(self, options: RoundWeights, grid: Grid, h: Floats) -> Rounded:
         assert self.samples is not None
-        bias = _bias(self.twin.optional(2), grid.scale.size) if self.has_bias else np.zeros(grid.scale.size)
-        f = activation_after(self.twin)
+        bias = _bias(self.counterpart.optional(2), grid.scale.size) if self.has_bias else np.zeros(grid.scale.size)
+        f = activation_after(self.counterpart)
         found = adaround(self.rows, grid, self.samples, bias.reshape(grid.scale.shape), f, options.learning)
         return Rounded(found.q, grid.scale, found.error, found.nearest)
 
@@ -279,16 +279,16 @@ def _bias(value: Value | None, count: int) -> Floats:
     return np.broadcast_to(reals.reshape(-1), (count,)).copy()
 
 
-def _unfit(node: Node, twin: Node | None) -> str | None:
+def _unfit(node: Node, counterpart: Node | None) -> str | None:
     """A sentence where a layer cannot be rounded."""
     back = node.input(1).producer
     if back is None or back.op != "DequantizeLinear" or not back.input(0).is_constant:
         return "its weights are not quantized constants"
     if back.output.use_count != 1:
         return "its weights are shared"
-    if twin is None or twin.op != node.op or not twin.input(1).is_constant:
+    if counterpart is None or counterpart.op != node.op or not counterpart.input(1).is_constant:
         return "the float graph has no such layer with constant weights"
-    if twin.input(1).shape != back.input(0).shape:
+    if counterpart.input(1).shape != back.input(0).shape:
         return "its float weights have another shape"
     quant = params_of(back)
     if any(quant.zero_point):
@@ -296,9 +296,9 @@ def _unfit(node: Node, twin: Node | None) -> str | None:
     bias = node.optional(2)
     if bias is not None and bias.data is None and (bias.producer is None or bias.producer.op != "DequantizeLinear"):
         return "its bias is no constant"
-    reason = why_not(node, len(twin.input(1).shape))
+    reason = why_not(node, len(counterpart.input(1).shape))
     if reason is None and quant.per_channel:
-        g, m, _ = as_rows(twin, twin.input(1).array()).shape
+        g, m, _ = as_rows(counterpart, counterpart.input(1).array()).shape
         if len(quant.scale) != g * m:
             return "its scales do not follow its output channels"
     return reason

@@ -19,10 +19,10 @@ from ..compile.tensors import Buffer, View, assign_offsets
 from .kernels.record import (
     AT_PANEL,
     COUNTER_BYTES,
-    DOOR_BYTES,
     EPILOGUE_COUNT,
     EPILOGUE_FIRST,
     EPILOGUE_WIDTH,
+    GATE_BYTES,
     STEP_WIDTH,
 )
 from .planner.builder import Builder
@@ -44,11 +44,11 @@ class Compiled:
     """Steps of one graph at given sizes of its symbols, ready to run.  Not reentrant: the session's lock guards it."""
 
     def __init__(
-        self, graph: Graph, sizes: Sizes, keep: Iterable[Value], team: Any, packed: dict[str, Any], native: bool
+        self, graph: Graph, sizes: Sizes, keep: Iterable[Value], pool: Any, packed: dict[str, Any], native: bool
     ) -> None:
-        self.graph, self.sizes, self.team = fixed(graph, sizes, [v.name for v in keep]), sizes, team
+        self.graph, self.sizes, self.pool = fixed(graph, sizes, [v.name for v in keep]), sizes, pool
         graph, kept = self.graph, [self.graph.value(v.name) for v in keep]
-        threads = team.threads if native else 1
+        threads = pool.threads if native else 1
         builder = Builder(graph, sizes, kept, threads, packed, native)
         if native:
             from .operators.emitters import EMITTERS
@@ -111,13 +111,13 @@ class Compiled:
         self._scratch = np.zeros(self.scratch_bytes * threads + 64, np.uint8)
         base = self._scratch.ctypes.data
         self.scratch = [base + -base % 64 + i * self.scratch_bytes for i in range(threads)]
-        self._counters = np.zeros(len(self.steps) * COUNTER_BYTES + DOOR_BYTES + 64, np.uint8)
+        self._counters = np.zeros(len(self.steps) * COUNTER_BYTES + GATE_BYTES + 64, np.uint8)
         start = -self._counters.ctypes.data % 64
-        self.door = self._counters.ctypes.data + start
-        self._stretch = self._counters[start + 8 : start + 24].view(np.int64)
-        self._counts = self._counters[start + DOOR_BYTES :]
-        self.counters = self.door + DOOR_BYTES
-        # stretches of native steps and single Python steps, in order
+        self.gate = self._counters.ctypes.data + start
+        self._segment = self._counters[start + 8 : start + 24].view(np.int64)
+        self._counts = self._counters[start + GATE_BYTES :]
+        self.counters = self.gate + GATE_BYTES
+        # segments of native steps and single Python steps, in order
         self.segments: list[tuple[int, int]] = []
         for index, step in enumerate(self.steps):
             joins = self.segments and isinstance(step, Step) and isinstance(self.steps[index - 1], Step)
@@ -131,9 +131,9 @@ class Compiled:
         """Arena, scratch and program; weights are counted by the session."""
         return self._arena_memory.nbytes + self._scratch.nbytes + self.program.nbytes + self.records.nbytes
 
-    def set_stretch(self, first: int, last: int) -> None:
-        """The steps [first, last) come next; the door must be shut."""
-        self._stretch[:] = first, last
+    def set_segment(self, first: int, last: int) -> None:
+        """The steps [first, last) come next; the gate must be shut."""
+        self._segment[:] = first, last
 
     # -- running ------------------------------------------------------------------------------
     def _memory(self, view: View, held: Mapping[str, Array]) -> Array:
@@ -165,7 +165,7 @@ class Compiled:
         for space in self.spaces:
             if space in held:
                 self.pointers[self.slots[space]] = _address(held[space])
-        self._counts.fill(0)  # not the door: a helper that comes late may be looking through it
+        self._counts.fill(0)  # not the gate: a helper that comes late may be looking through it
         segments = self.segments if timings is None else [(i, i + 1) for i in range(len(self.steps))]
         for first, last in segments:
             started = time.perf_counter()
@@ -177,7 +177,7 @@ class Compiled:
                 except (ValueError, IndexError, TypeError, ArithmeticError) as error:
                     raise BackendError(f"failed while running: {error}", where=f"node {step.nodes[:1]}") from error
             else:
-                self.team.run(self, first, last)
+                self.pool.run(self, first, last)
             if timings is not None:
                 timings.append(Timing(step, time.perf_counter() - started))
         for value, view in self.views.items():

@@ -62,19 +62,19 @@ class Cpu(Backend):
         self._lock = threading.Lock()
         self._packed: dict[str, Any] = {}
         self._plans: PlanCache[tuple[tuple[tuple[str, int], ...], frozenset[str]], Compiled] = PlanCache()
-        self._team = self._make_team(progress)
+        self._pool = self._make_pool(progress)
 
-    def _make_team(self, progress: Callable[[str], None] | None) -> Any:
+    def _make_pool(self, progress: Callable[[str], None] | None) -> Any:
         if not self.native:
             log.warning("numba is not installed: running on NumPy, many times slower")
-            return _NoTeam()
+            return _NoThreads()
         started = time.perf_counter()
-        from .threads.thread_pool import Team
+        from .threads.thread_pool import ThreadPool
         from .threads.warmup import warm_up
 
         warm_up(progress or log.info)
         log.debug("kernels ready after %.2f s", time.perf_counter() - started)
-        return Team(self.threads)
+        return ThreadPool(self.threads)
 
     # -- plans --------------------------------------------------------------------------------
     def plan(self, at: int | Sizes = 1, keep: Sequence[Value] = ()) -> Compiled:
@@ -82,7 +82,7 @@ class Cpu(Backend):
         sizes = sizes_of(self.graph.symbols, at)
         key = (tuple(sizes.items()), frozenset(v.name for v in keep))
         return self._plans.of(
-            key, lambda: Compiled(self.graph, sizes, keep, self._team, self._packed, self.native)
+            key, lambda: Compiled(self.graph, sizes, keep, self._pool, self._packed, self.native)
         )  # fmt: skip
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -122,7 +122,7 @@ class Cpu(Backend):
         return weights + sum(p.memory_bytes for p in self._plans.values())
 
 
-class _NoTeam:
+class _NoThreads:
     threads = 1
 
     def run(self, plan: Any, first: int, last: int) -> None:

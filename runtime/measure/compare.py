@@ -1,4 +1,4 @@
-"""A float graph and its integer twin side by side: how much noise each tensor carries."""
+"""A float graph and its integer counterpart side by side: how much noise each tensor carries."""
 
 from __future__ import annotations
 

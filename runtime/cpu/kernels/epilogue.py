@@ -17,12 +17,18 @@ from . import record as r
 from .finish import ROWS_EACH, finish
 from .intrinsics import as_pointer, carray, prefetch_read, prefetch_write
 from .memory import address, element_size, narrow, widen
-from .vector_ops import make_sum, raised_requantize_bytes, raised_requantize_lanes, requantize_bytes, requantize_lanes
+from .vector_ops import (
+    make_sum,
+    pre_shifted_requantize_bytes,
+    pre_shifted_requantize_int32,
+    requantize_bytes,
+    requantize_int32,
+)
 
-sum_lanes = make_sum("int32", 4)
-sum_u8_lanes, sum_u8_bytes = make_sum("uint8", 4), make_sum("uint8", 1)
-sum_i8_lanes, sum_i8_bytes = make_sum("int8", 4), make_sum("int8", 1)
-sum_i16_lanes, sum_i16_bytes = make_sum("int16", 4), make_sum("int16", 1)
+sum_int32 = make_sum("int32", 4)
+sum_u8_int32, sum_u8_bytes = make_sum("uint8", 4), make_sum("uint8", 1)
+sum_i8_int32, sum_i8_bytes = make_sum("int8", 4), make_sum("int8", 1)
+sum_i16_int32, sum_i16_bytes = make_sum("int16", 4), make_sum("int16", 1)
 
 
 @njit(nogil=True)
@@ -64,9 +70,11 @@ def _rescale(t: Any, pointers: Any, dst: int, src: int, ld: int, r0: int, rn: in
         at_m, at_c, at_s = m + 4 * c0, c + 8 * c0, s + 4 * c0
         if t[r.PRE_SHIFTED]:
             up = address(pointers, t[r.PRE_SHIFT]) + 4 * c0
-            raised_requantize_lanes(src, ld * 4, dst, ld * 4, rn, columns, at_m, at_c, at_s, up, zero_point, lo, hi)
+            pre_shifted_requantize_int32(
+                src, ld * 4, dst, ld * 4, rn, columns, at_m, at_c, at_s, up, zero_point, lo, hi
+            )
         else:
-            requantize_lanes(src, ld * 4, dst, ld * 4, rn, columns, at_m, at_c, at_s, 0, zero_point, lo, hi)
+            requantize_int32(src, ld * 4, dst, ld * 4, rn, columns, at_m, at_c, at_s, 0, zero_point, lo, hi)
         return
     width, period = t[r.COLUMNS_GIVEN], t[r.ROWS_GIVEN]
     for row in range(rn):
@@ -98,7 +106,7 @@ def _rescale_store(t: Any, pointers: Any, src: int, ld: int, r0: int, rn: int, c
     at_m, at_c, at_s = m + 4 * c0, c + 8 * c0, s + 4 * c0
     if t[r.PRE_SHIFTED]:
         up = address(pointers, t[r.PRE_SHIFT]) + 4 * c0
-        raised_requantize_bytes(src, ld * 4, out, stride, rn, cn, at_m, at_c, at_s, up, zero_point, lo, hi)
+        pre_shifted_requantize_bytes(src, ld * 4, out, stride, rn, cn, at_m, at_c, at_s, up, zero_point, lo, hi)
     else:
         requantize_bytes(src, ld * 4, out, stride, rn, cn, at_m, at_c, at_s, 0, zero_point, lo, hi)
 
@@ -110,7 +118,7 @@ def _add(t: Any, dst: int, a: int, b: int, ld: int, rn: int, cn: int) -> None:
     zero_point, lo, hi = t[r.SUM_ZERO_POINT], t[r.SUM_LO], t[r.SUM_HI]
     if t[r.SUM_MODE] != r.GENERIC:
         before, after = max(32 - shift, 0), max(shift - 32, 0)
-        sum_lanes(
+        sum_int32(
             a, ld * 4, b, ld * 4, dst, ld * 4, rn, cn, m_a, m_b, c << before, before, after, zero_point, lo, hi
         )  # fmt: skip
         return
@@ -140,11 +148,11 @@ def _add_memory(t: Any, pointers: Any, dst: int, a: int, ld: int, r0: int, rn: i
         else:
             sum_i16_bytes(a, ld * 4, b, stride, out, to, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
     elif code == r.U8:
-        sum_u8_lanes(a, ld * 4, b, stride, dst, ld * 4, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
+        sum_u8_int32(a, ld * 4, b, stride, dst, ld * 4, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
     elif code == r.I8:
-        sum_i8_lanes(a, ld * 4, b, stride, dst, ld * 4, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
+        sum_i8_int32(a, ld * 4, b, stride, dst, ld * 4, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
     else:
-        sum_i16_lanes(a, ld * 4, b, stride, dst, ld * 4, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
+        sum_i16_int32(a, ld * 4, b, stride, dst, ld * 4, rn, cn, m_a, m_b, c, before, after, zero, lo, hi)
 
 
 @njit(nogil=True)

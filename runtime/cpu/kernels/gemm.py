@@ -20,7 +20,7 @@ from .record import (
     BLOCK_ROWS,
     CHANNELS,
     COLUMN_CHUNKS,
-    CROSSWISE,
+    CROSS_MULTIPLIED,
     DILATION_H,
     EPILOGUE_COUNT,
     EPILOGUE_FIRST,
@@ -140,7 +140,7 @@ def build_patch(step: Any, pointers: Any, patch: int, image: int, oh0: int, ohn:
 
 @njit(nogil=True)
 def clear_end(patch: int, bytes: int) -> None:
-    """Zeros after a patch: crosswise kernels may take numbers from there, which then must be small."""
+    """Zeros after a patch: cross-multiplied kernels may take numbers from there, which then must be small."""
     v = carray(as_pointer(patch + bytes), 4, np.int64)
     for i in range(4):
         v[i] = 0
@@ -160,7 +160,7 @@ def gemm_chunk(step: Any, index: int, chunk: int, records: Any, pointers: Any, s
     key = carray(as_pointer(scratch), 2, np.int64)
     offsets_at = scratch + AT_ROWS
     rows = ohn * out_w
-    crosswise = step[CROSSWISE] != 0
+    cross_multiplied = step[CROSS_MULTIPLIED] != 0
     segments, segment_count, words = address(pointers, step[SEGMENTS]), step[SEGMENT_COUNT], step[GROUPS]
     if key[0] != index or key[1] != row_chunk:
         build_patch(step, pointers, patch, image, oh0, ohn)
@@ -172,7 +172,7 @@ def gemm_chunk(step: Any, index: int, chunk: int, records: Any, pointers: Any, s
         for i in range(ohn):
             for j in range(out_w):
                 offsets[i * out_w + j] = (i * down * step[PATCH_W] + j * right) * pixel
-        if crosswise:
+        if cross_multiplied:
             last_row = (ohn - 1) * down + 1 + (step[KERNEL_H] - 1) * step[DILATION_H]
             clear_end(patch, last_row * step[PATCH_W] * pixel)
             row_corrections(patch, offsets_at, rows, segments, segment_count, words)
@@ -199,7 +199,7 @@ def gemm_chunk(step: Any, index: int, chunk: int, records: Any, pointers: Any, s
         if step[PACKED4]:
             unpack4(scratch + AT_PANEL, weights + panels[p, 0] // 2, size // 2)
             base = scratch + AT_PANEL
-        elif crosswise:
+        elif cross_multiplied:
             widen_panels(scratch + AT_PANEL, base, size)
             base, scale = scratch + AT_PANEL, 2
         r1 = 0
@@ -215,7 +215,7 @@ def gemm_chunk(step: Any, index: int, chunk: int, records: Any, pointers: Any, s
                 vectors = 1 if panels[n, 2] <= LANES else VECTORS
                 column = panels[n, 1]
                 at, out = offsets_at + 8 * r0, registers + (column - c0) * 4
-                if crosswise:
+                if cross_multiplied:
                     inner_product(
                         rn, vectors, patch, at, segments, segment_count, words, b, init + 4 * column, out, ld * 4
                     )

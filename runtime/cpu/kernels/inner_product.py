@@ -20,7 +20,7 @@ from numba.core import cgutils
 from .intrinsics import I16, I32, I64, LANES, VECTORS, dot_i16, load, make_intrinsic, splat, store
 
 WORDS = 2
-"""Words that are multiplied crosswise: the number of words of a run is a multiple of it."""
+"""Words that are cross-multiplied: the number of words of a run is a multiple of it."""
 INNER_ROWS = 4
 """Rows of a tile: more would not leave registers for four vectors of weights."""
 
@@ -45,8 +45,8 @@ def _tile(builder: Any, args: Any, rows: int, vectors: int) -> None:
     for r in range(rows):
         at = builder.add(rows_at, I64(8 * r))
         bases.append(builder.add(a, builder.zext(load(builder, at, I32, 4), I64)))
-        less = splat(builder, load(builder, builder.add(at, I64(4)), I32, 4), LANES)
-        sums.append([_variable(builder, builder.add(s, less)) for s in start])
+        correction = splat(builder, load(builder, builder.add(at, I64(4)), I32, 4), LANES)
+        sums.append([_variable(builder, builder.add(s, correction)) for s in start])
     weights = _variable(builder, b)
     with cgutils.for_range(builder, segment_count) as segment:
         shift = load(builder, builder.add(segments, builder.mul(segment.index, I64(8))), I64, 8)
@@ -96,9 +96,9 @@ def _variable(builder: Any, value: Any) -> Any:
 def make_product(rows: int, vectors: int) -> Any:
     """product(tiles, a, rows_at, segments, segment_count, words, b, init, out, out_stride): addresses, counts, bytes.
 
-    out[r, n] = init[n] + correction[r] + crosswise sums of a[offset[r] + segments[s] ...] and b[s, ..., n], int32, for
-    `tiles` times `rows` rows.  rows_at: for each row an int32 byte offset and an int32 correction, as `row_corrections`
-    leaves them; words: of a run, a multiple of WORDS; b: (segment, word, column, 2) int16.
+    out[r, n] = init[n] + correction[r] + cross-multiplied sums of a[offset[r] + segments[s] ...] and b[s, ..., n], for
+    `tiles` times `rows` rows of int32.  rows_at: for each row an int32 byte offset and an int32 correction, as
+    `row_corrections` leaves them; words: of a run, a multiple of WORDS; b: (segment, word, column, 2) int16.
     """
     return make_intrinsic(10, lambda builder, args: _product(builder, args, rows, vectors))
 
@@ -142,7 +142,7 @@ def _corrections(builder: Any, args: Any) -> None:
 row_corrections = make_intrinsic(6, _corrections)
 """row_corrections(a, rows_at, rows, segments, segment_count, words): fills in the corrections of `rows` rows.
 
-rows_at: for each row an int32 byte offset (read) and an int32 correction, minus the crosswise sum of its words.
+rows_at: for each row an int32 byte offset (read) and an int32 correction, minus the cross-multiplied sum of its words.
 """
 
 _p12, _p22, _p32, _p42 = (make_product(r, VECTORS) for r in range(1, INNER_ROWS + 1))

@@ -21,7 +21,7 @@ STEP_WIDTH = 48
 (
     X, X_STRIDE, CHANNELS, IN_H, IN_W, OUT_H, OUT_W, STRIDE_H, STRIDE_W, PAD_TOP, PAD_LEFT, KERNEL_H, KERNEL_W,
     DILATION_H, DILATION_W, PAD_ROW, X_DTYPE, WEIGHTS, SEGMENTS, SEGMENT_COUNT, GROUPS, PANELS, PANEL_COUNT,
-    PATCH_W, PACKED4, IMAGES, POOL_MAX, WINOGRAD_TILES, PATCH_ELEMENT, CROSSWISE,
+    PATCH_W, PACKED4, IMAGES, POOL_MAX, WINOGRAD_TILES, PATCH_ELEMENT, CROSS_MULTIPLIED,
     INIT,
 ) = range(16, 47)  # fmt: skip
 # movement steps: SHAPE and strides are refs to int64 vectors of RANK entries, strides in bytes, outermost first
@@ -110,6 +110,6 @@ AT_PANEL = AT_TAPS + 8 * MAX_TAPS
 OFFSET_MASK = (1 << 48) - 1
 COUNTER_BYTES = 128
 """Per step: the next chunk, and a cache line further the number of chunks done."""
-DOOR_BYTES = 128
+GATE_BYTES = 128
 AT_INSIDE = 64
-"""In a plan's door: the number of helpers inside, a cache line away from what they only read."""
+"""In a plan's gate: the number of helpers inside, a cache line away from what they only read."""

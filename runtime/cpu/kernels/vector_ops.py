@@ -65,7 +65,7 @@ def _splat32(builder: Any, value: Any) -> Any:
     return splat(builder, builder.trunc(value, I32), 8)
 
 
-def _requantize(builder: Any, args: Any, bytes_each: int, raised: bool) -> None:
+def _requantize(builder: Any, args: Any, bytes_each: int, pre_shifted: bool) -> None:
     src, src_stride, dst, dst_stride, rows, columns, multiplier, constant, shift, raise_by, zero_point, lo, hi = args
     v32, wide = ir.VectorType(I32, 8), ir.VectorType(I64, 4)
     z, low, top = (_splat32(builder, v) for v in (zero_point, lo, hi))
@@ -76,7 +76,7 @@ def _requantize(builder: Any, args: Any, bytes_each: int, raised: bool) -> None:
         def one(c: Any, i: int) -> Any:
             lane = builder.add(builder.mul(c, I64(4)), I64(32 * i))
             x = load(builder, builder.add(line, lane), v32, 4)
-            if raised:
+            if pre_shifted:
                 x = builder.shl(x, load(builder, builder.add(raise_by, lane), v32, 4))
             x_even, x_odd = lanes64(builder, x)
             m_even, m_odd = lanes64(builder, load(builder, builder.add(multiplier, lane), v32, 4))
@@ -92,13 +92,13 @@ def _requantize(builder: Any, args: Any, bytes_each: int, raised: bool) -> None:
         )  # fmt: skip
 
 
-requantize_lanes = make_intrinsic(13, lambda builder, args: _requantize(builder, args, 4, False))
+requantize_int32 = make_intrinsic(13, lambda builder, args: _requantize(builder, args, 4, False))
 requantize_bytes = make_intrinsic(13, lambda builder, args: _requantize(builder, args, 1, False))
-raised_requantize_lanes = make_intrinsic(13, lambda builder, args: _requantize(builder, args, 4, True))
-raised_requantize_bytes = make_intrinsic(13, lambda builder, args: _requantize(builder, args, 1, True))
+pre_shifted_requantize_int32 = make_intrinsic(13, lambda builder, args: _requantize(builder, args, 4, True))
+pre_shifted_requantize_bytes = make_intrinsic(13, lambda builder, args: _requantize(builder, args, 1, True))
 """*(src, src_stride, dst, dst_stride, rows, columns, multiplier, constant, shift, raise, zero_point, lo, hi)
 
-int32 rows of `columns` (a multiple of 8) to int32 (lanes) or 8 bits (bytes), strides in bytes; shifts are given less
+int32 rows of `columns` (a multiple of 8) to int32 or 8 bits (bytes), strides in bytes; shifts are given less
 32; constant holds bias * multiplier + 2^(shift-1), for each 8 channels the even ones, then the odd ones.  Where a
 shift is below 32, x is shifted left first by raise = 32 - shift (it has the room), and the constant with it.
 """

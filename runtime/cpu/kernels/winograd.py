@@ -53,7 +53,7 @@ def winograd_chunk(
     """Some rows of 2x2 tiles of one image, some output channels.
 
     Scratch after the panel area: transformed activations (16, tiles, channels) int16, products (16, tiles of a
-    stretch, block columns) int32, the padded patch.
+    strip, block columns) int32, the padded patch.
     """
     column_chunks = step[COLUMN_CHUNKS]
     row_chunk, column_chunk = chunk // column_chunks, chunk % column_chunks
@@ -66,8 +66,8 @@ def winograd_chunk(
     tiles = tile_rows * across
     row_bytes = (channels + 15) // 16 * 32
     plane = tiles * row_bytes + 64
-    ld, stretch = step[LD], step[WINOGRAD_TILES]
-    product_plane = stretch * ld * 4
+    ld, strip = step[LD], step[WINOGRAD_TILES]
+    product_plane = strip * ld * 4
     v = scratch + AT_PANEL + panel_bytes
     products = v + 16 * plane
     patch = products + 16 * product_plane
@@ -101,7 +101,7 @@ def winograd_chunk(
         c0 = panels[p, 1]
         cn = panels[q - 1, 1] + panels[q - 1, 2] - c0
         wide = (cn + 7) // 8 * 8
-        pieces = (tiles + stretch - 1) // stretch
+        pieces = (tiles + strip - 1) // strip
         for piece in range(pieces):
             t0 = tiles * piece // pieces
             tn = tiles * (piece + 1) // pieces - t0
@@ -111,11 +111,11 @@ def winograd_chunk(
                     vectors, column = 1 if panels[n, 2] <= LANES else VECTORS, panels[n, 1]
                     size = panels[n, 4] // 16
                     b = weights + panels[n, 0] + position * size
-                    less = init + position * init_plane + 4 * column
+                    start = init + position * init_plane + 4 * column
                     out = products + position * product_plane + (column - c0) * 4
-                    inner_product(tn, vectors, v, at, segments, 1, words, b, less, out, ld * 4)
+                    inner_product(tn, vectors, v, at, segments, 1, words, b, start, out, ld * 4)
             done = 0
-            while done < tn:  # the stretch's part of one row of tiles after the other
+            while done < tn:  # the strip's part of one row of tiles after the other
                 i, j0 = (t0 + done) // across, (t0 + done) % across
                 jn = min(across - j0, tn - done)
                 for odd in range(2):

@@ -18,7 +18,7 @@ from ..kernels.record import (
     CHUNKS,
     COLUMN_CHUNKS,
     COLUMNS,
-    CROSSWISE,
+    CROSS_MULTIPLIED,
     GEMM,
     GROUPS,
     INIT,
@@ -94,14 +94,14 @@ def emit_gemm(
     # weights that meet many rows of a chunk are widened once for them
     init: Array = np.zeros(1, np.int32)
     rows = -(-window.out_h // blocks) * window.out_w
-    crosswise = packed.crosswise is not None and not packed.nibbles and rows >= WIDE_ROWS
-    if packed.crosswise is not None and crosswise:
-        init = wrapped(total - packed.crosswise)
+    cross_multiplied = packed.cross_multiplied is not None and not packed.nibbles and rows >= WIDE_ROWS
+    if packed.cross_multiplied is not None and cross_multiplied:
+        init = wrapped(total - packed.cross_multiplied)
         chain.grow(out, 0)
     else:
         chain.grow(out, 0, wrapped(total) if total.any() else None)
     block, panel_bytes = BLOCK, packed.block_bytes if packed.nibbles else 0
-    if crosswise:
+    if cross_multiplied:
         depth = packed.segments * packed.groups * GROUP
         block = max(PANEL, min(BLOCK, WIDE_LIMIT // (2 * depth) // PANEL * PANEL))
         panel_bytes = 2 * packed.widest + 64
@@ -112,7 +112,7 @@ def emit_gemm(
             OP: GEMM, CHUNKS: window.images * blocks * column_chunks, ROWS: chain.rows, COLUMNS: columns,
             ROW_CHUNKS: window.images * blocks, COLUMN_CHUNKS: column_chunks,
             BLOCK_ROWS: REGISTER_BYTES // 4 // ld // WHOLE_TILES * WHOLE_TILES, BLOCK_COLUMNS: block, LD: ld,
-            CROSSWISE: int(crosswise), INIT: constant(padded(init)),
+            CROSS_MULTIPLIED: int(cross_multiplied), INIT: constant(padded(init)),
             X: ref(view), X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pad_row)),
             WEIGHTS: packed.data, SEGMENTS: constant(segment_offsets(window, group, packed.twice)),
             SEGMENT_COUNT: packed.segments, GROUPS: packed.groups, PANELS: packed.table, PANEL_COUNT: packed.panels,

@@ -32,7 +32,7 @@ from ..planner.builder import Builder
 from ..planner.steps import Number, Ref, constant
 
 LEAST_ODD_WORDS = 12
-"""A shorter run with an odd number of words is not worth the word that the crosswise kernel would add."""
+"""A shorter run with an odd number of words is not worth the word that the cross-multiplied kernel would add."""
 BLOCK = 64
 """Output channels of a register block."""
 
@@ -91,14 +91,14 @@ class Packed:
 
     table: int64 (panels, 5): byte offset, first column, columns, byte offset of its group's segments, bytes.
     correction: what int32 sums lack where the kernel offsets signed activations by 128.
-    crosswise: what the crosswise kernel's sums have too much; None where it has no use.
+    cross_multiplied: what the cross-multiplied kernel's sums have too much; None where it has no use.
     """
 
     data: Ref
     table: Ref
     panels: int
     correction: Array
-    crosswise: Array | None
+    cross_multiplied: Array | None
     twice: bool
     groups: int
     segments: int
@@ -139,7 +139,7 @@ def pack(w: Array, group: int, zero_point: int, window: Window, bits: int, signe
     nibbles = bits == 4 and least >= -7 and most <= 7
     table: list[list[int]] = []
     blocks: list[Array] = []
-    correction, crosswise = np.zeros(m, np.int64), np.zeros(m, np.int64)
+    correction, cross_multiplied = np.zeros(m, np.int64), np.zeros(m, np.int64)
     at = 0
     # a panel at a time: copies of all weights in wider types would be most of a session's peak memory
     for g in range(group):
@@ -159,7 +159,7 @@ def pack(w: Array, group: int, zero_point: int, window: Window, bits: int, signe
             if ELEMENT == 1 and signed_x:
                 correction[rows] = -128 * centred.reshape(columns, -1).sum(axis=1, dtype=np.int64)
             if crosses:
-                crosswise[rows] = crosswise_sums(full[:columns].reshape(columns, -1))
+                cross_multiplied[rows] = cross_multiplied_sums(full[:columns].reshape(columns, -1))
             block = full.reshape(width, segments, groups, GROUP).transpose(1, 2, 0, 3).reshape(-1)
             if nibbles:
                 block = ((block[0::2] & 15) | (block[1::2] << 4)).astype(np.int8)
@@ -171,12 +171,13 @@ def pack(w: Array, group: int, zero_point: int, window: Window, bits: int, signe
     # vector loads of the last panel's end stay inside the array
     data = np.concatenate([*blocks, np.zeros(64, np.int8)])
     return Packed(
-        constant(data), constant(np.asarray(table, np.int64)), len(table), correction, crosswise if crosses else None,
+        constant(data), constant(np.asarray(table, np.int64)), len(table), correction,
+        cross_multiplied if crosses else None,
         twice, groups, segments, nibbles, widest + 64 if nibbles else 0, widest, data.nbytes,
     )  # fmt: skip
 
 
-def crosswise_sums(w: Array) -> Array:
+def cross_multiplied_sums(w: Array) -> Array:
     """w: (..., numbers of all runs) of at most 14 bits -> for each line what `inner_product` has too much, int64."""
     pairs = w.reshape(*w.shape[:-1], -1, 2, 2)
     products = np.multiply(pairs[..., 0, :], pairs[..., 1, :], dtype=np.int32)

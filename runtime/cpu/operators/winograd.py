@@ -39,9 +39,9 @@ from ..kernels.record import (
 from ..planner.builder import Builder
 from ..planner.chain import Chain
 from ..planner.steps import Step, constant, padded, ref
-from .packing import Packed, Window, accumulator_limit, crosswise_sums, magnitude, wrapped
+from .packing import Packed, Window, accumulator_limit, cross_multiplied_sums, magnitude, wrapped
 
-STRETCH = 28
+STRIP = 28
 """Tiles that are multiplied together."""
 SPACE = 448 * 1024
 """Bytes of transformed activations of a chunk: they stay in a core's second-level cache."""
@@ -76,7 +76,7 @@ def pack(w: Array, zero_point: int) -> Packed:
     """(2G) w (2G)^T as panels: (16 positions, k, column, GROUP) int16 for each panel."""
     m, c = w.shape[:2]
     groups = -(-c // (GROUP * WORDS)) * WORDS
-    crosswise = np.zeros((16, -(-m // PANEL) * PANEL), np.int64)
+    cross_multiplied = np.zeros((16, -(-m // PANEL) * PANEL), np.int64)
     table: list[list[int]] = []
     blocks: list[Array] = []
     at = 0
@@ -89,14 +89,14 @@ def pack(w: Array, zero_point: int) -> Packed:
         lines = zip(*(_twice_g(centred[:, j]) for j in range(3)), strict=True)
         for i, line in enumerate(lines):
             full[4 * i : 4 * i + 4, :columns, :c] = _twice_g(line)
-        crosswise[:, n : n + width] = crosswise_sums(full)
+        cross_multiplied[:, n : n + width] = cross_multiplied_sums(full)
         block = full.reshape(16, width, groups, GROUP).transpose(0, 2, 1, 3)
         blocks.append(np.ascontiguousarray(block).reshape(-1))
         table.append([at, n, columns, 0, blocks[-1].nbytes])
         at += blocks[-1].nbytes
     data = np.concatenate([*blocks, np.zeros(32, np.int16)])
     return Packed(
-        constant(data), constant(np.asarray(table, np.int64)), len(table), np.zeros(m, np.int64), crosswise,
+        constant(data), constant(np.asarray(table, np.int64)), len(table), np.zeros(m, np.int64), cross_multiplied,
         False, groups, 1,
         False, 0, 0, data.nbytes,
     )  # fmt: skip
@@ -110,7 +110,7 @@ def emit(
     if key not in b.packed:
         b.packed[key] = pack(w, node.attrs["weight_zero_point"])
     packed: Packed = b.packed[key]
-    assert packed.crosswise is not None
+    assert packed.cross_multiplied is not None
     chain = Chain(b, order, tuple(b.shape(out)[a] for a in order))
     bias = node.optional(2)
     chain.limits[out] = accumulator_limit(w, node.attrs["weight_zero_point"], None if bias is None else bias.array())
@@ -124,12 +124,12 @@ def emit(
         blocks = max(blocks, min(wanted, tall))
     # larger weights would be fetched anew for each chunk of rows: they are cut by columns
     column_chunks = max(1, min(packed.panels // 2, -(-wanted // blocks)))
-    stretch = min(STRETCH, -(-tall // blocks) * across)
+    strip = min(STRIP, -(-tall // blocks) * across)
     ld = 2 * PANEL
     width = 2 * across + 2
     tile_rows = -(-tall // blocks)
     space = (
-        16 * (tile_rows * across * row_bytes + 64) + 16 * stretch * ld * 4
+        16 * (tile_rows * across * row_bytes + 64) + 16 * strip * ld * 4
         + (2 * tile_rows + 2) * width * window.channels * 2 + 256
     )  # fmt: skip
     b.add(
@@ -139,8 +139,8 @@ def emit(
                 ROW_CHUNKS: window.images * blocks, COLUMN_CHUNKS: column_chunks, LD: ld, X: ref(view),
                 X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pads)), WEIGHTS: packed.data,
                 SEGMENTS: constant(np.zeros(1, np.int64)),
-                INIT: constant(wrapped(-packed.crosswise)), GROUPS: packed.groups, PANELS: packed.table,
-                PANEL_COUNT: packed.panels, PATCH_W: width, PATCH_ELEMENT: 2, WINOGRAD_TILES: stretch,
+                INIT: constant(wrapped(-packed.cross_multiplied)), GROUPS: packed.groups, PANELS: packed.table,
+                PANEL_COUNT: packed.panels, PATCH_W: width, PATCH_ELEMENT: 2, WINOGRAD_TILES: strip,
                 **window.fields(),
             },
             chain.epilogue(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,

@@ -3,8 +3,8 @@
 Every thread runs the same program.  A step is cut into chunks that threads claim with an atomic counter; a step is
 over when all its chunks are done, so a thread that comes late or never costs nothing but its help.
 
-Helpers come in by the plan's door, which the caller opens before it wakes them and closes behind its last step; it
-leaves when all who came in have left.  What lies behind the door (counters, arena) may change only while it is shut.
+Helpers come in by the plan's gate, which the caller opens before it wakes them and closes behind its last step; it
+leaves when all who came in have left.  What lies behind the gate (counters, arena) may change only while it is shut.
 """
 
 from __future__ import annotations
@@ -126,14 +126,14 @@ def wait_a_little(spins: int) -> int:
 
 
 @njit(nogil=True)
-def set_door(door: int, state: int) -> None:
+def set_gate(gate: int, state: int) -> None:
     """1: open, 0: shut, whatever it was; the caller's alone.  Who sees it open sees what was written before."""
-    fetch_add(door, state - atomic_load(door))
+    fetch_add(gate, state - atomic_load(gate))
 
 
 @njit(nogil=True, cache=True)
-def open_door(door: int) -> None:
-    set_door(door, 1)
+def open_gate(gate: int) -> None:
+    set_gate(gate, 1)
 
 
 def _build(digest: int) -> Any:
@@ -144,19 +144,19 @@ def _build(digest: int) -> Any:
         records: Any,
         pointers: Any,
         counters: int,
-        door: int,
+        gate: int,
         scratch: int,
         panel_bytes: int,
         caller: bool,
     ) -> int:
         if not caller:
-            fetch_add(door + AT_INSIDE, 1)
-            if not atomic_load(door):
-                fetch_add(door + AT_INSIDE, -1)
+            fetch_add(gate + AT_INSIDE, 1)
+            if not atomic_load(gate):
+                fetch_add(gate + AT_INSIDE, -1)
                 return digest
         key = carray(as_pointer(scratch), 2, np.int64)
         key[0] = -1
-        for index in range(atomic_load(door + 8), atomic_load(door + 16)):
+        for index in range(atomic_load(gate + 8), atomic_load(gate + 16)):
             step = program[index]
             chunks = step[CHUNKS]
             counter = counters + index * COUNTER_BYTES
@@ -170,12 +170,12 @@ def _build(digest: int) -> Any:
             while atomic_load(counter + 64) < chunks:
                 spins = wait_a_little(spins)
         if caller:
-            set_door(door, 0)
+            set_gate(gate, 0)
             spins = 0
-            while atomic_load(door + AT_INSIDE):
+            while atomic_load(gate + AT_INSIDE):
                 spins = wait_a_little(spins)
         else:
-            fetch_add(door + AT_INSIDE, -1)
+            fetch_add(gate + AT_INSIDE, -1)
         return digest
 
     return execute
@@ -189,7 +189,7 @@ def _digest() -> int:
 
 
 execute: Any = _build(_digest())
-"""execute(program, records, pointers, counters, door, scratch, panel_bytes, caller): int64 arrays and addresses.
+"""execute(program, records, pointers, counters, gate, scratch, panel_bytes, caller): int64 arrays and addresses.
 
-door: three int64 (open, first step, step after the last), and at AT_INSIDE how many helpers are inside.
+gate: three int64 (open, first step, step after the last), and at AT_INSIDE how many helpers are inside.
 """

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from .interpreter import execute, open_door
+from .interpreter import execute, open_gate
 
 
 def _core_reader() -> Callable[[], int]:
@@ -27,8 +27,8 @@ def _core_reader() -> Callable[[], int]:
 current_core = _core_reader()
 
 
-class Team:
-    """`threads` threads in all, the caller's included; helpers are daemons that end with the team."""
+class ThreadPool:
+    """`threads` threads in all, the caller's included; helpers are daemons that end with the pool."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -43,14 +43,14 @@ class Team:
         One call at a time (the session's lock sees to that).
         """
         state = self._state
-        plan.set_stretch(first, last)
+        plan.set_segment(first, last)
         try:
-            open_door(plan.door)
+            open_gate(plan.gate)
             state.job = plan
             state.keep_off(current_core())
             state.wake_all()
         finally:
-            # whatever interrupts: an open door is closed only by this
+            # whatever interrupts: an open gate is closed only by this
             _work(plan, 0)
             state.job = None
 
@@ -95,7 +95,7 @@ class _State:
 
 def _work(plan: Any, thread: int) -> None:
     execute(
-        plan.program, plan.records, plan.pointers, plan.counters, plan.door, plan.scratch[thread], plan.panel_bytes,
+        plan.program, plan.records, plan.pointers, plan.counters, plan.gate, plan.scratch[thread], plan.panel_bytes,
         thread == 0,
     )  # fmt: skip
 

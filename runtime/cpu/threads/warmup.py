@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..kernels.record import EPILOGUE_WIDTH, STEP_WIDTH
-from .interpreter import execute, open_door
+from .interpreter import execute, open_gate
 
 _lock = threading.Lock()
 _ready = False
@@ -28,11 +28,11 @@ def warm_up(progress: Callable[[str], None]) -> None:
         timer.daemon = True
         timer.start()
         scratch = np.zeros(256, np.uint8)
-        door = scratch.ctypes.data + 128
-        open_door(door)
+        gate = scratch.ctypes.data + 128
+        open_gate(gate)
         execute(
             np.zeros((1, STEP_WIDTH), np.int64), np.zeros((1, EPILOGUE_WIDTH), np.int64), np.zeros(2, np.int64),
-            scratch.ctypes.data, door, scratch.ctypes.data, 0, True,
+            scratch.ctypes.data, gate, scratch.ctypes.data, 0, True,
         )  # fmt: skip
         timer.cancel()
         seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-// Rounding and rescaling: the twin of qir/dyadic.py, and the only other place where rounding is written down.
+// Rounding and rescaling: the counterpart of qir/dyadic.py, and the only other place where rounding is written down.
 // The canon is TOSA RESCALE, SINGLE_ROUND, 32-bit multiplier  [HAWQ-V3 eq. 6-7, docs/arithmetic.md 1-4].
 #pragma once
 

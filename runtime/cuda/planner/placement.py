@@ -26,7 +26,7 @@ SMALL = 4
 
 @dataclass(eq=False)
 class Storage:
-    """A stretch of device memory; `pointer` is set when the plan has laid out its arena."""
+    """A piece of device memory; `pointer` is set when the plan has laid out its arena."""
 
     size: int
     pointer: int = 0

@@ -19,7 +19,7 @@ from ..arguments import RANK, SHAPE, record
 from ..device.interface import Device, Launch
 from ..instances import Kernel, kernel
 from .choices import Choice, Chooser
-from .concatenation import homes
+from .concatenation import slots
 from .constants import Constants
 from .fusion import Group
 from .placement import ALIGNMENT, CHUNK, Placement, Storage, place, row_major
@@ -49,7 +49,7 @@ class Plan:
         self._one_dimensional = any(n.op == "qir.Conv" and n.input(1).type.rank == 3 for n in graph.nodes)
         self._pending: list[tuple[Callable[[], tuple[Kernel, tuple[int, ...], tuple[Array, ...]]], Node]] = []
         self._head: Node | None = None
-        self._homes = homes(graph, set(outputs), self._is_image)
+        self._slots = slots(graph, set(outputs), self._is_image)
         for value in graph.inputs:
             self.define(value)
 
@@ -112,17 +112,17 @@ class Plan:
     def define(self, value: Value, image: bool | None = None) -> Placement:
         """A place for a value that is computed now, channels last or not if `image` says so.
 
-        It is the value's slice of the concatenation that it goes into, if `homes` found one.
+        It is the value's slice of the concatenation that it goes into, if `slots` found one.
         """
         if value not in self.placements:
             natural = self._is_image(value)
             image = natural if image is None else image
-            home = self._homes.get(value) if image == natural else None
-            if home is None:
+            slot = self._slots.get(value) if image == natural else None
+            if slot is None:
                 self.placements[value] = place(value, self.sizes, image)
             else:
-                whole = self.define(home.whole)
-                self.placements[value] = whole.part(1, home.start, home.channels)
+                whole = self.define(slot.whole)
+                self.placements[value] = whole.part(1, slot.start, slot.channels)
         placement = self.placements[value]
         self._touch(placement.storage)
         return placement
