@@ -11,7 +11,7 @@ from .placement import CHUNK
 
 
 @dataclass(frozen=True)
-class Slot:
+class ChannelSlot:
     """Channels [start, start + channels) of the value `whole`."""
 
     whole: Value
@@ -19,14 +19,14 @@ class Slot:
     channels: int
 
 
-def slots(graph: Graph, kept: Collection[Value], is_image: Callable[[Value], bool]) -> dict[Value, Slot]:
+def slots(graph: Graph, kept: Collection[Value], is_image: Callable[[Value], bool]) -> dict[Value, ChannelSlot]:
     """Where values live that a concatenation of images along the channels takes first.
 
     A slice must begin at a chunk of 16 channels and end at one, unless nothing comes after it: kernels store whole
     chunks.  Values of one concatenation whose slices do not are copied there; those in `kept` keep their own place.
     Concatenations of concatenations nest.
     """
-    found: dict[Value, Slot] = {}
+    found: dict[Value, ChannelSlot] = {}
     for node in graph.nodes:
         if node.op != "Concat" or not is_image(node.output):
             continue
@@ -39,7 +39,7 @@ def slots(graph: Graph, kept: Collection[Value], is_image: Callable[[Value], boo
             aligned = start % CHUNK == 0 and (channels % CHUNK == 0 or start + channels == total)
             computed = value.data is None and value not in graph.inputs and value not in kept
             if aligned and computed and is_image(value) and value not in found and not _twice(node.inputs, value):
-                found[value] = Slot(node.output, start, channels)
+                found[value] = ChannelSlot(node.output, start, channels)
             start += channels
     return found
 
