@@ -170,7 +170,8 @@ _PLAIN = {
     ),
     "conv_igemm.cu": ("finish_splits<>",),
     "conv_depthwise.cu": tuple(f"conv_depthwise<{s}>" for s in ("false", "true")),
-    "conv_direct.cu": ("conv_direct", "matmul_activations"),
+    "matmul.cu": ("matmul_bytes",),
+    "conv_direct.cu": ("conv_direct",),
 }  # fmt: skip
 
 WALKS = {(3, 1): 4, (3, 2): 4, (5, 1): 4, (5, 2): 4, (7, 1): 2}

@@ -42,16 +42,4 @@ __global__ void conv_direct(DirectConv p, View x, View w, Epilogue e) {
     }
 }
 
-// acc[batch.., i, j] = sum_k (a[i, k] - z_a)(b[k, j] - z_b): products of two activations, strided, one thread an element.
-__global__ void matmul_activations(Shape shape, View a, View b, View y, s32 depth, s64 a_step, s64 b_step, s32 z_a,
-                                   s32 z_b) {
-    QIR_FOR_EACH(i, shape.count) {
-        const Index at(shape, i);
-        const s64 pa = position(a, at), pb = position(b, at);
-        s32 acc = 0;
-        for (int k = 0; k < depth; ++k) acc += (s32(load(a, pa + k * a_step)) - z_a) * (s32(load(b, pb + k * b_step)) - z_b);
-        put(y, position(y, at), acc);
-    }
-}
-
 }  // namespace qir

@@ -26,12 +26,15 @@ from ..instances import (
 from ..planner.choices import MOST_BLOCKS, candidates, slices_of
 from ..planner.fusion import Group
 from ..planner.placement import CHUNK, SMALL, Placement, pixel_of_image
-from ..planner.plan import Plan
+from ..planner.plan import Plan, shape_of
 from ..program import PARTIAL_SUMS, Program
 from .depthwise import depthwise
 from .epilogue import epilogue
 from .moving import copy
 from .packing import centred, pack_weights, sums_of
+
+MATMUL_SIDE = 64
+"""Rows and columns of a tile of matmul.cu."""
 
 LARGEST = 1 << 31
 """Cells of an image: the kernels count them in 32 bits (implicit_gemm.cuh, `origin`)."""
@@ -248,10 +251,15 @@ def matmul_activations(plan: Plan, group: Group) -> None:
     b_cols = Placement(
         b.storage, b.dtype, (*b.shape[:-2], 1, b.shape[-1]), (*b.strides[:-2], 0, b.strides[-1]), b.offset
     )
-    plan.elements(
-        "matmul_activations", out.shape,
+
+    *batch, rows, columns = out.shape
+    if not int(np.prod(out.shape)):
+        return
+    grid = (-(-rows // MATMUL_SIDE), -(-columns // MATMUL_SIDE), min(int(np.prod(batch)), 65535))
+    plan.launch(
+        kernel("matmul_bytes"), grid,
         lambda: [
-            a_rows.view(out.shape), b_cols.view(out.shape), out.view(), scalar("i4", depth),
+            shape_of(out.shape), a_rows.view(out.shape), b_cols.view(out.shape), out.view(), scalar("i4", depth),
             scalar("i8", a.strides[-1]), scalar("i8", b.strides[-2]), scalar("i4", attrs["a_zero_point"]),
             scalar("i4", attrs["b_zero_point"]),
         ],
