@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from qir.io import to_onnx
 from qir.passes.masks.recognise import RecogniseMasks
 from qir.runtime import Session
 from qir.runtime.measure.exactness import exactness
-from qir.testing.attention import SPELLINGS, AttentionBuilder
+from qir.testing.attention import SPELLINGS, AttentionBuilder, padding_mask
 
 
 def spelled(name: str) -> tuple[AttentionBuilder, qir.Graph]:
@@ -180,3 +181,42 @@ def test_index_arithmetic_is_computed_as_it_is() -> None:
     (want,), (got,) = (Session(g, "reference").run(feeds).values() for g in (graph, integer))
     assert sqnr(want, got) > 25
     assert exactness(integer, feeds).exact
+
+
+EXPORTS = [
+    "bug_att_min",
+    "bug_att_causal_1e4",
+    "bug_att_causal_inf",
+    "mask_where.ts17",
+    "mask_sdpa.dy20",
+    "mask_add.ts14",
+]
+
+
+@pytest.mark.kit
+@pytest.mark.parametrize("name", EXPORTS)
+def test_exported_networks(name: str, kit: Path) -> None:
+    """The kit's small transformers with masks, random weights: above 25 dB, the same bits everywhere."""
+    path = kit / "transformers" / "exports" / f"{name}.onnx"
+    open_graph = onnx.load(path)
+    shapes = {
+        v.name: ["N", *(d.dim_value or 16 for d in v.type.tensor_type.shape.dim[1:])] for v in open_graph.graph.input
+    }
+    graph = qir.load(str(path), input_shapes=shapes)
+    integer, _ = qir.quantize(graph, [exported_feeds(graph, 8, i) for i in range(2)])
+    feeds = exported_feeds(graph, 8, 9)
+    (want,) = Session(graph, "onnxruntime").run(feeds).values()
+    (got,) = Session(integer, "reference").run(feeds).values()
+    assert sqnr(want, got) > 25
+    for other in ("onnxruntime", "cpu"):
+        assert exactness(integer, feeds, backends=("reference", other)).exact
+
+
+def exported_feeds(graph: qir.Graph, samples: int, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng((seed, 5))
+    feeds: dict[str, Any] = {}
+    for value in graph.inputs:
+        shape = (samples, *(int(d) for d in value.shape[1:]))
+        data = padding_mask(rng, shape) if value.name == "mask" else rng.normal(size=shape)
+        feeds[value.name] = (rng.integers(0, 100, shape) if value.name == "ids" else data).astype(value.dtype.numpy)
+    return feeds
