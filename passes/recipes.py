@@ -31,6 +31,7 @@ from .prepare.absorb_bias import AbsorbBias
 from .prepare.balance import Balance
 from .prepare.equalize import Equalize
 from .prepare.fold_batchnorm import FoldBatchNorm
+from .prepare.split_weights import SplitWeights
 from .quantization.insert_qdq import InsertQdq
 from .quantization.lower_to_dyadic import LowerToDyadic
 from .quantization.ranges import Ranges
@@ -132,7 +133,7 @@ class Recipe:
             steps.append(Balance() if self.equalize == "activations" else Equalize())
         if self.absorb_bias:
             steps.append(AbsorbBias())
-        return PassManager([*steps, *late])
+        return PassManager([*steps, *late, SplitWeights()])
 
     def insert(self, ranges: Ranges) -> InsertQdq:
         """The pass that places the quantizers."""

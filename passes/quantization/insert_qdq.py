@@ -37,6 +37,8 @@ from .weight_grids import quantize_weights, weight_grid
 
 BITS = {"int16": WIDE, "int8": NARROW}
 
+POSITIVE_HEADROOM = 1.25
+"""The most for wide grids of what is never negative and whose small values count: more would cost those."""
 APART = 256.0
 """A concatenation's grid this many times as coarse as an operand's own leaves nothing of the operand: where other
 operators compute with it too, they get its own grid, and the concatenation a requantized copy."""
@@ -238,6 +240,9 @@ class _Inserter:
                 "has no range", where=f"tensor {value.name!r}", hint="calibrate the graph as it is before this pass"
             )
         integers = self._integers(value, intervals, bits) if self.whole.issuperset(members) else None
+        if integers is None and bits > NARROW and self.plan.positive.issuperset(members):
+            top = max(i[1] for i in intervals) * min(self.options.headroom, POSITIVE_HEADROOM)
+            return affine(0.0, top, activation_dtype(bits, True))
         return integers or self._over(intervals, bits)
 
     def _integers(self, value: Value, intervals: list[Interval], bits: int) -> QuantParams | None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from qir.graph import Graph, Node, Value
 from qir.ops import op_of
+from qir.ops.reals import RealInterval, real_interval
 from qir.types import DType
 
 from .align_scales import Key, Relations
@@ -54,7 +55,8 @@ class Need:
 class QuantizerPlacement:
     """width: bits of each activation's grid (roots and what passes through).  origin: activation -> its root or Concat.
     roots: values to quantize, in topological order.  needs: of each use of an activation.
-    joined: grids that a concatenation shares; computed: grids that some other operator computes with, or an output."""
+    joined: grids that a concatenation shares; computed: grids that some other operator computes with, or an output.
+    positive: names of those whose small values count and that are never negative: wide grids begin at zero."""
 
     width: dict[Value, int]
     origin: dict[Value, Value]
@@ -63,6 +65,7 @@ class QuantizerPlacement:
     relations: Relations
     joined: set[Key] = field(default_factory=set[Key])
     computed: set[Key] = field(default_factory=set[Key])
+    positive: set[str] = field(default_factory=set[str])
 
     def key(self, value: Value, bits: int) -> Key:
         """Names the grid of `value` at `bits`."""
@@ -185,9 +188,40 @@ def layer_bits(node: Node, ends: set[Node], widths: Widths, weight_bits: int) ->
     return weight_bits, widths.activation
 
 
+RELATIVE = frozenset({"Log", "Sqrt", "Reciprocal", "Pow"})
+"""Functions to which a step counts by its size beside the value: they read 16 bits, and so does what makes it."""
+
+
+def fine_values(graph: Graph) -> set[Value]:
+    """Tensors whose small values count: what functions of RELATIVE and quotients read, and what that is made of.
+
+    Back through sums, products, pools and movement; through a layer where it adds up what is never negative (the
+    bands of a spectrum), or reads an input of the graph.
+    """
+    fine: set[Value] = set()
+    memo: dict[Value, RealInterval] = {}
+    for node in reversed(graph.nodes):
+        op, operands = op_of(node.op), [v for v in node.inputs if v is not None and is_activation(v)]
+        if node.op in RELATIVE:
+            if real_interval(node.input(0), memo)[0] >= 0:
+                fine.update(operands)
+        elif node.op == "Div" and is_activation(node.input(1)):
+            fine.update(operands)
+        elif not any(v in fine for v in node.outputs):
+            continue
+        elif op.linear:
+            if weights_side(node) is not None and len(operands) == 1:
+                (x,) = operands
+                if x.producer is None or real_interval(x, memo)[0] >= 0:
+                    fine.add(x)
+        elif op.affine or op.additive or op.pools or op.clamps or op.limits or op.moves or op.chooses:
+            fine.update(operands)
+    return fine
+
+
 def place(graph: Graph, widths: Widths) -> QuantizerPlacement:
     """Decide widths, roots and relations for a float graph."""
-    ends = first_and_last(graph)
+    ends, fine = first_and_last(graph), fine_values(graph)
     wanted: dict[Value, int] = {}
     needs: dict[tuple[Node, int], Need] = {}
     for node in reversed(graph.nodes):
@@ -200,11 +234,21 @@ def place(graph: Graph, widths: Widths) -> QuantizerPlacement:
         for index, value in enumerate(node.inputs):
             if is_activation(value):
                 needs[(node, index)] = _need(node, index, wanted, ends, widths)
+                if value in fine and _reads_fine(node, fine):
+                    needs[(node, index)] = Need(WIDE, WIDE)
     for value in graph.inputs:
         if is_activation(value):
             own = value.name in graph.tables.get(INPUT_CHANNELS, {})
             wanted[value] = WIDE if own else max(_wanted(value, needs, widths), widths.input)
-    return _spread(graph, wanted, needs)
+    plan = _spread(graph, wanted, needs)
+    memo: dict[Value, RealInterval] = {}
+    plan.positive.update(v.name for v in fine if real_interval(v, memo)[0] >= 0)
+    return plan
+
+
+def _reads_fine(node: Node, fine: set[Value]) -> bool:
+    """Whether a node is one of those that carry small values on, or that read them."""
+    return node.op in (*RELATIVE, "Div") or any(v in fine for v in node.outputs)
 
 
 def _wanted(value: Value, needs: Mapping[tuple[Node, int], Need], widths: Widths) -> int:

@@ -17,11 +17,12 @@ from ..lowering import Bounds, Clamped, Deferred, Fixed, Form, Lowering
 from ..types import Array, DType, QuantParams
 from .affine import affine, emit_add, emit_mul, product_bound, wide_grid
 from .base import register
+from .division import quotient
 from .elementwise import Elementwise
 from .halves import is_wide
 from .linear import LIMIT
 from .requantize import quant_of
-from .table import as_mapped, combine, require_mapped
+from .table import WIDEST, Mapped, as_mapped, combine, lower_unary
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
@@ -73,7 +74,8 @@ def narrower(low: Lowering, x: Value) -> Value:
 
 def _of_one_tensor(a: Form, b: Form, f: Callable[[Array, Array], Array]) -> Form | None:
     """f(a, b) as a table where both are functions of one narrow tensor (x * sigmoid(x))."""
-    left, right = as_mapped(a), as_mapped(b)
+    bits = WIDEST if isinstance(a, Mapped) or isinstance(b, Mapped) else 8
+    left, right = as_mapped(a, bits), as_mapped(b, bits)
     return combine(left, right, f) if left is not None and right is not None else None
 
 
@@ -143,7 +145,7 @@ class Mul(Elementwise):
 
 @register
 class Div(Elementwise):
-    """y = a / b, with NumPy broadcasting; integers truncate towards zero.  On integers one side is a constant."""
+    """y = a / b, with NumPy broadcasting; integers truncate towards zero.  On integers b is a constant or positive."""
 
     name = "Div"
     affine = True
@@ -169,16 +171,16 @@ class Div(Elementwise):
                     raise LoweringError("divides by a constant that is zero", where=str(node))
                 low.set(node.output, affine(low, node, a, 1.0 / b.data, np.zeros(()), node.input(0)))
                 return
-        if isinstance(a, Fixed) and a.data.size == 1:
-            numerator = float(a.data.reshape(()))
-            low.set(node.output, require_mapped(low, node, node.input(1)).map(lambda r: numerator / r))
+        fixed = float(a.data.reshape(())) if isinstance(a, Fixed) and a.data.size == 1 else None
+        mapped = as_mapped(b)
+        if fixed is not None and mapped is not None:
+            low.set(node.output, mapped.map(lambda r: fixed / r))
             return
-        same = _of_one_tensor(a, b, np.divide)
-        if same is None:
-            raise LoweringError(
-                "divides two activations", where=str(node), hint="there is no division at run time; use a constant"
-            )
-        low.set(node.output, same)
+        same = None if isinstance(a, Fixed) else _of_one_tensor(a, b, np.divide)
+        if same is not None:
+            low.set(node.output, same)
+            return
+        low.set(node.output, quotient(low, node, node.input(0), node.input(1)))
 
 
 @register
@@ -202,7 +204,7 @@ class Pow(Elementwise):
         if isinstance(form, Fixed):
             low.set(node.output, Fixed(form.data**exponent))
             return
-        low.set(node.output, require_mapped(low, node, node.input(0)).map(lambda r: np.power(r, exponent)))
+        lower_unary(low, node, lambda r: np.power(r, exponent))
 
 
 class _Variadic(Elementwise):

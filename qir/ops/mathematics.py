@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..lowering import Lowering
+from ..lowering import Lowering, Quantized
 from ..types import Array
 from .base import register
+from .division import quotient
 from .elementwise import Elementwise
 from .table import lower_unary
 from .unary import Reals, Unary
@@ -69,6 +70,13 @@ class Reciprocal(Unary):
     @staticmethod
     def f(x: Reals, attrs: Mapping[str, Any]) -> Reals:
         return 1 / x
+
+    def to_integer(self, low: Lowering, node: Node) -> None:
+        form = low.form(node.input(0))
+        if isinstance(form, Quantized) and form.quant.dtype.bits > 8:
+            low.set(node.output, quotient(low, node, None, node.input(0)))
+        else:
+            lower_unary(low, node, lambda x: 1 / x)
 
 
 class _Exact(Elementwise):

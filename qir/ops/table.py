@@ -1,7 +1,8 @@
-"""qir.Table: any function of an 8-bit (or 4-bit) tensor, and the `Mapped` form that waits to become one."""
+"""qir.Table: any function of a tensor of 4, 8 or 16 bits, and the `Mapped` form that waits to become one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from ..errors import LoweringError, TypeInferenceError
 from ..lowering import Bounds, Clamped, Fixed, Form, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
-from .base import EIGHT_BITS, INTEGER_CONSTANT, Op, register
+from .base import INTEGER_CONSTANT, SIXTEEN_BITS, Op, register
+from .reals import real_interval
 
 if TYPE_CHECKING:
     from ..graph import Node, Value
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
 class Table(Op):
     """y = table[x - x_min], or table[c, x - x_min] with c the index along `axis`      [docs/arithmetic.md 7]
 
-    x: int8/uint8 (256 entries) or int4/uint4 (16 entries).  table: (n,), or (C, n) with `axis`; y has its dtype.
+    x: 8 bits (256 entries), 4 (16 entries) or 16 (65,536).  table: (n,), or (C, n) with `axis`; y has its dtype.
     """
 
     name = "qir.Table"
     inputs = "x table"
-    operands = {"x": EIGHT_BITS, "table": INTEGER_CONSTANT}
+    operands = {"x": SIXTEEN_BITS, "table": INTEGER_CONSTANT}
     attrs = {"axis": None}
 
     def infer(
@@ -36,8 +38,8 @@ class Table(Op):
     ) -> list[TensorType]:
         x, table, axis = types[0], types[1], attrs["axis"]
         assert x is not None and table is not None
-        if x.dtype.bits > 8:
-            raise TypeInferenceError(f"x {x} has more than 8 bits")
+        if x.dtype.bits > 16:
+            raise TypeInferenceError(f"x {x} has more than 16 bits")
         wanted = (1 << x.dtype.bits,) if axis is None else (x.shape[axis], 1 << x.dtype.bits)
         if table.shape != wanted:
             raise TypeInferenceError(f"table {table} should have shape {list(wanted)}")
@@ -75,6 +77,10 @@ class Table(Op):
             body.op("Cast", found, output="y", to=body.result_type(kind))
 
 
+WIDEST = 16
+"""Bits of the widest tensor that has a table."""
+
+
 def grid_of(q: QuantParams) -> NDArray[np.int64]:
     """All integers of a dtype, ascending."""
     return np.arange(q.dtype.lo, q.dtype.hi + 1, dtype=np.int64)
@@ -82,7 +88,7 @@ def grid_of(q: QuantParams) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Mapped(Form):
-    """A function of a narrow integer tensor: `reals[x - x_min]` (or `reals[c, x - x_min]` along `axis`).
+    """A function of an integer tensor of at most 16 bits: `reals[x - x_min]` (or `reals[c, x - x_min]` along `axis`).
 
     Functions of functions stay tables, so a chain of elementwise operators on one 8-bit tensor costs one lookup
     and one rounding.
@@ -114,14 +120,14 @@ class Mapped(Form):
         return Mapped(self.x, np.broadcast_to(self.reals, (channels, self.reals.shape[-1])), axis)
 
 
-def as_mapped(form: Form) -> Mapped | None:
-    """The form as a function of a narrow integer tensor; None where it is none."""
+def as_mapped(form: Form, bits: int = 8) -> Mapped | None:
+    """The form as a function of an integer tensor of at most `bits`; None where it is none."""
     if isinstance(form, Mapped):
         return form
-    if isinstance(form, Quantized) and form.quant.dtype.bits <= 8 and not form.quant.per_channel:
+    if isinstance(form, Quantized) and form.quant.dtype.bits <= bits and not form.quant.per_channel:
         return Mapped(form.value, form.quant.dequantize(grid_of(form.quant)))
     if isinstance(form, Clamped):
-        inner = as_mapped(form.inner)
+        inner = as_mapped(form.inner, bits)
         return inner and inner.map(lambda r: np.clip(r, form.bounds.lo, form.bounds.hi))
     return None
 
@@ -138,23 +144,26 @@ def combine(a: Mapped, b: Mapped, f: Callable[[Array, Array], Array]) -> Mapped 
 def lower_unary(low: Lowering, node: Node, f: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
     """The integer form of a unary function: a table, once its output grid is known.
 
-    Raises LoweringError where the input is wider than 8 bits or not quantized at all.
+    Raises LoweringError where the input is wider than 16 bits or not quantized at all.
     """
     value = node.input(0)
     form = low.form(value)
     if isinstance(form, Fixed):
         low.set(node.output, Fixed(np.asarray(f(form.data))))
         return
-    low.set(node.output, require_mapped(low, node, value).map(f))
+    lo, hi = real_interval(value)
+    if isinstance(form, Quantized) and 0 < lo < form.quant.scale[0] / 2 and not form.quant.per_channel:
+        lo = math.sqrt(lo * form.quant.scale[0] / 2)  # what rounds to zero: the middle, by factors
+    low.set(node.output, require_mapped(low, node, value).map(lambda r: f(np.clip(r, lo, hi))))
 
 
 def require_mapped(low: Lowering, node: Node, value: Value) -> Mapped:
-    """The value as a function of a narrow integer tensor.  Raises LoweringError."""
-    mapped = as_mapped(low.form(value))
+    """The value as a function of an integer tensor of at most 16 bits.  Raises LoweringError."""
+    mapped = as_mapped(low.form(value), WIDEST)
     if mapped is None:
         got = low.quantized(value)
         raise LoweringError(
-            f"input {value.name!r} is {got.type}; a function table takes 8 bits, one scale", where=str(node),
-            hint="quantize it to 8 bits before this operator (passes.InsertQdq does)",
+            f"input {value.name!r} is {got.type}; a function table takes 16 bits at most, one scale", where=str(node),
+            hint="quantize it to fewer bits before this operator (passes.InsertQdq does)",
         )  # fmt: skip
     return mapped

@@ -149,7 +149,7 @@ def conv_tiles(signed: bool, cell: int, packed: bool, four: bool, architecture: 
 _PLAIN = {
     "elementwise.cu": (
         "requantize_elements", "add_elements", "multiply_elements", "extremum_elements", "table_elements",
-        "clip_elements",
+        "clip_elements", "divide_elements",
         "quantize_elements", "dequantize_elements", "interpolate_elements",
     ),
     "chunks.cu": (

@@ -33,6 +33,26 @@ __global__ void multiply_elements(Shape shape, View a, View b, View y, s32 z_a, 
     }
 }
 
+// y = requantize((a - z_a) / d), d = max(b - z_b, least), by the reciprocal of tables and one Newton step.
+// [docs/arithmetic.md 9, qir.Div]
+__global__ void divide_elements(Shape shape, View a, View b, View y, const s64* reciprocals, s32 z_a, s32 z_b, s32 least,
+                                s32 bits, s32 multiplier, s32 shift, Grid grid) {
+    QIR_FOR_EACH(i, shape.count) {
+        const Index at(shape, i);
+        s64 d = load(b, at) - z_b;
+        if (d < least) d = least;
+        int e = 0;
+        while (e < 30 && d >= (s64(2) << e)) ++e;
+        const s64 u = d << (30 - e);
+        const s64 r0 = reciprocals[(u >> 22) & 255];
+        const s64 r1 = (r0 * ((s64(1) << 32) - ((u * r0) >> 30))) >> 31;
+        const s64 t = ((load(a, at) - z_a) * r1) >> (bits + 2);
+        const int w = e + shift;
+        const s64 q = w > 62 ? 0 : rounding_shift(t * multiplier, w);
+        put(y, position(y, at), clamp(q + grid.zero_point, grid.lo, grid.hi));
+    }
+}
+
 // y = table[x - x_min], or table[channel][x - x_min]: `table` strides along the channel axis and is 0 elsewhere.
 __global__ void table_elements(Shape shape, View x, View table, View y, s32 x_min) {
     QIR_FOR_EACH(i, shape.count) {

@@ -107,6 +107,21 @@ def multiply(plan: Plan, group: Group) -> None:
     plan.elements("multiply_elements", y.shape, lambda: [left.view(y.shape), right.view(y.shape), y.view(), *numbers()])
 
 
+def divide(plan: Plan, group: Group) -> None:
+    """qir.Div."""
+    node, at = group.head, group.head.attrs
+    a, b, y = plan.at(node.input(0)), plan.at(node.input(1)), plan.define(node.output)
+    table = plan.at(node.input(2))
+    names = ("a_zero_point", "b_zero_point", "least", "bits", "multiplier", "shift")
+    plan.elements(
+        "divide_elements", y.shape,
+        lambda: [
+            a.view(y.shape), b.view(y.shape), y.view(), scalar("u8", table.pointer),
+            *(scalar("i4", at[k]) for k in names), _grid(at),
+        ],
+    )  # fmt: skip
+
+
 def _extremum(plan: Plan, group: Group, largest: int) -> None:
     node = group.head
     left, right, y = plan.at(node.input(0)), plan.at(node.input(1)), plan.define(node.output)
@@ -133,7 +148,7 @@ def table(plan: Plan, group: Group) -> None:
     t, low = _every_byte(plan, node)
     shape, strides = [1] * len(y.shape), [0] * len(y.shape)
     axis = node.attrs["axis"]
-    found = chunked(y, x)
+    found = chunked(y, x) if node.input(0).dtype.bits <= 8 else None
     if found is not None and (axis is None or (axis == 1 and found.channels == y.shape[1] == t.shape[0])):
         step, kind, count = (0, t.dtype, 1) if axis is None else (t.strides[0], t.dtype, t.shape[0])
         found.launch(
@@ -157,7 +172,7 @@ def _every_byte(plan: Plan, node: Node) -> tuple[Placement, int]:
     """The tables with an entry for every byte, and the byte of the first: channels past the last one hold anything,
     which must not lead out of a table for 4 bits."""
     kind, data = node.input(0).dtype, node.input(1).array()
-    if kind.bits == 8:
+    if kind.bits >= 8:
         return plan.at(node.input(1)), kind.lo
     low, high = (-128, 127) if kind.is_signed else (0, 255)
     ends = [(0, 0)] * (data.ndim - 1) + [(kind.lo - low, high - kind.hi)]
@@ -265,6 +280,7 @@ OPERATORS = {
     "qir.Requantize": requantize,
     "qir.Add": add,
     "qir.Mul": multiply,
+    "qir.Div": divide,
     "qir.Max": maximum,
     "qir.Min": minimum,
     "qir.Table": table,
