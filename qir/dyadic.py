@@ -85,5 +85,11 @@ def rounding_shift(x_i64: Int64, shift: Int64) -> Int64:
 
 
 def round_half_even(x: NDArray[np.float64] | float) -> NDArray[np.int64]:
-    """Compile-time rounding of reals (biases, tables, bounds)."""
-    return np.rint(np.asarray(x, dtype=np.float64)).astype(np.int64)
+    """Compile-time rounding of reals (biases, tables, bounds), saturated at 2^62, where no proof holds any more.
+
+    Raises QuantizationError on NaN.
+    """
+    reals = np.asarray(x, dtype=np.float64)
+    if np.isnan(reals).any():
+        raise QuantizationError("NaN cannot be rounded to an integer")
+    return np.clip(np.rint(reals), -(2.0**62), 2.0**62).astype(np.int64)

@@ -86,12 +86,13 @@ def _sweep(target: Path) -> None:
     ours = re.compile(re.escape(f".{target.name}.") + r"(\d+)\.\w+\.part")
     for entry in os.scandir(target.parent):
         found = ours.fullmatch(entry.name)
-        if found and not _alive(int(found[1])):
+        if found and not alive(int(found[1])):
             with suppress(OSError):
                 os.unlink(entry.path)
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether a process of this number runs (any user's)."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -280,6 +280,8 @@ def _apply(node: Node, value: Value, found: Mapping[Value, ChannelMoments], whic
             y = op_of(node.op).reference(node.attrs, *inputs)[node.outputs.index(value)].astype(np.float64)
     except (QirError, ValueError, IndexError, TypeError):
         return None
+    if not y.size:
+        return None
     if y.ndim < 2:
         return None if np.isnan(y).any() else y.reshape(-1)[:1]
     y = np.moveaxis(y, 1, 0).reshape(y.shape[1], -1)

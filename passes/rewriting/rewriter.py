@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qir.errors import GraphError
+from qir.errors import GraphError, QuantizationError
 from qir.graph import Graph, Node, Value
 from qir.ops import op_of
 from qir.types import Array
@@ -159,7 +159,12 @@ class ReplacementBuilder:
         data = np.asarray(term)
         kind = self.found.match.root.output.dtype
         if data.dtype.kind == "f" and kind.is_float:
-            return data.astype(kind.numpy)
+            with np.errstate(over="ignore"):
+                narrow = data.astype(kind.numpy)
+            if not np.array_equal(np.isfinite(narrow), np.isfinite(data)):
+                root = self.found.match.root
+                raise QuantizationError(f"its constants, joined, do not fit {kind}", where=str(root))
+            return narrow
         return data
 
     def _node(self, term: Apply) -> Value:

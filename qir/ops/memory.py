@@ -81,6 +81,7 @@ def machine() -> int:
 
 def shown(size: float) -> str:
     """1536 -> "1.5 KB"."""
+    size = float(min(size, 10**30))  # sizes of hostile files are products of any numbers
     for unit in ("bytes", "KB", "MB", "GB"):
         if size < 1000:
             return f"{size:.4g} {unit}"

@@ -13,11 +13,12 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from qir.errors import BackendError
+from qir.errors import FOREIGN, BackendError
 from qir.graph import Node
 
 from .device.cupy_modules import cache_folder, kernel_version
@@ -50,14 +51,20 @@ class TuningTable:
         self.path = (folder or cache_folder()) / f"tuning-{slug(device)}-{kernel_version()}.json"
         self._lock = threading.Lock()
         shipped = resources.files("qir.runtime.cuda") / "tables" / f"{slug(device)}.json"
-        self._shipped = _entries(shipped.read_text() if shipped.is_file() else "", device)
+        self._shipped = (_entries(shipped.read_text(), device) if shipped.is_file() else None) or {}
         self._measured = self._read()
 
     def _read(self) -> dict[str, Entry]:
         try:
-            return _entries(self.path.read_text(), self.device)
+            text = self.path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return {}
+        found = _entries(text, self.device)
+        if found is None:
+            _LOG.warning("the tuning results in %s are damaged; layers are measured anew", self.path)
+            with suppress(OSError):
+                self.path.unlink()
+        return found or {}
 
     def __contains__(self, key: str) -> bool:
         return key in self._measured or key in self._shipped
@@ -89,8 +96,8 @@ class TuningTable:
                 _LOG.info("tuning results are not kept: %s", error)
 
 
-def _entries(text: str, device: str) -> dict[str, Entry]:
-    """The entries of a table's text; none where it is broken or another device's."""
+def _entries(text: str, device: str) -> dict[str, Entry] | None:
+    """The entries of a table's text; none where it is another device's, None where it is broken."""
     try:
         found = json.loads(text)
         if found["device"] != device:
@@ -98,8 +105,8 @@ def _entries(text: str, device: str) -> dict[str, Entry]:
         return {
             str(k): {"choice": str(v["choice"]), "seconds": dict(v["seconds"])} for k, v in found["entries"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    except FOREIGN:
+        return None
 
 
 def switched_on() -> bool:

@@ -15,13 +15,14 @@ from qir import models
 from qir.__main__ import main
 from qir.errors import QirError
 from qir.graph import Graph, Stage
-from qir.ops.base import dim_at
+from qir.ops.memory import check_graph
 from qir.passes.calibration.data import batches
 from qir.passes.mixed_precision.search import load_latency
 from qir.passes.mixed_precision.sensitivity import Sensitivity
 from qir.passes.quantization.ranges import Ranges
 from qir.passes.recipes import Recipe
 from qir.runtime import Session
+from qir.sizes import dim_at
 from qir.types import Array
 from qir.verify import verify
 
@@ -64,8 +65,13 @@ def run_model(path: Path) -> None:
     same_everywhere(integer)
     saved = path.with_name("saved.onnx")
     qir.save(integer, saved)
-    if str(qir.load(saved)) != str(integer):
+    if plain(qir.load(saved)) != plain(integer):
         raise Disagreement("saved and loaded, it is another graph")
+
+
+def plain(graph: Graph) -> list[str]:
+    """The text but for what the axes are called: a file always calls them something."""
+    return [line for line in str(graph).splitlines() if not line.startswith("  size ")]
 
 
 def same_everywhere(graph: Graph) -> None:
@@ -103,6 +109,7 @@ def run_graph_text(path: Path) -> None:
     text = path.read_text(encoding="utf-8", errors="replace")
     graph = Graph.parse(text)
     verify(graph)
+    check_graph(graph)
     Session(graph, "reference").run(feeds_of(graph))
 
 

@@ -9,8 +9,6 @@ leaves when all who came in have left.  What lies behind the gate (counters, are
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from numba import njit, types
 from ..kernels.depthwise import depthwise_chunk
 from ..kernels.epilogue import run_epilogue
 from ..kernels.gemm import gemm_chunk
-from ..kernels.intrinsics import KIND, as_pointer, atomic_load, carray, fetch_add, pause
+from ..kernels.intrinsics import as_pointer, atomic_load, carray, fetch_add, pause
 from ..kernels.movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
 from ..kernels.pooling import depthwise_region, pool_region
 from ..kernels.record import (
@@ -55,6 +53,7 @@ from ..kernels.record import (
 from ..kernels.rows.normalize import normalize_chunk
 from ..kernels.rows.rowwise import interpolate_chunk, product_chunk, softmax_chunk
 from ..kernels.winograd import winograd_chunk
+from .kernel_cache import CACHE
 
 SPINS = 2000
 
@@ -131,8 +130,7 @@ def set_gate(gate: int, state: int) -> None:
     fetch_add(gate, state - atomic_load(gate))
 
 
-@njit(nogil=True, cache=True)
-def open_gate(gate: int) -> None:
+def _open_gate(gate: int) -> None:
     set_gate(gate, 1)
 
 
@@ -181,14 +179,9 @@ def _build(digest: int) -> Any:
     return execute
 
 
-def _digest() -> int:
-    """A number that changes with the source of any kernel, and with the kind of CPU they are made for."""
-    kernels = sorted((Path(__file__).parents[1] / "kernels").rglob("*.py"))
-    text = b"".join(path.read_bytes() for path in (*kernels, Path(__file__)))
-    return int.from_bytes(hashlib.blake2b(text + KIND.encode(), digest_size=6).digest(), "little")
-
-
-execute: Any = _build(_digest())
+with CACHE.used():
+    execute: Any = _build(CACHE.digest)
+    open_gate: Any = njit(nogil=True, cache=True)(_open_gate)
 """execute(program, records, pointers, counters, gate, scratch, panel_bytes, caller): int64 arrays and addresses.
 
 gate: three int64 (open, first step, step after the last), and at AT_INSIDE how many helpers are inside.

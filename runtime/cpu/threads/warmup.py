@@ -1,4 +1,4 @@
-"""Compiles the kernels once; later processes load them from numba's disk cache."""
+"""Compiles the kernels once; later processes load them from the user's cache folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ..kernels.record import EPILOGUE_WIDTH, STEP_WIDTH
 from .interpreter import execute, open_gate
+from .kernel_cache import CACHE
 
 _lock = threading.Lock()
 _ready = False
@@ -34,6 +35,7 @@ def warm_up(progress: Callable[[str], None]) -> None:
             np.zeros((1, STEP_WIDTH), np.int64), np.zeros((1, EPILOGUE_WIDTH), np.int64), np.zeros(2, np.int64),
             scratch.ctypes.data, gate, scratch.ctypes.data, 0, True,
         )  # fmt: skip
+        CACHE.publish()
         timer.cancel()
         seconds = time.perf_counter() - started
         if seconds > SLOW:

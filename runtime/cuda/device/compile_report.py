@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,8 +16,12 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from qir.errors import FOREIGN
+
 from ..instances import ARCHITECTURES, SHARED_LIMIT, Kernel, compiled, sources
 from .nvrtc import Nvrtc, Usage, usage
+
+LOG = logging.getLogger(__name__)
 
 JOB = 5
 """Instances compiled together: what they share is parsed once, and jobs stay small enough to balance."""
@@ -78,7 +83,10 @@ def compile_job(job: Job) -> list[Usage]:
     compiler = Nvrtc()
     kept = _kept_at(job, compiler)
     if kept.exists():
-        return [Usage(**u) for u in json.loads(kept.read_text())]
+        try:
+            return [Usage(**u) for u in json.loads(kept.read_text())]
+        except FOREIGN:
+            LOG.warning("the kernels' usage in %s is damaged; it is found anew", kept)
     _, lowered, log = compiler.compile(job.kernels[0].source, job.kernels, job.architecture)
     used = [usage(log, lowered[k.expression]) for k in job.kernels]
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ Not through `cupy.RawModule`, which compiles for sm_90 where the kernels want sm
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -19,6 +20,8 @@ from qir.errors import BackendError
 
 from ..instances import Kernel, sources
 from .nvrtc import Nvrtc
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SHARED = 48 << 10
 """Dynamic shared memory that a kernel may have without asking  [CUDA Programming Guide, shared memory]."""
@@ -67,23 +70,35 @@ def architecture_of(capability: int) -> str:
 def cubin(kernel: Kernel, architecture: str, compiler: Nvrtc, folder: Path | None = None) -> tuple[str, bytes]:
     """(lowered name, cubin) of one kernel, compiled unless it is kept.  Raises BackendError with the compiler's log."""
     major, minor = compiler.version()
-    key = f"{kernel_version()} {major}.{minor} {architecture} {kernel.expression}"
+    key = f"2 {kernel_version()} {major}.{minor} {architecture} {kernel.expression}"
     where = (folder or cache_folder()) / f"cubin-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
-    try:
-        name, _, binary = where.read_bytes().partition(SEPARATOR)
-        return name.decode(), binary
-    except OSError:
-        pass
+    kept = _kept(where)
+    if kept is not None:
+        return kept
     binary, lowered, _ = compiler.compile(kernel.source, [kernel], architecture)
     name = lowered[kernel.expression]
     try:
         where.parent.mkdir(parents=True, exist_ok=True)
         fresh = where.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-        fresh.write_bytes(name.encode() + SEPARATOR + binary)
+        body = name.encode() + SEPARATOR + binary
+        fresh.write_bytes(hashlib.sha256(body).hexdigest().encode() + SEPARATOR + body)
         fresh.replace(where)
     except OSError:  # a home that cannot be written: compile again next time
         pass
     return name, binary
+
+
+def _kept(where: Path) -> tuple[str, bytes] | None:
+    """What a cubin's file holds; None where there is none, or one that is damaged (it is written anew then)."""
+    try:
+        checksum, _, body = where.read_bytes().partition(SEPARATOR)
+    except OSError:
+        return None
+    if checksum.decode("latin-1") != hashlib.sha256(body).hexdigest():
+        log.warning("the compiled kernel %s is damaged; it is made anew", where)
+        return None
+    name, _, binary = body.partition(SEPARATOR)
+    return name.decode(), binary
 
 
 class Modules:
