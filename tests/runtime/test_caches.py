@@ -42,7 +42,7 @@ def test_a_later_process_finds_what_was_compiled(tmp_path: Path, caplog: pytest.
     first = filled(tmp_path)
     again = KernelCache(tmp_path, 7)
     with again.used() as folder:
-        assert folder == first.folder and (folder / "kernels" / "code.nbc").exists()
+        assert folder == first.folder and (first.folder / "kernels" / "code.nbc").exists()
     again.publish()
     assert {p.name for p in tmp_path.iterdir()} == {first.folder.name} and not caplog.messages
 
