@@ -227,8 +227,8 @@ def softmax(c: Case) -> None:
         (DType.UINT8, 2, "uint8", 0), (DType.INT8, 1, "int8", -128), (DType.INT16, -1, "uint8", 0),
         (DType.UINT16, 1, "int8", -128),
     ):  # fmt: skip
-        x = c.input(source, 4, 45)
         wide = source.bits > 8
+        x = c.input(source, 4, 45)
         table, fine = c.constant(high if wide else exponentials), c.constant(low) if wide else None
         attrs: dict[str, Any] = {"axis": axis, "zero_point": zero, "dtype": kind}
         c.node("qir.Softmax", x, table, reciprocal, None, fine, **attrs)
@@ -237,6 +237,11 @@ def softmax(c: Case) -> None:
         c.node("qir.Softmax", x, table, reciprocal, c.constant(columns, np.bool_), fine, **attrs)
         computed = c.node("Less", c.input(DType.INT8, 1, 45), c.constant(3, np.int8))
         c.node("qir.Softmax", x, table, reciprocal, computed, fine, **attrs)
+        for n in (48, 132):  # rows of whole words
+            row = c.input(source, 3, n)
+            some = c.constant(np.arange(n) % 3 > 0, np.bool_)
+            for mask in (None, some, c.node("Less", c.input(DType.INT8, 3, n), c.constant(3, np.int8))):
+                c.node("qir.Softmax", row, table, reciprocal, mask, fine, **{**attrs, "axis": -1})
 
 
 def normalize(c: Case) -> None:
@@ -327,7 +332,7 @@ def windows_of_chunks(c: Case) -> None:
         c.node("MaxPool", y, kernel_shape=[2, 4], dilations=[3, 2], pads=[1, 2, 1, 3])
         for kernel, pads in (([3, 3], [1, 1, 1, 1]), ([17, 17], [0, 2, 0, 2])):
             total = c.node(
-                "qir.SumPool", y, kernel_shape=kernel, strides=[2, 1], dilations=[1, 1], pads=pads, pad_value=-3
+                "qir.SumPool", y, kernel_shape=kernel, strides=[2, 1], dilations=[1, 1], pads=pads, pad_value=3
             )
             c.requantize(total, DType.INT8, ratios=(1e-3, 2e-3))
         c.requantize(c.node("qir.ReduceSum", y, axes=[2, 3], keepdims=1), DType.INT8, ratios=(1e-3, 2e-3))

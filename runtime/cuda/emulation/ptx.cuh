@@ -147,6 +147,7 @@ inline s32 dot4(u32 a, u32 b, s32 c) {
     return c;
 }
 
+inline u32 multiply_high_unsigned(u32 a, u32 b) { return u32(u64(a) * b >> 32); }
 inline s32 multiply_high(s32 a, s32 b) { return s32(s64(a) * b >> 32); }
 
 inline s64 multiply_wide_add(s32 a, s32 b, s64 c) { return s64(a) * b + c; }

@@ -182,6 +182,8 @@ __device__ __forceinline__ s32 dot4(u32 a, u32 b, s32 c) {
 // in the upper of two registers, beside a zero, and two moves put it there.
 __device__ __forceinline__ s32 multiply_high(s32 a, s32 b) { return __mulhi(a, b); }
 
+__device__ __forceinline__ u32 multiply_high_unsigned(u32 a, u32 b) { return __umulhi(a, b); }
+
 // a * b + c in 64 bits: one instruction, where C++ makes several of operands that are the same for all threads.
 __device__ __forceinline__ s64 multiply_wide_add(s32 a, s32 b, s64 c) {
     s64 d;

@@ -183,6 +183,21 @@ def softmax(plan: Plan, group: Group) -> None:
     axis = node.attrs["axis"] % len(x.shape)
     rows_x, rows_keep, rows_y = (_without(p, axis) for p in (x, keep, y))
     kind = node.output.dtype
+    tables = [exponentials, reciprocals] if low_bytes is None else [exponentials, low_bytes, reciprocals]
+    if _in_row_words(x, axis) and _in_row_words(y, axis) and kind.bits == 8 and all(t.shape == (256,) for t in tables):
+        name = f"softmax_rows<{str(x.dtype.itemsize == 2).lower()}, {str(kind.is_signed).lower()}>"
+        plan.elements(
+            name, rows_x.shape,
+            lambda: [
+                rows_x.view(), rows_keep.view(), rows_y.view(), scalar("i4", x.shape[axis]),
+                scalar("i8", keep.strides[axis]), scalar("u8", exponentials.storage.pointer),
+                scalar("u8", 0 if low_bytes is None else low_bytes.storage.pointer),
+                scalar("u8", reciprocals.storage.pointer), scalar("i4", mask is not None),
+                scalar("i4", node.attrs["zero_point"]),
+            ],
+            width=32,
+        )  # fmt: skip
+        return
     plan.elements(
         "softmax", rows_x.shape,
         lambda: [
@@ -195,6 +210,17 @@ def softmax(plan: Plan, group: Group) -> None:
         ],
         width=32,
     )  # fmt: skip
+
+
+ROW = 1024
+"""Elements that a warp of rows.cu keeps."""
+
+
+def _in_row_words(p: Placement, axis: int) -> bool:
+    """Whether rows along an axis are whole words of four elements, and few enough for one warp."""
+    others = [s for i, (n, s) in enumerate(zip(p.shape, p.strides, strict=True)) if i != axis and n > 1]
+    whole = p.strides[axis] == 1 and p.shape[axis] % 4 == 0 and p.offset % 4 == 0 and all(s % 4 == 0 for s in others)
+    return whole and p.shape[axis] <= ROW and p.dtype.itemsize <= 2
 
 
 def _broadcast(p: Placement, shape: tuple[int, ...]) -> Placement:
