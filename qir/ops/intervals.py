@@ -40,10 +40,23 @@ def interval(value: Value) -> Interval:
     if value.data is not None and value.data.size:
         return int(value.data.min()), int(value.data.max())
     node = value.producer
+    if node is not None and op_of(node.op).moves and node.op != "Pad":
+        return interval(node.input(0))
+    if node is not None and node.op == "Clip" and all(v is None or v.is_constant for v in node.inputs[1:]):
+        return _clipped(node)
     if node is not None and {"lo", "hi"} <= set(node.attrs):
         return int(node.attrs["lo"]), int(node.attrs["hi"])
     found = None if node is None else op_of(node.op).accumulator_interval(node)
     return found or (value.dtype.lo, value.dtype.hi)
+
+
+def _clipped(node: Node) -> Interval:
+    """The limits of a Clip with constants, inside its input's interval."""
+    lo, hi = interval(node.input(0))
+    ends = [None if v is None or v.data is None else int(v.data.reshape(-1)[0]) for v in (*node.inputs[1:], None, None)]
+    lo = lo if ends[0] is None else max(lo, ends[0])
+    hi = hi if ends[1] is None else min(hi, ends[1])
+    return min(lo, hi), hi
 
 
 def minus(x: Interval, zero_point: int) -> Interval:

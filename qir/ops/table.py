@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ..errors import LoweringError, TypeInferenceError
 from ..lowering import Bounds, Clamped, Fixed, Form, Lowering, Quantized
 from ..types import Array, DType, QuantParams, TensorType
 from .base import INTEGER_CONSTANT, SIXTEEN_BITS, Op, register
+from .intervals import interval
 from .reals import real_interval
 
 if TYPE_CHECKING:
@@ -23,15 +24,17 @@ if TYPE_CHECKING:
 
 @register
 class Table(Op):
-    """y = table[x - x_min], or table[c, x - x_min] with c the index along `axis`      [docs/arithmetic.md 7]
+    """y = table[x - first], or table[c, x - first] with c the index along `axis`      [docs/arithmetic.md 7]
 
-    x: 8 bits (256 entries), 4 (16 entries) or 16 (65,536).  table: (n,), or (C, n) with `axis`; y has its dtype.
+    x: 8 bits (256 entries), 4 (16 entries) or 16 (65,536, or n where x is known to lie in [first, first + n)).
+    first: None for the least of x's dtype.  table: (n,), or (C, n) with `axis`; y has its dtype.
     """
 
     name = "qir.Table"
     inputs = "x table"
     operands = {"x": SIXTEEN_BITS, "table": INTEGER_CONSTANT}
-    attrs = {"axis": None}
+    attrs = {"axis": None, "first": None}
+    accumulates = True
 
     def infer(
         self, attrs: Mapping[str, Any], types: Sequence[TensorType | None], consts: Sequence[Array | None]
@@ -40,15 +43,17 @@ class Table(Op):
         assert x is not None and table is not None
         if x.dtype.bits > 16:
             raise TypeInferenceError(f"x {x} has more than 16 bits")
-        wanted = (1 << x.dtype.bits,) if axis is None else (x.shape[axis], 1 << x.dtype.bits)
-        if table.shape != wanted:
+        entries = 1 << x.dtype.bits if attrs["first"] is None else int(table.shape[-1])
+        wanted = (entries,) if axis is None else (x.shape[axis], entries)
+        if table.shape != wanted or not 0 < entries <= 1 << x.dtype.bits:
             raise TypeInferenceError(f"table {table} should have shape {list(wanted)}")
         return [TensorType(table.dtype, x.shape)]
 
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
         x, table = inputs
-        # 4-bit tensors live in 8-bit arrays: the table's length says where the dtype begins
-        least = -(table.shape[-1] // 2) if x.dtype.kind == "i" else 0
+        least = attrs["first"]
+        if least is None:  # 4-bit tensors live in 8-bit arrays: the table's length says where the dtype begins
+            least = -(table.shape[-1] // 2) if x.dtype.kind == "i" else 0
         index = x.astype(np.int64) - least
         if attrs["axis"] is None:
             return (table[index],)
@@ -57,7 +62,7 @@ class Table(Op):
         return (table[np.arange(table.shape[0]).reshape(shape), index],)
 
     def function_body(self, body: Body, node: Node) -> None:
-        index, least = body.cast("x", DType.INT32), body.dtype("x").lo
+        index, least = body.cast("x", DType.INT32), first_entry(node)
         axis, table, kind = node.attrs["axis"], "table", body.dtype("table")
         if kind.bits == 4:  # runtimes gather no 4-bit tensors
             table = body.widen4(table, kind)
@@ -76,14 +81,27 @@ class Table(Op):
         if packed:
             body.op("Cast", found, output="y", to=body.result_type(kind))
 
+    def overflows(self, node: Node) -> Iterator[str]:
+        if node.attrs["first"] is not None:
+            (lo, hi), first, entries = interval(node.input(0)), first_entry(node), int(node.input(1).shape[-1])
+            if not first <= lo <= hi < first + entries:
+                yield f"x in [{lo}, {hi}] may leave a table of [{first}, {first + entries - 1}]"
+
+
+def first_entry(node: Node) -> int:
+    """The integer that a table's first entry is for."""
+    first = node.attrs["first"]
+    return node.input(0).dtype.lo if first is None else int(first)
+
 
 WIDEST = 16
 """Bits of the widest tensor that has a table."""
 
 
-def grid_of(q: QuantParams) -> NDArray[np.int64]:
-    """All integers of a dtype, ascending."""
-    return np.arange(q.dtype.lo, q.dtype.hi + 1, dtype=np.int64)
+def domain(x: Value) -> NDArray[np.int64]:
+    """The integers that a table of x has entries for, ascending: all of a narrow dtype, what a wide tensor can be."""
+    lo, hi = (x.dtype.lo, x.dtype.hi) if x.dtype.bits <= 8 else interval(x)
+    return np.arange(lo, hi + 1, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -106,7 +124,9 @@ class Mapped(Form):
         entries = np.clip(steps, lo, hi).astype(target.dtype.numpy)
         g = low.graph
         table = g.add_constant(f"{name}.table", entries, target.dtype)
-        return g.add_node("qir.Table", [self.x, table], {"axis": self.axis}, outputs=[name], quant=target).output
+        whole = entries.shape[-1] == 1 << self.x.dtype.bits
+        attrs = {"axis": self.axis, "first": None if whole else int(interval(self.x)[0])}
+        return g.add_node("qir.Table", [self.x, table], attrs, outputs=[name], quant=target).output
 
     def map(self, f: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Mapped:
         """f of this function."""
@@ -125,7 +145,7 @@ def as_mapped(form: Form, bits: int = 8) -> Mapped | None:
     if isinstance(form, Mapped):
         return form
     if isinstance(form, Quantized) and form.quant.dtype.bits <= bits and not form.quant.per_channel:
-        return Mapped(form.value, form.quant.dequantize(grid_of(form.quant)))
+        return Mapped(form.value, form.quant.dequantize(domain(form.value)))
     if isinstance(form, Clamped):
         inner = as_mapped(form.inner, bits)
         return inner and inner.map(lambda r: np.clip(r, form.bounds.lo, form.bounds.hi))

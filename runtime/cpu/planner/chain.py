@@ -214,7 +214,8 @@ class Chain:
     def _table(self, node: Node, source: int, target: int) -> None:
         x, table = node.input(0), node.input(1).array()
         # 4-bit tensors live in 8-bit arrays: the table's length says where the dtype begins
-        least = -(table.shape[-1] // 2) if x.dtype.is_signed else 0
+        least = node.attrs["first"]
+        least = least if least is not None else -(table.shape[-1] // 2) if x.dtype.is_signed else 0
         by_channel = node.attrs["axis"] is not None
         self.operations.append(Lookup(target, source, table if by_channel else table.reshape(-1), least))
 

@@ -67,7 +67,7 @@ __global__ void multiply_chunks(Extent extent, Rows a, Rows b, Rows y, s32 z_a, 
 // y = table[x - x_min] for 8-bit x; channel c has its own table c * table_stride elements on (0: one for all).
 // channels: how many tables there are; the channels past the last one take its.
 __global__ void table_chunks(Extent extent, Rows x, Rows y, const void* table, s32 table_kind, s32 table_stride,
-                             s32 channels, s32 x_min) {
+                             s32 channels, s32 x_min, s32 entries) {
     QIR_FOR_EACH(i, extent.count) {
         const Chunk at(extent, int(i));
         s32 v[16];
@@ -76,7 +76,8 @@ __global__ void table_chunks(Extent extent, Rows x, Rows y, const void* table, s
 #pragma unroll
         for (int j = 0; j < 16; ++j) {
             const int c = at.channel + j < channels ? at.channel + j : channels - 1;
-            v[j] = s32(load(t, s64(c) * table_stride + v[j] - x_min));
+            const int entry = v[j] - x_min;  // channels past the last one hold anything
+            v[j] = s32(load(t, s64(c) * table_stride + clamp(entry, 0, entries - 1)));
         }
         write_chunk(y, position(y, at), v);
     }

@@ -10,6 +10,7 @@ import numpy as np
 from qir.graph import Node, Value
 from qir.ops.addition import addition_constant
 from qir.ops.requantize import params_of
+from qir.ops.table import first_entry
 from qir.types import Array, DType, QuantParams
 
 from ..arguments import GRID, KINDS, RANK, record, scalar
@@ -148,7 +149,7 @@ def table(plan: Plan, group: Group) -> None:
     t, low = _every_byte(plan, node)
     shape, strides = [1] * len(y.shape), [0] * len(y.shape)
     axis = node.attrs["axis"]
-    found = chunked(y, x) if node.input(0).dtype.bits <= 8 else None
+    found = chunked(y, x)
     if found is not None and (axis is None or (axis == 1 and found.channels == y.shape[1] == t.shape[0])):
         step, kind, count = (0, t.dtype, 1) if axis is None else (t.strides[0], t.dtype, t.shape[0])
         found.launch(
@@ -156,6 +157,7 @@ def table(plan: Plan, group: Group) -> None:
             lambda: [
                 found.rows(1), found.rows(0), scalar("u8", t.pointer), scalar("i4", KINDS[kind.name]),
                 scalar("i4", step), scalar("i4", count), scalar("i4", low),
+                scalar("i4", t.shape[-1]),
             ],
         )  # fmt: skip
         return
@@ -173,7 +175,7 @@ def _every_byte(plan: Plan, node: Node) -> tuple[Placement, int]:
     which must not lead out of a table for 4 bits."""
     kind, data = node.input(0).dtype, node.input(1).array()
     if kind.bits >= 8:
-        return plan.at(node.input(1)), kind.lo
+        return plan.at(node.input(1)), first_entry(node)
     low, high = (-128, 127) if kind.is_signed else (0, 255)
     ends = [(0, 0)] * (data.ndim - 1) + [(kind.lo - low, high - kind.hi)]
     return plan.packed.constant(np.pad(data, ends, mode="edge"), (id(data), "every byte"), data), low
