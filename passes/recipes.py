@@ -76,6 +76,7 @@ class Recipe:
     output: str = "int16"
     input: str = "int8"
     pool: str = "int8"
+    function: str = "int16"
     first_last_bits: int = 8
     headroom: float = 2.0
     equalize: str = "none"

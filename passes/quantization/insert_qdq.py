@@ -19,6 +19,7 @@ from .align_scales import Key, Solution
 from .given_grids import KEPT_LAYERS, given_grid
 from .grids import affine, symmetric, unit_interval, whole
 from .placement import (
+    FUNCTION,
     INPUT_CHANNELS,
     NARROW,
     WIDE,
@@ -36,6 +37,13 @@ from .ranges import Interval, Ranges
 from .weight_grids import quantize_weights, weight_grid
 
 BITS = {"int16": WIDE, "int8": NARROW}
+
+FUNCTION_REACH = (1 << FUNCTION - 1) - 1
+"""The greatest integer of a function's grid; the least is one below its negative."""
+
+FUNCTION_HEADROOM = 1.25
+"""How far past the extremes seen a function's grid reaches: beyond it the function is constant."""
+
 
 POSITIVE_HEADROOM = 1.25
 """The most for wide grids of what is never negative and whose small values count: more would cost those."""
@@ -55,6 +63,7 @@ class InsertQdq(Pass):
     residual:        "int16" or "int8": operands and results of sums.
     output:          "int16" or "int8": the graph's outputs.    input: the graph's inputs.
     pool:            "int8" or "int16": the least width of what an average pool reads.
+    function:        "int16" or "int8": what functions (GELU, SiLU, LeakyRelu ...) read; int16 with 12 bits in use.
     first_last_bits: least bits of weights and inputs of the first and last linear layers  [AQT, HAWQ-V3].
     headroom:        wide grids cover this many times the extremes seen: what clipping costs them is nothing.
     layers:          node name -> (weight bits, input bits), over everything else (mixed precision).
@@ -75,13 +84,14 @@ class InsertQdq(Pass):
     output: str = "int16"
     input: str = "int8"
     pool: str = "int8"
+    function: str = "int16"
     first_last_bits: int = 8
     headroom: float = 2.0
     layers: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     scales: Mapping[str, QuantParams] = field(default_factory=dict[str, QuantParams])
 
     def __post_init__(self) -> None:
-        for option in ("residual", "output", "input", "pool"):
+        for option in ("residual", "output", "input", "pool", "function"):
             if getattr(self, option) not in BITS:
                 raise QuantizationError(f"{option} is {getattr(self, option)!r}", hint=f"one of {', '.join(BITS)}")
         for option in ("weight_bits", "activation_bits", "first_last_bits"):
@@ -95,7 +105,7 @@ class InsertQdq(Pass):
         """The same options as the placement wants them."""
         return Widths(
             self.activation_bits, BITS[self.residual], BITS[self.output], BITS[self.input], BITS[self.pool],
-            self.first_last_bits, self.layers,
+            FUNCTION if self.function == "int16" else NARROW, self.first_last_bits, self.layers,
         )  # fmt: skip
 
     def run(self, graph: Graph) -> PassReport:
@@ -170,7 +180,16 @@ class _Inserter:
     def pair(self, source: Value, value: Value, bits: int) -> Value:
         """source -> QuantizeLinear -> DequantizeLinear on the grid of `value` at `bits`."""
         q = self.apart(value, bits) or self.grid(value, bits)
+        if bits == FUNCTION:
+            source = self.limited(source, value, q)
         return self.on_grid(source, value, q, f"{value.name}.{q.dtype}")
+
+    def limited(self, source: Value, value: Value, q: QuantParams) -> Value:
+        """source, clamped to the part of an int16 grid that a function's table has entries for."""
+        g, scale, kind = self.graph, q.scale[0], source.dtype.numpy
+        ends = ((end, np.asarray(n * scale, kind)) for end, n in (("lo", -FUNCTION_REACH - 1), ("hi", FUNCTION_REACH)))
+        limits = [g.add_constant(f"{value.name}.{end}", data) for end, data in ends]
+        return g.add_node("Clip", [source, *limits], outputs=[g.fresh(f"{value.name}.limited")]).output
 
     def on_grid(self, source: Value, value: Value, q: QuantParams, stem: str) -> Value:
         """source -> QuantizeLinear -> DequantizeLinear on the grid `q`."""
@@ -240,7 +259,7 @@ class _Inserter:
                 "has no range", where=f"tensor {value.name!r}", hint="calibrate the graph as it is before this pass"
             )
         integers = self._integers(value, intervals, bits) if self.whole.issuperset(members) else None
-        if integers is None and bits > NARROW and self.plan.positive.issuperset(members):
+        if integers is None and bits == WIDE and self.plan.positive.issuperset(members):
             top = max(i[1] for i in intervals) * min(self.options.headroom, POSITIVE_HEADROOM)
             return affine(0.0, top, activation_dtype(bits, True))
         return integers or self._over(intervals, bits)
@@ -260,6 +279,9 @@ class _Inserter:
         """The grid that holds all intervals."""
         lo, hi = min(i[0] for i in intervals), max(i[1] for i in intervals)
         dtype = activation_dtype(bits, self.options.symmetric)
+        if bits == FUNCTION:
+            reach = FUNCTION_HEADROOM * dtype.hi / FUNCTION_REACH
+            return symmetric(lo * reach, hi * reach, dtype)
         if bits > NARROW:
             return symmetric(lo * self.options.headroom, hi * self.options.headroom, dtype)
         if self.options.symmetric:

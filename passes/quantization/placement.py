@@ -25,6 +25,8 @@ from qir.types import DType
 from .align_scales import Key, Relations
 
 WIDE, NARROW = 16, 8
+FUNCTION = 12
+"""Bits of the grid that a function reads: 16 times as fine as 8, and its table still is small. Kept in int16."""
 
 INPUT_CHANNELS = "input_channels"
 """Table of a graph: input name -> (axis, scales) of the 16-bit grids that its channels have, see `center_inputs`."""
@@ -39,6 +41,7 @@ class Widths:
     output: int = 16
     input: int = 8
     pool: int = 8
+    function: int = FUNCTION
     first_last: int = 8
     layers: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
@@ -286,6 +289,8 @@ def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], 
         return Need(min(result, NARROW), NARROW) if op.chooses else Need(result, WIDE)
     if op.clamps or op.orders:
         return Need(NARROW, WIDE)
+    if op.pointwise and not op.flat:
+        return Need(widths.function, widths.function)
     return Need(NARROW, NARROW)
 
 
