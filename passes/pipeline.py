@@ -17,6 +17,7 @@ from qir.io import load
 from qir.ops import op_of
 from qir.types import Array
 
+from .calibration.channel_scales import ChannelScales, scalable
 from .calibration.collect import Feeds, Progress, collect, ranges_from
 from .calibration.correct_bias import analytic_means, empirical_means
 from .calibration.data import batches
@@ -153,6 +154,12 @@ def run_recipe(
     prepared, report = recipe.prepare.run(graph)
     _check_layers(recipe, prepared)
     check_lowering(prepared, replace(recipe.insert(placeholder_ranges(prepared)), weight_range="minmax"))
+    if feeds is not None and recipe.channel_scales and ranges is None and scalable(prepared):
+        if getattr(feeds, "once", False) or iter(feeds) is feeds:
+            feeds = list(feeds)
+        scales = ChannelScales(feeds, recipe.weight_bits, recipe.activation_bits)
+        prepared, scaling = PassManager([scales]).run(prepared)
+        report = report + scaling
     calibration = PassReport("calibrate")
     start = time.perf_counter()
     means: Mapping[str, Array] | None = None

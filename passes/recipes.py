@@ -54,6 +54,8 @@ class Recipe:
     equalize:        before calibration: "weights" (cross-layer equalization, White Paper 3.2), "activations" (the same
                      with an eye on the activations between the layers, see `Balance`) or "none".
     absorb_bias:     move high biases into the next layer, after equalization.
+    channel_scales:  factors between the channels of a normalization's or a function's result and the weights behind it,
+                     chosen on the data, see `ChannelScales`.
     correct_bias:    "empirical" (from the calibration data), "analytic" (from batch-norm statistics) or "none".
     strip_softmax:   drop a final Softmax, so that the graph returns logits.
     rounding:        of weights: "nearest", or from data "gptq" or "adaround", see `RoundWeights` (biases follow then).
@@ -81,6 +83,7 @@ class Recipe:
     headroom: float = 2.0
     equalize: str = "none"
     absorb_bias: bool = False
+    channel_scales: bool = True
     correct_bias: str = "empirical"
     strip_softmax: bool = False
     rounding: str = "nearest"

@@ -112,6 +112,15 @@ def is_fused(value: Value) -> bool:
     return index == 0 and op_of(node.op).clamps and all(v is None or v.is_constant for v in node.inputs[1:])
 
 
+def scales_channels(node: Node) -> bool:
+    """Whether a node only brings the channels of a layer's input to one size: a factor of each, from a fine grid."""
+    if node.op != "Mul" or not node.input(1).is_constant or node.output.is_output:
+        return False
+    factors = node.input(1).array()
+    varied = factors.ndim > 0 and factors.size == factors.shape[-1] > 1
+    return varied and all(op_of(user.op).linear and i == 0 for user, i in node.output.uses())
+
+
 def layer_of(value: Value) -> bool:
     """Whether a value is the accumulator of a layer with constant weights, or one with constants folded into it."""
     node = value.producer
@@ -273,7 +282,7 @@ def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], 
         )
         return Need(bits, bits)
     if op.affine and sum(is_activation(v) for v in node.inputs) == 1:
-        return Need(NARROW, WIDE)
+        return Need(WIDE if scales_channels(node) else NARROW, WIDE)
     if op.normalizes:
         return Need(WIDE, WIDE)
     if op.additive:
