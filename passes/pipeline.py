@@ -17,7 +17,6 @@ from qir.io import load
 from qir.ops import op_of
 from qir.types import Array
 
-from .calibration.channel_scales import ChannelScales, scalable
 from .calibration.collect import Feeds, Progress, collect, ranges_from
 from .calibration.correct_bias import analytic_means, empirical_means
 from .calibration.data import batches
@@ -34,6 +33,7 @@ from .quantization.ranges import Interval, Ranges
 from .quantization.undo_qdq import UndoQdq
 from .recipes import Recipe, recipe_of
 from .report import PassReport, Report
+from .rounding.channel_scales import ChannelScales, scalable
 
 log = logging.getLogger("qir.passes")
 

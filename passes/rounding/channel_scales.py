@@ -18,7 +18,7 @@ from qir.types import Array
 from ..manager import Pass
 from ..quantization.weight_grids import quantize_weights, weight_grid
 from ..report import PassReport
-from ..rounding.layer_rows import as_rows, from_rows
+from .layer_rows import as_rows, from_rows
 
 Floats = NDArray[np.float64]
 
