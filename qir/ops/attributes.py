@@ -106,7 +106,7 @@ TAKES: Mapping[str, Take] = {
     **dict.fromkeys(("dilations", "kernel_shape", "output_shape", "strides"), _SIZES),
     **dict.fromkeys(("output_padding", "pads"), _PADS),
     **dict.fromkeys(("axes", "perm"), _integers()),
-    **dict.fromkeys(("axis", "end", "first", "hi", "lo", "seed", "start"), _NUMBER),
+    **dict.fromkeys(("axis", "bits", "end", "first", "hi", "least", "lo", "seed", "start"), _NUMBER),
     **dict.fromkeys(("a_multiplier", "a_zero_point", "b_multiplier", "b_zero_point", "multiplier", "weight_zero_point",
                      "x_zero_point", "zero_point"), _NARROW),
     "pad_value": _pad_value,  # one for each channel, where the operator has channels of different grids
