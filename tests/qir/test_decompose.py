@@ -229,6 +229,9 @@ INDEXING: dict[str, tuple[str, dict[str, Any], list[Any], dict[str, Any]]] = {
         "ScatterElements", {"x": real(3, 4)}, [np.asarray([[1, 3], [0, -1]]), real(2, 2)], {"axis": 1},
     ),
     "GatherElements": ("GatherElements", {"x": real(3, 4)}, [np.asarray([[1, 3], [0, -1], [2, 2]])], {"axis": 1}),
+    "Mod": ("Mod", {"x": np.arange(-9, 9).reshape(3, 6)}, [np.asarray([4, -4, 3, -3, 1, 7])], {}),
+    "Mod, as in C": ("Mod", {"x": np.arange(-9, 9).reshape(3, 6)}, [np.asarray([4, -4, 3, -3, 1, 7])], {"fmod": 1}),
+    "Xor": ("Xor", {"x": np.asarray([True, False, True])}, [np.asarray([True, True, False])], {}),
     "ReduceSumSquare": ("ReduceSumSquare", {"x": real(3, 4)}, [np.asarray([1])], {"keepdims": 0}),
     "ReduceL1": ("ReduceL1", {"x": real(3, 4)}, [np.asarray([-1])], {}),
 }  # fmt: skip
@@ -248,3 +251,33 @@ def test_indexing_on_integers(name: str) -> None:
     integer, _ = qir.quantize(qir.load(proto), feeds)
     result = exactness(integer, feeds)
     assert result.exact, result.differing
+
+
+WHOLE = [n for n in INDEXING if all(v.dtype.kind in "ib" for v in INDEXING[n][1].values()) and n != "OneHot"]
+
+
+FED = {"x": np.arange(60).reshape(3, 4, 5), "i": np.asarray([[0, 1], [2, -1], [-3, 3]])}
+ROWS = {"x": np.arange(12).reshape(3, 4), "i": np.asarray([[[2]], [[0]], [[1]]])}
+FED_INDICES: dict[str, Any] = {"fed indices": ("GatherND", FED, [], {}), "fed rows": ("GatherND", ROWS, [], {})}
+
+
+@pytest.fixture(scope="module")
+def device() -> Any:
+    """One emulated GPU, which compiles a kernel once."""
+    from qir.runtime.cuda.device.emulated import EmulatedDevice
+
+    return EmulatedDevice()
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *FED_INDICES])
+def test_integers_are_computed_as_they_are(name: str, device: Any) -> None:
+    """On every executor, indices that are fed too."""
+    op, feeds, constants, attrs = {**INDEXING, **FED_INDICES}[name]
+    integer, _ = qir.quantize(check(op, feeds, constants, attrs), feeds)
+    want = Session(integer, "reference").run(feeds)
+    others = [Session(integer, "onnxruntime"), Session(integer, "cpu")]
+    if "Mod" in name or name == "fed indices":
+        others.append(Session(integer, "cuda", device=device))
+    for other in others:
+        for key, got in other.run(feeds).items():
+            np.testing.assert_array_equal(got, want[key], err_msg=other.backend)

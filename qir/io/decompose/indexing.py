@@ -229,6 +229,17 @@ def gather_elements(scope: Scope, raw: Raw) -> Steps:
     yield w("Gather", w.last, w.constant(np.asarray(flat, np.int64)), axis=0, output=w.result)
 
 
+def exclusive_or(scope: Scope, raw: Raw) -> Steps:
+    """Xor: one of both, and not both."""
+    w = Writer(scope, raw)
+    a, b = w.need(0), w.need(1)
+    yield w("Or", a, b)
+    either = w.last
+    yield w("And", a, b)
+    yield w("Not", w.last)
+    yield w("And", either, w.last, output=w.result)
+
+
 def reduced(scope: Scope, raw: Raw) -> Steps:
     """ReduceSumSquare and ReduceL1: of squares, of absolute values."""
     w = Writer(scope, raw)
@@ -246,5 +257,5 @@ def reduced(scope: Scope, raw: Raw) -> Steps:
 STANDARD: dict[str, Decomposition] = {
     "Trilu": trilu, "CumSum": cumulative_sum, "GatherND": gather_nd, "OneHot": one_hot, "ScatterND": scatter_nd,
     "ScatterElements": scatter_elements, "Scatter": scatter_elements, "GatherElements": gather_elements,
-    "ReduceSumSquare": reduced, "ReduceL1": reduced,
+    "Xor": exclusive_or, "ReduceSumSquare": reduced, "ReduceL1": reduced,
 }  # fmt: skip

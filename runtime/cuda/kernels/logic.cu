@@ -18,7 +18,14 @@ __global__ void relate_elements(Shape shape, View a, View b, View y, s32 relatio
     }
 }
 
-enum Arithmetic : int { SUM, DIFFERENCE, PRODUCT, LARGER, SMALLER };
+enum Arithmetic : int { SUM, DIFFERENCE, PRODUCT, LARGER, SMALLER, MODULUS, REMAINDER };
+
+// a mod b with the sign of b, or with that of a (a remainder); 0 where b is 0.
+__device__ __forceinline__ s64 modulus(s64 a, s64 b, bool sign_of_a) {
+    if (b == 0 || b == -1) return 0;
+    const s64 r = a % b;
+    return !sign_of_a && r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
 
 // Indices and sizes, in y's own type: what leaves it wraps around.
 __global__ void arithmetic_elements(Shape shape, View a, View b, View y, s32 operation) {
@@ -30,7 +37,8 @@ __global__ void arithmetic_elements(Shape shape, View a, View b, View y, s32 ope
             : operation == DIFFERENCE ? p - q
             : operation == PRODUCT    ? p * q
             : operation == LARGER     ? (p > q ? p : q)
-                                      : (p < q ? p : q));
+            : operation == SMALLER    ? (p < q ? p : q)
+                                      : modulus(p, q, operation == REMAINDER));
     }
 }
 

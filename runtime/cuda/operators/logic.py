@@ -27,7 +27,7 @@ RELATIONS = {
 """Operator -> relation, and whether the operands change places."""
 
 
-SUM, DIFFERENCE, PRODUCT, LARGER, SMALLER = range(5)
+SUM, DIFFERENCE, PRODUCT, LARGER, SMALLER, MODULUS, REMAINDER = range(7)
 """enum Arithmetic of logic.cu."""
 
 ARITHMETIC = {"Add": SUM, "Sub": DIFFERENCE, "Mul": PRODUCT, "Max": LARGER, "Min": SMALLER, "Sum": SUM}
@@ -49,6 +49,13 @@ def _arithmetic(plan: Plan, a: Placement, b: Placement, y: Placement, operation:
         "arithmetic_elements", y.shape,
         lambda: [a.view(y.shape), b.view(y.shape), y.view(), scalar("i4", operation)],
     )  # fmt: skip
+
+
+def modulus(plan: Plan, group: Group) -> None:
+    """Mod of plain integers."""
+    node = group.head
+    a, b = plan.at(node.input(0)), plan.at(node.input(1))
+    _arithmetic(plan, a, b, plan.define(node.output), REMAINDER if node.attrs["fmod"] else MODULUS)
 
 
 def opposite(plan: Plan, group: Group) -> None:
@@ -104,6 +111,7 @@ def cast(plan: Plan, group: Group) -> None:
 OPERATORS = {
     **dict.fromkeys(RELATIONS, relate),
     **dict.fromkeys(ARITHMETIC, arithmetic),
+    "Mod": modulus,
     "Neg": opposite,
     "Not": negate,
     "Where": where,
