@@ -112,10 +112,12 @@ class _Masks:
             keep = term if keep is None else self._add("And", keep, term)
         assert keep is not None
         x = self._under_mask(scores)
+        keep = _smaller(keep, x)
         if x.shape != source.shape or _broadcast(keep.shape, x.shape) != x.shape:
             return None
         axis = node.attrs["axis"] % node.output.type.rank - node.output.type.rank
-        y = self._add("MaskedSoftmax", x, keep, axis=axis)
+        everything = keep.data is not None and bool(keep.data.all())
+        y = self._add("Softmax", x, axis=axis) if everything else self._add("MaskedSoftmax", x, keep, axis=axis)
         for move in reversed(moves):
             y = self.graph.add_node(move.op, [y, *move.inputs[1:]], dict(move.attrs)).output
         return y
@@ -267,6 +269,22 @@ class _Masks:
 
     def _add(self, op: str, *inputs: Value, **attrs: object) -> Value:
         return self.graph.add_node(op, inputs, attrs, outputs=[self.graph.fresh("masked")]).output
+
+
+def _smaller(keep: Value, x: Value) -> Value:
+    """A mask that says the same of x: before it was repeated, without what is true anyway."""
+    while (node := keep.producer) is not None:
+        inputs = [v for v in node.inputs if v is not None]
+        if node.op == "Expand":
+            inputs = inputs[:1]
+        elif node.op == "And":
+            inputs = [v for v in inputs if v.data is None or not v.data.all()] or inputs[:1]
+        else:
+            inputs = []
+        if len(inputs) != 1 or _broadcast(inputs[0].shape, x.shape) != x.shape:
+            break
+        keep = inputs[0]
+    return keep
 
 
 def _broadcast(a: tuple[int | str, ...], b: tuple[int | str, ...]) -> tuple[int | str, ...] | None:

@@ -105,7 +105,7 @@ def is_fused(value: Value) -> bool:
     if value.producer is None or value.is_output or len(uses) != 1:
         return False
     node, index = uses[0]
-    if joins_layer(node) and layer_of(value):
+    if (joins_layer(node) and layer_of(value)) or scales_product(node, value):
         return True
     if in_channels(value) and (op_of(node.op).affine or op_of(node.op).clamps):
         return all(v is value or v is None or v.is_constant for v in node.inputs)
@@ -129,7 +129,16 @@ def layer_of(value: Value) -> bool:
     if weights_side(node) is not None:
         return True
     joined = joins_layer(node)
-    return joined is not None and is_fused(joined)
+    return joined is not None and is_fused(joined) and layer_of(joined)
+
+
+def scales_product(node: Node, value: Value) -> bool:
+    """Whether a node multiplies a product of two activations by one positive number: its accumulator's scale does."""
+    product = value.producer
+    if node.op != "Mul" or product is None or product.op != "MatMul" or weights_side(product) is not None:
+        return False
+    factors = [v for v in node.inputs if v is not None and v.data is not None]
+    return len(factors) == 1 and factors[0].array().size == 1 and bool((factors[0].array() > 0).all())
 
 
 def joins_layer(node: Node) -> Value | None:
@@ -281,6 +290,8 @@ def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], 
             else NARROW
         )
         return Need(bits, bits)
+    if op.affine and _is_normalized(node.output):
+        return Need(WIDE, WIDE)
     if op.affine and sum(is_activation(v) for v in node.inputs) == 1:
         return Need(WIDE if scales_channels(node) else NARROW, WIDE)
     if op.normalizes:
@@ -301,6 +312,12 @@ def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], 
     if op.pointwise and not op.flat:
         return Need(widths.function, widths.function)
     return Need(NARROW, NARROW)
+
+
+def _is_normalized(value: Value) -> bool:
+    """Whether all that reads a value normalizes it: what it is made from is read as wide."""
+    uses = value.uses()
+    return bool(uses) and not value.is_output and all(op_of(node.op).normalizes for node, _ in uses)
 
 
 def weights_side(node: Node) -> int | None:

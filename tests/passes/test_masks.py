@@ -220,3 +220,38 @@ def exported_feeds(graph: qir.Graph, samples: int, seed: int) -> dict[str, Any]:
         data = padding_mask(rng, shape) if value.name == "mask" else rng.normal(size=shape)
         feeds[value.name] = (rng.integers(0, 100, shape) if value.name == "ids" else data).astype(value.dtype.numpy)
     return feeds
+
+
+def test_scores_are_rounded_once_to_16_bits() -> None:
+    """The factor of the scores goes into their accumulator's scale."""
+    for name in ("none", "sdpa", "causal -inf"):
+        builder, graph = spelled(name)
+        integer, _ = qir.quantize(graph, [builder.feeds(8, 1)])
+        softmax = next(n for n in integer.nodes if n.op == "qir.Softmax")
+        rounding = softmax.input(0).producer
+        assert rounding is not None and rounding.op == "qir.Requantize" and str(rounding.output.dtype) == "int16"
+        product = rounding.input(0).producer
+        assert product is not None and product.op == "qir.MatMulActivations"
+
+
+def test_what_repeats_a_mask_is_left_out() -> None:
+    """Expand, and And with what is true everywhere; a mask that keeps everything is none."""
+    everything = np.ones((1, 1, 10, 1), bool)
+
+    def repeated(m: AttentionBuilder, scores: Value) -> Value:
+        keep = m.op("And", m.const(everything, bool), m.cast(m.padding(), DType.BOOL))
+        keep = m.op("Expand", keep, m.const([1, 1, m.length, m.length], np.int64))
+        return m.op("Softmax", m.op("Where", keep, scores, m.const(-np.inf)), axis=-1)
+
+    after, _ = RecogniseMasks().apply(AttentionBuilder().build(repeated))
+    keep = next(n for n in after.nodes if n.op == "MaskedSoftmax").input(1)
+    assert keep.shape == ("N", 1, 1, 10) and not any(n.op in ("And", "Expand") for n in after.nodes)
+
+    def kept(m: AttentionBuilder, scores: Value) -> Value:
+        mask = m.op(
+            "Where", m.op("Expand", m.const(everything, bool), m.op("Shape", scores)), m.const(0.0), m.const(-1e9)
+        )
+        return m.op("Softmax", m.op("Add", scores, mask), axis=-1)
+
+    after, _ = RecogniseMasks().apply(AttentionBuilder().build(kept))
+    assert [n.op for n in after.nodes if "Softmax" in n.op] == ["Softmax"]
