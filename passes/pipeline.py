@@ -29,6 +29,7 @@ from .quality import First, measure
 from .quantization.dry_run import check_lowering, placeholder_ranges
 from .quantization.given_grids import GIVEN_RANGES
 from .quantization.lower_to_dyadic import LowerToDyadic
+from .quantization.output_channels import uneven_outputs
 from .quantization.ranges import Interval, Ranges
 from .quantization.undo_qdq import UndoQdq
 from .recipes import Recipe, recipe_of
@@ -170,6 +171,8 @@ def run_recipe(
             means = empirical_means(seen)
         if ranges is None and recipe.needs_data:
             ranges = ranges_from(seen, recipe.method, bits=recipe.bits, options=recipe.range_options)
+            if recipe.output == "int16":
+                uneven_outputs(prepared, seen, recipe.headroom, calibration)
             centred = center_inputs(prepared, seen, ranges, means or {}, recipe.headroom, calibration)
             if centred is not None:
                 prepared, ranges, means = centred.graph, centred.ranges, centred.means if means is not None else None

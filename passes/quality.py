@@ -131,7 +131,10 @@ class _Comparison:
             self._noise(value.name, x, y)
             if x.ndim == 2 and x.shape[-1] > 1:
                 self.equal[value.name] += float((x.argmax(-1) == y.argmax(-1)).sum()) * _count(part) / max(len(x), 1)
-                error = np.stack([(x * x).sum(0), ((x - y) ** 2).sum(0)])
+            if x.ndim > 1 and x.shape == y.shape:
+                axis = x.ndim - 1 if x.shape[-1] < x.shape[1] else 1
+                others = tuple(a for a in range(x.ndim) if a != axis)
+                error = np.stack([(x * x).sum(others), ((x - y) ** 2).sum(others)])
                 self.columns[value.name] = self.columns.get(value.name, 0) + error
 
     def _noise(self, name: str, f: Array, q: Array) -> None:
@@ -155,11 +158,12 @@ class _Comparison:
 
     def _output(self, name: str) -> OutputQuality:
         total, columns = self.sums[name], self.columns.get(name)
-        if columns is None:
+        if columns is None or columns.shape[1] < 2:
             return OutputQuality(name, decibel(*total))
         each = [decibel(*c) for c in columns.T]
         worst = int(np.argmin(each))
-        return OutputQuality(name, decibel(*total), self.equal[name] / self.samples, worst, each[worst])
+        same = self.equal[name] / self.samples if len(self.prepared.value(name).shape) == 2 else None
+        return OutputQuality(name, decibel(*total), same, worst, each[worst])
 
 
 BOUNDED = ("Sigmoid", "Softmax", "HardSigmoid", "MaskedSoftmax")

@@ -34,6 +34,8 @@ class Bounds:
     def on(self, q: QuantParams) -> tuple[int, int]:
         """The limits on a per-tensor integer grid, rounded half to even once, inside the dtype."""
         if q.per_channel:
+            if self == FREE:
+                return q.dtype.lo, q.dtype.hi
             raise LoweringError("activation limits need a per-tensor output grid")
         scale, zero_point = q.scale[0], q.zero_point[0]
 

@@ -18,6 +18,7 @@ from ..report import PassReport
 from .align_scales import Key, Solution
 from .given_grids import KEPT_LAYERS, given_grid
 from .grids import affine, symmetric, unit_interval, whole
+from .output_channels import OUTPUT_CHANNELS
 from .placement import (
     FUNCTION,
     INPUT_CHANNELS,
@@ -221,7 +222,9 @@ class _Inserter:
         """The grid of a tensor at `bits`: its class's range, in the dtype the options say."""
         key = self.solution.root(self.plan.key(value, bits))
         if key not in self.grids:
-            own = self.graph.tables.get(INPUT_CHANNELS, {}).get(value.name) if bits == WIDE else None
+            own = None
+            for table in (INPUT_CHANNELS, OUTPUT_CHANNELS) if bits == WIDE else ():
+                own = own or self.graph.tables.get(table, {}).get(value.name)
             self.grids[key] = _by_channel(*own) if own else self._grid(key, value, bits)
         return self.grids[key]
 
@@ -324,7 +327,7 @@ class _Inserter:
 
 
 def _by_channel(axis: int, scales: tuple[float, ...]) -> QuantParams:
-    """The 16-bit grids of an input's channels."""
+    """The 16-bit grids of the channels of an input or output."""
     return QuantParams(scales, (0,) * len(scales), DType.INT16, axis)
 
 

@@ -56,8 +56,12 @@ def text(result: Comparison, worst: int | None = None) -> str:
             show.decibels(o.sqnr),
             "-" if o.agreement is None else f"{100 * o.agreement:.2f} %",
             f"{o.largest_difference:.4g}",
+            "-" if o.column_sqnr is None else f"{o.column}: {show.decibels(o.column_sqnr)}",
         )
         for o in result.outputs
     ]
-    parts += ["", show.table(outputs, ("output", "SQNR dB", "same argmax", "largest difference"), "lrrr")]
+    parts += [
+        "",
+        show.table(outputs, ("output", "SQNR dB", "same argmax", "largest difference", "worst column"), "lrrrr"),
+    ]
     return "\n".join(parts)

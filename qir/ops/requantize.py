@@ -9,7 +9,7 @@ import numpy as np
 
 from ..dyadic import rounding_shift
 from ..errors import LoweringError, TypeInferenceError
-from ..lowering import FREE, Fixed, Lowering, Quantized, Real
+from ..lowering import FREE, Fixed, Form, Lowering, Quantized, Real
 from ..types import Array, DType, QuantParams, TensorType
 from .base import INT32_CONSTANT, INTEGER, REQUIRED, Op, register
 from .intervals import fits, interval, minus
@@ -120,9 +120,28 @@ class QuantizeLinear(Op):
         if isinstance(form, Fixed):
             low.set(node.output, Fixed(form.data, q.quantize(form.data), q))
             return
+        name = node.input(0).name
         if q.per_channel and not isinstance(form, Real):
-            raise LoweringError("activations are quantized per tensor", where=str(node))
-        low.set(node.output, Quantized(form.emit(low, q, FREE, node.input(0).name)))
+            if any(q.zero_point) or any(user for user, _ in node.output.uses() if not _leaves(user)):
+                raise LoweringError("activations are quantized per tensor", where=str(node))
+            low.set(node.output, Quantized(_by_channel(low, form, q, name)))
+            return
+        low.set(node.output, Quantized(form.emit(low, q, FREE, name)))
+
+
+def _leaves(node: Node) -> bool:
+    """Whether a node is the DequantizeLinear of a graph output."""
+    return node.op == "DequantizeLinear" and node.output.is_output and not node.output.use_count
+
+
+def _by_channel(low: Lowering, form: Form, target: QuantParams, name: str) -> Value:
+    """A form on a grid for each channel: an accumulator as it is, anything else by way of a finer int32 grid."""
+    if not isinstance(form, Quantized) or len(set(form.quant.zero_point)) != 1:
+        fine = QuantParams((min(target.scale) / 4,), (0,), DType.INT32)
+        form = Quantized(form.emit(low, fine, FREE, f"{name}.fine"))
+    q, rank = form.quant, form.value.type.rank
+    ratio = q.along(rank)[0] / target.along(rank)[0]
+    return low.rescale(form.value, ratio, target, FREE, name, q.zero_point[0])
 
 
 @register

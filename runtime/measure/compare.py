@@ -46,6 +46,16 @@ class PairMoments:
         return decibel(ff.sum(), (ff - 2 * fq + qq).sum())
 
     @property
+    def worst(self) -> tuple[int, float] | None:
+        """(channel, its SQNR) of the noisiest of several; None where there is one."""
+        _, _, ff, qq, fq = self.sums
+        if len(ff) < 2:
+            return None
+        each = [decibel(float(s), float(n)) if s or n else math.inf for s, n in zip(ff, ff - 2 * fq + qq, strict=True)]
+        index = int(np.argmin(each))
+        return index, each[index]
+
+    @property
     def fitted_sqnr(self) -> float:
         """The same after the best affine map a*q + b of each channel: what equalization and bias absorption change."""
         f, q, ff, qq, fq = self.sums
@@ -59,6 +69,11 @@ def by_channel(x: Array) -> NDArray[np.float64]:
     """(channels, everything else); one row where there is no channel axis."""
     x = np.asarray(x, dtype=np.float64)
     return np.moveaxis(x, 1, 0).reshape(x.shape[1], -1) if x.ndim > 1 and x.size else x.reshape(1, -1)
+
+
+def columns_first(x: Array) -> Array:
+    """An output with its columns on axis 1: the last axis, where that is the shorter."""
+    return np.moveaxis(x, -1, 1) if x.ndim > 2 and x.shape[-1] < x.shape[1] else x
 
 
 def decibel(signal: float, noise: float) -> float:
@@ -91,12 +106,18 @@ class TensorNoise:
 
 @dataclass(frozen=True)
 class OutputMatch:
-    """One output. agreement: share of equal argmax over the last axis (None for outputs that are no scores)."""
+    """One output. agreement: share of equal argmax over the last axis (None for outputs that are no scores).
+
+    column, column_sqnr: the noisiest column (channel, where these are fewer), of outputs that have some: columns in
+    units of their own are lost without a trace in the whole.
+    """
 
     name: str
     sqnr: float
     agreement: float | None
     largest_difference: float
+    column: int | None = None
+    column_sqnr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +177,7 @@ def compare_graphs(
             x, y = f[a], dequantized(q[b], integer.value(b).quant)
             if x.shape != y.shape:
                 raise DataError(f"output {a!r} has shape {x.shape} in one model and {y.shape} in the other")
-            output_moments[a].add(x, y)
+            output_moments[a].add(columns_first(x), columns_first(y))
             largest[a] = max(largest[a], float(np.abs(x.astype(np.float64) - y).max(initial=0.0)))
             if x.ndim >= 2 and x.shape[-1] > 1:
                 equal[a].append(float((x.argmax(-1) == y.argmax(-1)).mean()) * len(x))
@@ -165,10 +186,11 @@ def compare_graphs(
     tensors = [_noise(integer, name, moments[name]) for name in names]
     outputs = [
         OutputMatch(
-            n, output_moments[n].sqnr, sum(equal[n]) / samples if _is_scores(reference, n) else None, largest[n]
+            n, output_moments[n].sqnr, sum(equal[n]) / samples if _is_scores(reference, n) else None, largest[n],
+            *(output_moments[n].worst or (None, None)),
         )
         for n in ours
-    ]
+    ]  # fmt: skip
     return Comparison(sorted(tensors, key=lambda t: t.score), outputs, samples)
 
 
