@@ -25,11 +25,11 @@ from .collapse import Quality
 from .manager import PassManager
 from .masks.unknown import check_scores
 from .prepare.center_inputs import center_inputs
+from .prepare.output_channels import uneven_outputs
 from .quality import First, measure
 from .quantization.dry_run import check_lowering, placeholder_ranges
 from .quantization.given_grids import GIVEN_RANGES
 from .quantization.lower_to_dyadic import LowerToDyadic
-from .quantization.output_channels import uneven_outputs
 from .quantization.ranges import Interval, Ranges
 from .quantization.undo_qdq import UndoQdq
 from .recipes import Recipe, recipe_of

@@ -18,11 +18,11 @@ from ..report import PassReport
 from .align_scales import Key, Solution
 from .given_grids import KEPT_LAYERS, given_grid
 from .grids import affine, symmetric, unit_interval, whole
-from .output_channels import OUTPUT_CHANNELS
 from .placement import (
     FUNCTION,
     INPUT_CHANNELS,
     NARROW,
+    OUTPUT_CHANNELS,
     WIDE,
     QuantizerPlacement,
     Widths,

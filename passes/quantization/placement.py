@@ -28,6 +28,9 @@ WIDE, NARROW = 16, 8
 FUNCTION = 12
 """Bits of the grid that a function reads: 16 times as fine as 8, and its table still is small. Kept in int16."""
 
+OUTPUT_CHANNELS = "output_channels"
+"""graph.tables entry: output's name -> (axis, scale of each channel's 16-bit grid)."""
+
 INPUT_CHANNELS = "input_channels"
 """Table of a graph: input name -> (axis, scales) of the 16-bit grids that its channels have, see `center_inputs`."""
 

@@ -15,11 +15,8 @@ from qir.ops import op_of
 from qir.types import DType
 
 from ..calibration.observers import Statistics
+from ..quantization.placement import OUTPUT_CHANNELS, is_activation
 from ..report import PassReport
-from .placement import is_activation
-
-OUTPUT_CHANNELS = "output_channels"
-"""graph.tables entry: output's name -> (axis, scale of each channel's 16-bit grid)."""
 
 APART = 64.0
 """How many times the narrowest column's reach the widest has, before they get grids of their own."""
