@@ -83,12 +83,22 @@ def _mode(target: Path) -> int:
 
 def _sweep(target: Path) -> None:
     """Remove what processes that are no more left beside the target."""
-    ours = re.compile(re.escape(f".{target.name}.") + r"(\d+)\.\w+\.part")
-    for entry in os.scandir(target.parent):
-        found = ours.fullmatch(entry.name)
-        if found and not alive(int(found[1])):
+    for path, process in _parts(target):
+        if not alive(process):
             with suppress(OSError):
-                os.unlink(entry.path)
+                path.unlink()
+
+
+def under_way(target: Path) -> bool:
+    """Whether another process is writing `target`."""
+    return any(process != os.getpid() and alive(process) for _, process in _parts(target))
+
+
+def _parts(target: Path) -> list[tuple[Path, int]]:
+    """The temporary files beside a target, those of a model's data among them, and the processes that made them."""
+    ours = re.compile(re.escape(f".{target.name}.") + r"(?:[0-9a-f]{16}\.data\.)?(\d+)\.\w+\.part")
+    found = ((Path(entry.path), ours.fullmatch(entry.name)) for entry in os.scandir(target.parent))
+    return [(path, int(match[1])) for path, match in found if match]
 
 
 def alive(process: int) -> bool:

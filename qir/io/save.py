@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import set_external_data
 
 from ..errors import ModelError
-from ..files import aside, regular
+from ..files import aside, regular, under_way
 from ..graph import Graph
 from .border import strip_border
 from .export import DEFAULT_OPSET, to_onnx
@@ -46,20 +46,17 @@ def save(
         target = regular(path, ModelError)
         before = _data_of(target)
         with ExitStack() as undo:
-            data = ""
-            if external_data:  # in place first: the model must never point at data that are not there
-                data = _data_name(model, target.name)
-                beside = target.with_name(data)
-                if not beside.exists():
-                    undo.callback(beside.unlink, missing_ok=True)
-                with aside(beside, ModelError) as file:
-                    move_out(model, file, data)
-            with aside(target, ModelError) as file:
+            with aside(target, ModelError) as file:  # there from the start: others see that a save is under way
+                if external_data:  # in place first: the model must never point at data that are not there
+                    data = _data_name(model, target.name)
+                    beside = target.with_name(data)
+                    if not beside.exists():
+                        undo.callback(beside.unlink, missing_ok=True)
+                    with aside(beside, ModelError) as part:
+                        move_out(model, part, data)
                 file.write_bytes(model.SerializeToString(deterministic=True))
             undo.pop_all()
-        for stale in before - {data}:
-            with suppress(OSError):
-                os.unlink(target.with_name(stale))
+        _remove_stale(target, before)
     except ValueError as error:
         raise ModelError("is too large for one protobuf", where=where, hint="use external_data=True") from error
 
@@ -72,6 +69,23 @@ def _data_name(model: onnx.ModelProto, name: str) -> str:
     return f"{name}.{digest.hexdigest()}.data"
 
 
+def _remove_stale(target: Path, before: set[str]) -> None:
+    """Remove the data of the model that was replaced, and what killed saves left: data that no model refers to.
+
+    Looked for in this order, so that those of another process that saves to the same name are never among them.
+    """
+    found = {p.name for p in target.parent.iterdir() if _ours(target.name).fullmatch(p.name)}
+    if not under_way(target):
+        before = before | {name for name in found if name != f"{target.name}.data"}  # that one may be anybody's
+    for stale in before - _data_of(target):
+        with suppress(OSError):
+            os.unlink(target.with_name(stale))
+
+
+def _ours(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name) + r"(\.[0-9a-f]{16})?\.data")
+
+
 def _data_of(path: Path) -> set[str]:
     """The data files of ours that the model at `path` refers to, if there is one that can be read."""
     try:
@@ -79,8 +93,7 @@ def _data_of(path: Path) -> set[str]:
     except (OSError, DecodeError):
         return set()
     named = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
-    ours = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{16})?\.data")
-    return {name for name in named if ours.fullmatch(name)}
+    return {name for name in named if _ours(path.name).fullmatch(name)}
 
 
 def move_out(model: onnx.ModelProto, file: Path, location: str) -> None:

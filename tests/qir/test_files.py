@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -18,6 +19,8 @@ import qir
 from qir import models
 from qir.errors import ModelError, OutputError
 from qir.files import aside, write_text
+from qir.passes.mixed_precision.sensitivity import Sensitivity
+from qir.passes.quantization.ranges import Ranges
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,11 +84,32 @@ def test_the_data_of_a_replaced_model_go_and_foreign_files_stay(tmp_path: Path) 
     assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.onnx.mine.data"}
 
 
+def test_data_of_killed_saves_go_with_the_next(tmp_path: Path) -> None:
+    path, graph = tmp_path / "m.onnx", qir.load(models.bundled_path("digits_mobile"))
+    orphan, old = tmp_path / "m.onnx.0123456789abcdef.data", tmp_path / "m.onnx.data"
+    for file in (orphan, old):
+        file.write_text("left")
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    writing = tmp_path / f".m.onnx.{other.pid}.abcdefgh.part"
+    writing.write_text("")
+    qir.save(graph, path, external_data=True)
+    assert orphan.exists()  # the data, it may be, of a model that comes next
+    other.communicate(b"\n")
+    qir.save(graph, path, external_data=True)
+    assert not orphan.exists() and not writing.exists() and old.exists()
+    assert str(qir.load(path)) == str(graph) and len(list(tmp_path.iterdir())) == 3
+
+
 WRITER = """
 import sys
+import json
 import qir
 from qir import models
 from qir.files import write_text
+from qir.passes.mixed_precision.sensitivity import Sensitivity
+from qir.passes.quantization.ranges import Ranges, TensorRange
+from qir.runtime.cuda.tuning import TuningTable
+table = TuningTable("device", __import__("pathlib").Path(sys.argv[1]))
 one, two = (qir.load(models.bundled_path(n)) for n in ("digits_mobile", "digits_residual"))
 print("ready", flush=True)
 while True:
@@ -93,6 +117,11 @@ while True:
         qir.save(graph, sys.argv[1] + "/outside.onnx", external_data=True)
         qir.save(graph, sys.argv[1] + "/inside.onnx")
         write_text(sys.argv[1] + "/text", text)
+        number = float(len(text[0].encode()) + ord(text[0]))
+        Ranges({f"t{i}": TensorRange((-number, number)) for i in range(300)}, "minmax", 1).save(sys.argv[1] + "/ranges")
+        layers = {f"l{i}": {(4, 8): number} for i in range(300)}
+        Sensitivity("fisher", layers).save(sys.argv[1] + "/sensitivity")
+        table.update({f"l{i}": {"choice": "a", "seconds": {"a": number}} for i in range(300)})
 """
 
 
@@ -112,6 +141,12 @@ def test_killed_writers_leave_old_or_new(tmp_path: Path, kills: int) -> None:
         for name in ("inside.onnx", "outside.onnx"):
             if (tmp_path / name).exists():
                 assert str(qir.load(tmp_path / name)) in whole
+        if (tmp_path / "ranges").exists():
+            assert len({t.seen for t in Ranges.load(tmp_path / "ranges").tensors.values()}) == 1
+        if (tmp_path / "sensitivity").exists():
+            assert len({row[4, 8] for row in Sensitivity.load(tmp_path / "sensitivity").layers.values()}) == 1
+        for table in tmp_path.glob("tuning-*.json"):
+            assert len({e["seconds"]["a"] for e in json.loads(table.read_text())["entries"].values()}) == 1
         if (tmp_path / "text").exists():
             text = (tmp_path / "text").read_text()
             assert len(text) == 500_000 and len(set(text)) == 1
@@ -119,7 +154,7 @@ def test_killed_writers_leave_old_or_new(tmp_path: Path, kills: int) -> None:
         qir.save(graph, tmp_path / "outside.onnx", external_data=True)
         qir.save(graph, tmp_path / "inside.onnx")
     write_text(tmp_path / "text", "end")
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*onnx*.part")) and len(list(tmp_path.glob("outside.onnx.*.data"))) == 1
 
 
 def test_nothing_in_the_library_writes_in_place() -> None:
