@@ -35,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         import logging
 
         from qir.cli.parser import build_parser
-        from qir.cli.show import Escaping
+        from qir.cli.show import Escaping, to_stderr
 
         args = build_parser().parse_args(argv)
+        to_stderr(False)
         handler = logging.StreamHandler()
         handler.setFormatter(Escaping("%(message)s"))
         logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, handlers=[handler])

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -25,11 +27,16 @@ Made = TypeVar("Made")
 def aside(path: str | Path, error: type[QirError] = OutputError) -> Generator[Path]:
     """A temporary file to write, renamed to `path` on success and removed on failure.
 
-    A link is followed: what it names is replaced.  error: the class of what is raised.
+    A link is followed: what it names is replaced.  /dev/stdout is written to, when all is there.  error: the class of
+    what is raised.
     Raises it where `path` is a folder, a device, a pipe or a socket (they are never replaced), where its folder does
     not exist, and for what the system refuses, a full disk too; the message names the file.
     """
     where = f"file {str(path)!r}"
+    if streamed(path):
+        with _stream(where, error) as part:
+            yield part
+        return
     try:
         target = regular(path, error)
         _sweep(target)
@@ -45,6 +52,32 @@ def aside(path: str | Path, error: type[QirError] = OutputError) -> Generator[Pa
             raise
     except OSError as cause:
         raise error(f"cannot be written: {cause.strerror or cause}", where=where) from cause
+
+
+STDOUT = Path("/dev/stdout")
+
+
+def streamed(path: str | Path) -> bool:
+    """Whether a path stands for the standard output, whatever that is."""
+    return str(path) == str(STDOUT)
+
+
+@contextmanager
+def _stream(where: str, error: type[QirError]) -> Generator[Path]:
+    """A temporary file, copied to the standard output on success."""
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "part"
+        part.touch()
+        yield part
+        sys.stdout.flush()
+        try:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as cause:
+            raise error(f"cannot be written: {cause.strerror or cause}", where=where) from cause
 
 
 def write_text(path: str | Path, text: str, error: type[QirError] = OutputError) -> None:

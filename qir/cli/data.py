@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qir.errors import DataError, named
-from qir.files import regular
+from qir.files import regular, streamed
 from qir.graph import Graph, Stage, Value
 from qir.io import load
 from qir.passes.calibration.data import Batches, batches
@@ -124,8 +124,14 @@ def collect(results: Iterator[Mapping[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([np.atleast_1d(p[name]) for p in parts]) for name in parts[0]}
 
 
-def writable(path: Path, *inputs: Path) -> Path:
-    """The path of a result.  Raises DataError at once, and not after an hour of work, where it cannot be written."""
+def writable(path: Path, *inputs: Path, stream: bool = True) -> Path:
+    """The path of a result.  Raises DataError at once, and not after an hour of work, where it cannot be written.
+
+    stream: it may be the standard output; what the command says goes to stderr then.
+    """
+    if stream and streamed(path):
+        show.to_stderr()
+        return path
     if path.is_dir():
         raise DataError("is a folder", where=str(path), hint="give a file name")
     if not path.parent.is_dir():

@@ -20,7 +20,7 @@ from . import data, show
 
 
 def main(args: argparse.Namespace) -> int:
-    output = data.writable(args.output or Path(f"{args.network}.{args.recipe}.onnx"))
+    output = data.writable(args.output or Path(f"{args.network}.{args.recipe}.onnx"), stream=False)
     model, images = bundled_path(args.network), digits()
     show.say(f"1. float network   {args.network}, trained on handwritten digits: {show.size(model.stat().st_size)}")
     graph = qir.load(model)

@@ -146,6 +146,11 @@ def fraction(text: str) -> float:
     return value
 
 
+def output(text: str) -> Path:
+    """A path; "-" is the standard output."""
+    return Path("/dev/stdout" if text == "-" else text)
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -287,7 +292,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _quantize(commands: Any) -> None:
     parser = _command(commands, "quantize", "quantize", "turn a float ONNX network into an integer-only one", QUANTIZE)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.onnx")
+    parser.add_argument("-o", "--output", type=output, required=True, metavar="OUT.onnx")
     parser.add_argument(
         "--recipe",
         default="w8a8",
@@ -319,8 +324,8 @@ def _quantize(commands: Any) -> None:
     )
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="calibrate with N processes (default: 1)")
     parser.add_argument("--strict", action="store_true", help="write nothing where the network has collapsed")
-    parser.add_argument("--ranges", type=Path, metavar="FILE.json", help="save the calibration ranges here")
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="save what each pass did here")
+    parser.add_argument("--ranges", type=output, metavar="FILE.json", help="save the calibration ranges here")
+    parser.add_argument("--report", type=output, metavar="FILE.json", help="save what each pass did here")
     _shape_option(parser)
     _data_options(parser, "calibration data", required=False)
 
@@ -346,7 +351,7 @@ def _bench(commands: Any) -> None:
 def _run(commands: Any) -> None:
     parser = _command(commands, "run", "run", "execute a model on data", RUN)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT.npz", help="write the outputs, an array for each")
+    parser.add_argument("-o", "--output", type=output, metavar="OUT.npz", help="write the outputs, an array for each")
     parser.add_argument(
         "--backend", choices=BACKENDS, help="default: the fastest here for an integer model, else onnxruntime"
     )
@@ -395,7 +400,7 @@ def layer_bits(text: str) -> tuple[str, str]:
 def _search(commands: Any) -> None:
     parser = _command(commands, "search", "search", "choose the bits of each layer under limits", SEARCH)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="an integer .onnx, or a recipe .toml")
+    parser.add_argument("-o", "--output", type=output, metavar="OUT", help="an integer .onnx, or a recipe .toml")
     limits = parser.add_argument_group("limits", "any combination; a number, 20G, 1.5MB, or 0.75x of all at 8 bits")
     limits.add_argument("--size", dest="size_limit", metavar="L", help="bytes of the weights")
     limits.add_argument("--bops", metavar="L", help="bit operations")
@@ -405,7 +410,7 @@ def _search(commands: Any) -> None:
     parser.add_argument(
         "--latency", metavar="TABLE.json|BACKEND", help="seconds of each layer at each choice; cpu or cuda: timed here"
     )
-    parser.add_argument("--save-latency", type=Path, metavar="FILE.json", help="save the times here")
+    parser.add_argument("--save-latency", type=output, metavar="FILE.json", help="save the times here")
     parser.add_argument("--choices", metavar="W/A,...", help="bits to choose from (default: 4/4,4/8,8/8)")
     for option, words in (("--pin", "this layer has these bits"), ("--forbid", "this layer must not have these bits")):
         parser.add_argument(
@@ -420,7 +425,7 @@ def _search(commands: Any) -> None:
     )
     parser.add_argument("--loss", choices=("cross_entropy", "mse"), default="cross_entropy", help="for the derivatives")
     parser.add_argument("--sensitivity", type=Path, metavar="FILE.json", help="measured before")
-    parser.add_argument("--save-sensitivity", type=Path, metavar="FILE.json", help="save it here")
+    parser.add_argument("--save-sensitivity", type=output, metavar="FILE.json", help="save it here")
     parser.add_argument("--recipe", default="w4a8", metavar="NAME|FILE.toml", help="for the rest (default: w4a8)")
     parser.add_argument("--strip-softmax", action="store_true", help="drop a final Softmax")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="bits, sensitivity and saving of each layer")

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from qir.errors import DataError, QuantizationError
-from qir.files import write_text
+from qir.files import streamed, write_text
 from qir.graph import Graph, Stage
 from qir.io import save, strip_border
 from qir.passes.calibration.data import Batches, batches
@@ -44,17 +44,15 @@ def main(args: argparse.Namespace) -> int:
             show.say("quantized in part: its weights keep their integers, the rest is calibrated")
         integer, report, ranges = quantized(args, recipe, graph)
         report = first + report
+    before = args.model.stat().st_size
     save(integer, output, opset=args.opset, io=args.io)
     if args.ranges and ranges is not None:
         ranges.save(args.ranges)
     if args.report:
         write_text(args.report, report.to_json() + "\n")
     tell(args, report)
-    before, after = args.model.stat().st_size, output.stat().st_size
-    show.say(
-        f"wrote {output}: integers only, {show.size(after)} (was {show.size(before)}), "
-        f"{time.perf_counter() - start:.1f} s"
-    )
+    sizes = "" if streamed(output) else f", {show.size(output.stat().st_size)} (was {show.size(before)})"
+    show.say(f"wrote {output}: integers only{sizes}, {time.perf_counter() - start:.1f} s")
     return 0
 
 

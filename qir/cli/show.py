@@ -24,10 +24,19 @@ class Escaping(logging.Formatter):
         return escaped(super().format(record), lines=True)
 
 
+_diverted = [False]
+
+
+def to_stderr(diverted: bool = True) -> None:
+    """From now on `say` speaks on stderr: a result goes to stdout."""
+    _diverted[0] = diverted
+
+
 def say(text: str = "") -> None:
     """Lines on stdout, at once: a pipe's reader sees them when it happens.  Control characters are shown, not sent."""
-    sys.stdout.write(escaped(text, lines=True) + "\n")
-    sys.stdout.flush()
+    out = sys.stderr if _diverted[0] else sys.stdout
+    out.write(escaped(text, lines=True) + "\n")
+    out.flush()
 
 
 def say_json(data: Any) -> None:

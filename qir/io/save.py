@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import set_external_data
 
 from ..errors import ModelError
-from ..files import aside, regular, under_way
+from ..files import aside, regular, streamed, under_way
 from ..graph import Graph
 from .border import strip_border
 from .export import DEFAULT_OPSET, to_onnx
@@ -41,6 +41,12 @@ def save(
     path = Path(path)
     where = f"file {str(path)!r}"
     try:
+        if streamed(path):
+            if external_data:
+                raise ModelError("is no file that could have data beside it", where=where)
+            with aside(path, ModelError) as file:
+                file.write_bytes(model.SerializeToString(deterministic=True))
+            return
         if external_data is None:
             external_data = sum(len(t.raw_data) for t in model.graph.initializer) > MAX_BYTES
         target = regular(path, ModelError)

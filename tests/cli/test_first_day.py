@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from onnx import helper
 import qir
 from qir.__main__ import main
 from qir.cli import needs
-from qir.errors import QirError
+from qir.errors import ModelError, QirError
 from qir.models import bundled_path, digits
 from qir.models.bundle import MEAN, STD
 from qir.passes.calibration.collect import collect
@@ -172,3 +174,25 @@ def test_squeeze_without_axes_keeps_a_batch_of_one(capsys: pytest.CaptureFixture
     assert main(["run", "squeeze.onnx", "--data", "x.npy", "--batch", "16", "-o", "y.npz"]) == 0, capsys.readouterr()
     with np.load("y.npz") as found:
         np.testing.assert_array_equal(found["y"], np.load("x.npy")[..., 0, 0])
+
+
+AT_HOME = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+@pytest.mark.parametrize("where", ["-", "/dev/stdout"])
+def test_a_model_goes_down_a_pipe(where: str, tmp_path: Path) -> None:
+    """Nothing but the model on stdout; what is said goes to stderr."""
+    command = [sys.executable, "-m", "qir", "quantize", str(bundled_path("digits_mobile")), "--recipe", "data_free"]
+    done = subprocess.run([*command, "-o", where], capture_output=True, check=True, cwd=tmp_path, env=AT_HOME)
+    assert qir.load(done.stdout).stage.name == "INTEGER" and b"wrote /dev/stdout: integers only" in done.stderr
+    with (tmp_path / "kept.onnx").open("wb") as file:
+        subprocess.run(
+            [*command, "-o", where], stdout=file, stderr=subprocess.DEVNULL, check=True, cwd=tmp_path, env=AT_HOME
+        )
+    assert (tmp_path / "kept.onnx").read_bytes() == done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.onnx"]
+
+
+def test_a_pipe_has_no_data_beside_it() -> None:
+    with pytest.raises(ModelError, match="is no file that could have data beside it"):
+        qir.save(qir.load(bundled_path("digits_mobile")), "/dev/stdout", external_data=True)

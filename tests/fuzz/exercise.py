@@ -119,6 +119,12 @@ def run_arrays(path: Path) -> None:
         Session(graph, "reference").run(feeds)
 
 
+def warm(path: Path) -> None:
+    """Imports, and kernels compiled."""
+    graph, _ = qir.quantize(digits(), models.digits().calibration[:8])
+    same_everywhere(graph)
+
+
 _digits: list[Graph] = []
 
 
@@ -131,5 +137,6 @@ def digits() -> Graph:
 KINDS: dict[str, Callable[[Path], object]] = {
     "model": run_model, "graph": run_graph_text, "ranges": Ranges.load, "latency": load_latency,
     "sensitivity": Sensitivity.load, "recipe": Recipe.load, "npy": run_arrays, "npz": run_arrays, "images": run_arrays,
+    "warm": warm,
 }  # fmt: skip
 SUFFIX = {"model": "onnx", "recipe": "toml", "npy": "npy", "npz": "npz", "graph": "txt", "images": ""}
