@@ -16,17 +16,9 @@ from qir.sizes import Sizes
 from qir.types import Array
 
 from ..compile.tensors import Buffer, View, assign_offsets
-from .kernels.record import (
-    AT_PANEL,
-    COUNTER_BYTES,
-    EPILOGUE_COUNT,
-    EPILOGUE_FIRST,
-    EPILOGUE_WIDTH,
-    GATE_BYTES,
-    STEP_WIDTH,
-)
+from .kernels.record import AT_PANEL, COUNTER_BYTES, GATE_BYTES
 from .planner.builder import Builder
-from .planner.encoder import encode
+from .planner.encoder import encode_plan
 from .planner.steps import SLOT_SHIFT, AnyStep, Number, PythonStep, Ref, Step
 
 SLACK = 256
@@ -94,17 +86,7 @@ class Compiled:
     def _encode(self, threads: int) -> None:
         self._constants: list[Array] = []
         native = [s for s in self.steps if isinstance(s, Step)]
-        self.program = np.zeros((len(self.steps), STEP_WIDTH), np.int64)
-        records: list[list[int]] = []
-        for index, step in enumerate(self.steps):
-            if not isinstance(step, Step):
-                continue
-            for position, number in step.fields.items():
-                self.program[index, position] = self._number(number)
-            self.program[index, EPILOGUE_FIRST] = len(records)
-            self.program[index, EPILOGUE_COUNT] = len(step.epilogue)
-            records += ([self._number(n) for n in encode(operation)] for operation in step.epilogue)
-        self.records = np.asarray(records or [[0] * EPILOGUE_WIDTH], np.int64)
+        self.program, self.records = encode_plan(self.steps, self._number)
         self.panel_bytes = -(-max((s.panel_bytes for s in native), default=0) // 64) * 64
         patch = max((s.patch_bytes for s in native), default=0)
         self.scratch_bytes = -(-(AT_PANEL + self.panel_bytes + patch + SLACK) // 4096) * 4096 if native else 64

@@ -6,33 +6,10 @@ from typing import Any
 
 from numba import njit
 
+from . import record as r
 from .epilogue import run_epilogue
 from .gemm import build_patch
 from .memory import address
-from .record import (
-    AT_PANEL,
-    AT_REGISTERS,
-    BLOCK_COLUMNS,
-    BLOCK_ROWS,
-    CHANNELS,
-    DILATION_H,
-    DILATION_W,
-    EPILOGUE_COUNT,
-    EPILOGUE_FIRST,
-    I8,
-    IMAGES,
-    KERNEL_H,
-    LD,
-    OUT_H,
-    OUT_W,
-    PATCH_W,
-    REGISTER_BYTES,
-    ROW_CHUNKS,
-    STRIDE_H,
-    STRIDE_W,
-    WEIGHTS,
-    X_DTYPE,
-)
 from .vector_ops import make_depthwise_row
 
 _row3_unsigned, _row3_signed = make_depthwise_row((3, 3), False), make_depthwise_row((3, 3), True)
@@ -42,31 +19,31 @@ _row5_unsigned, _row5_signed = make_depthwise_row((5, 5), False), make_depthwise
 @njit(nogil=True)
 def depthwise_chunk(step: Any, chunk: int, records: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
     """Some output rows of one image, all channels."""
-    blocks = step[ROW_CHUNKS] // step[IMAGES]
+    blocks = step[r.ROW_CHUNKS] // step[r.IMAGES]
     image, block = chunk // blocks, chunk % blocks
-    out_h, out_w, channels, kernel = step[OUT_H], step[OUT_W], step[CHANNELS], step[KERNEL_H]
+    out_h, out_w, channels, kernel = step[r.OUT_H], step[r.OUT_W], step[r.CHANNELS], step[r.KERNEL_H]
     oh0 = out_h * block // blocks
     ohn = out_h * (block + 1) // blocks - oh0
-    patch = scratch + AT_PANEL + panel_bytes
+    patch = scratch + r.AT_PANEL + panel_bytes
     build_patch(step, pointers, patch, image, oh0, ohn)
-    registers, ld = scratch + AT_REGISTERS, step[LD]
-    line = step[PATCH_W] * channels
+    registers, ld = scratch + r.AT_REGISTERS, step[r.LD]
+    line = step[r.PATCH_W] * channels
     row_stride, tap_stride, pixel_stride = (
-        line * step[DILATION_H],
-        channels * step[DILATION_W],
-        channels * step[STRIDE_W],
+        line * step[r.DILATION_H],
+        channels * step[r.DILATION_W],
+        channels * step[r.STRIDE_W],
     )
-    weights, signed = address(pointers, step[WEIGHTS]), step[X_DTYPE] == I8
+    weights, signed = address(pointers, step[r.WEIGHTS]), step[r.X_DTYPE] == r.I8
     block_bytes = (kernel * kernel + 1) // 2 * 64
-    pieces = (out_w + step[BLOCK_ROWS] - 1) // step[BLOCK_ROWS]
+    pieces = (out_w + step[r.BLOCK_ROWS] - 1) // step[r.BLOCK_ROWS]
     for i in range(ohn):
         for piece in range(pieces):
             j0 = out_w * piece // pieces
             jn = out_w * (piece + 1) // pieces - j0
             r0 = (image * out_h + oh0 + i) * out_w + j0
-            for c0 in range(0, channels, step[BLOCK_COLUMNS]):
-                cn = min(step[BLOCK_COLUMNS], channels - c0)
-                src = patch + i * step[STRIDE_H] * line + j0 * pixel_stride + c0
+            for c0 in range(0, channels, step[r.BLOCK_COLUMNS]):
+                cn = min(step[r.BLOCK_COLUMNS], channels - c0)
+                src = patch + i * step[r.STRIDE_H] * line + j0 * pixel_stride + c0
                 w = weights + c0 // 16 * block_bytes
                 if kernel == 3:
                     if signed:
@@ -79,11 +56,11 @@ def depthwise_chunk(step: Any, chunk: int, records: Any, pointers: Any, scratch:
                     _row5_unsigned(src, row_stride, tap_stride, pixel_stride, jn, w, registers, ld * 4, cn)
                 run_epilogue(
                     records,
-                    step[EPILOGUE_FIRST],
-                    step[EPILOGUE_COUNT],
+                    step[r.EPILOGUE_FIRST],
+                    step[r.EPILOGUE_COUNT],
                     pointers,
                     registers,
-                    REGISTER_BYTES,
+                    r.REGISTER_BYTES,
                     ld,
                     r0,
                     jn,

@@ -7,53 +7,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from . import record as r
 from .epilogue import prefetch_epilogue, run_epilogue
 from .finish import ROWS_EACH
 from .inner_product import inner_product, row_corrections
 from .intrinsics import LANES, MAX_ROWS, VECTORS, as_pointer, carray
 from .memory import address
-from .record import (
-    AT_PANEL,
-    AT_REGISTERS,
-    AT_ROWS,
-    BLOCK_COLUMNS,
-    BLOCK_ROWS,
-    CHANNELS,
-    COLUMN_CHUNKS,
-    CROSS_MULTIPLIED,
-    DILATION_H,
-    EPILOGUE_COUNT,
-    EPILOGUE_FIRST,
-    GROUPS,
-    I8,
-    IMAGES,
-    IN_H,
-    IN_W,
-    INIT,
-    KERNEL_H,
-    KERNEL_W,
-    LD,
-    OUT_H,
-    OUT_W,
-    PACKED4,
-    PAD_LEFT,
-    PAD_ROW,
-    PAD_TOP,
-    PANEL_COUNT,
-    PANELS,
-    PATCH_ELEMENT,
-    PATCH_W,
-    REGISTER_BYTES,
-    ROW_CHUNKS,
-    SEGMENT_COUNT,
-    SEGMENTS,
-    STRIDE_H,
-    STRIDE_W,
-    WEIGHTS,
-    X_DTYPE,
-    X_STRIDE,
-    X,
-)
 from .tiles import tile
 
 
@@ -101,24 +60,25 @@ def unpack4(dst: int, src: int, count: int) -> None:
 @njit(nogil=True)
 def build_patch(step: Any, pointers: Any, patch: int, image: int, oh0: int, ohn: int) -> None:
     """The input rows under output rows oh0.. of one image, padded and widened: (rows, PATCH_W, CHANNELS)."""
-    channels, in_h, in_w, width = step[CHANNELS], step[IN_H], step[IN_W], step[PATCH_W]
-    x, stride, signed = address(pointers, step[X]), step[X_STRIDE], step[X_DTYPE] == I8
-    pad = address(pointers, step[PAD_ROW])
+    channels, in_h, in_w, width = step[r.CHANNELS], step[r.IN_H], step[r.IN_W], step[r.PATCH_W]
+    x, stride, signed = address(pointers, step[r.X]), step[r.X_STRIDE], step[r.X_DTYPE] == r.I8
+    pad = address(pointers, step[r.PAD_ROW])
     # a kernel of one row (column) looks at every stride-th row only: the patch holds just those
-    row_step = step[STRIDE_H] if step[KERNEL_H] == 1 else 1
-    col_step = step[STRIDE_W] if step[KERNEL_W] == 1 else 1
-    rows = ohn if step[KERNEL_H] == 1 else (ohn - 1) * step[STRIDE_H] + (step[KERNEL_H] - 1) * step[DILATION_H] + 1
-    top = oh0 * step[STRIDE_H] - step[PAD_TOP]
-    left = step[PAD_LEFT]
-    element = step[PATCH_ELEMENT]
+    row_step = step[r.STRIDE_H] if step[r.KERNEL_H] == 1 else 1
+    col_step = step[r.STRIDE_W] if step[r.KERNEL_W] == 1 else 1
+    tall = step[r.KERNEL_H]
+    rows = ohn if tall == 1 else (ohn - 1) * step[r.STRIDE_H] + (tall - 1) * step[r.DILATION_H] + 1
+    top = oh0 * step[r.STRIDE_H] - step[r.PAD_TOP]
+    left = step[r.PAD_LEFT]
+    element = step[r.PATCH_ELEMENT]
     pixel = channels * max(element, 1)
     every = row_step == 1 and col_step == 1 and left == 0 and width == in_w and top >= 0 and top + rows <= in_h
     if every and stride == channels:
         widen_patch(patch, x + (image * in_h + top) * in_w * stride, rows * width * channels, signed, element)
         return
-    for r in range(rows):
-        ih = top + r * row_step
-        line = patch + r * width * pixel
+    for row in range(rows):
+        ih = top + row * row_step
+        line = patch + row * width * pixel
         first, last = 0, width
         if ih < 0 or ih >= in_h:
             first = last = width
@@ -149,41 +109,41 @@ def clear_end(patch: int, bytes: int) -> None:
 @njit(nogil=True)
 def gemm_chunk(step: Any, index: int, chunk: int, records: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
     """Some output rows of one image, some output channels."""
-    column_chunks = step[COLUMN_CHUNKS]
+    column_chunks = step[r.COLUMN_CHUNKS]
     row_chunk, column_chunk = chunk // column_chunks, chunk % column_chunks
-    blocks = step[ROW_CHUNKS] // step[IMAGES]
+    blocks = step[r.ROW_CHUNKS] // step[r.IMAGES]
     image, block = row_chunk // blocks, row_chunk % blocks
-    out_h, out_w = step[OUT_H], step[OUT_W]
+    out_h, out_w = step[r.OUT_H], step[r.OUT_W]
     oh0 = out_h * block // blocks
     ohn = out_h * (block + 1) // blocks - oh0
-    patch = scratch + AT_PANEL + panel_bytes
+    patch = scratch + r.AT_PANEL + panel_bytes
     key = carray(as_pointer(scratch), 2, np.int64)
-    offsets_at = scratch + AT_ROWS
+    offsets_at = scratch + r.AT_ROWS
     rows = ohn * out_w
-    cross_multiplied = step[CROSS_MULTIPLIED] != 0
-    segments, segment_count, words = address(pointers, step[SEGMENTS]), step[SEGMENT_COUNT], step[GROUPS]
+    cross_multiplied = step[r.CROSS_MULTIPLIED] != 0
+    segments, segment_count, words = address(pointers, step[r.SEGMENTS]), step[r.SEGMENT_COUNT], step[r.GROUPS]
     if key[0] != index or key[1] != row_chunk:
         build_patch(step, pointers, patch, image, oh0, ohn)
         key[0], key[1] = index, row_chunk
         offsets = carray(as_pointer(offsets_at), rows, np.int64)
-        pixel = step[CHANNELS] * max(step[PATCH_ELEMENT], 1)
-        down = 1 if step[KERNEL_H] == 1 else step[STRIDE_H]
-        right = 1 if step[KERNEL_W] == 1 else step[STRIDE_W]
+        pixel = step[r.CHANNELS] * max(step[r.PATCH_ELEMENT], 1)
+        down = 1 if step[r.KERNEL_H] == 1 else step[r.STRIDE_H]
+        right = 1 if step[r.KERNEL_W] == 1 else step[r.STRIDE_W]
         for i in range(ohn):
             for j in range(out_w):
-                offsets[i * out_w + j] = (i * down * step[PATCH_W] + j * right) * pixel
+                offsets[i * out_w + j] = (i * down * step[r.PATCH_W] + j * right) * pixel
         if cross_multiplied:
-            last_row = (ohn - 1) * down + 1 + (step[KERNEL_H] - 1) * step[DILATION_H]
-            clear_end(patch, last_row * step[PATCH_W] * pixel)
+            last_row = (ohn - 1) * down + 1 + (step[r.KERNEL_H] - 1) * step[r.DILATION_H]
+            clear_end(patch, last_row * step[r.PATCH_W] * pixel)
             row_corrections(patch, offsets_at, rows, segments, segment_count, words)
-    count = step[PANEL_COUNT]
+    count = step[r.PANEL_COUNT]
     first = count * column_chunk // column_chunks
     last = count * (column_chunk + 1) // column_chunks
-    panels = carray(as_pointer(address(pointers, step[PANELS])), (count, 5), np.int64)
-    weights = address(pointers, step[WEIGHTS])
-    init = address(pointers, step[INIT])
-    registers = scratch + AT_REGISTERS
-    ld, block_rows, block_columns = step[LD], step[BLOCK_ROWS], step[BLOCK_COLUMNS]
+    panels = carray(as_pointer(address(pointers, step[r.PANELS])), (count, 5), np.int64)
+    weights = address(pointers, step[r.WEIGHTS])
+    init = address(pointers, step[r.INIT])
+    registers = scratch + r.AT_REGISTERS
+    ld, block_rows, block_columns = step[r.LD], step[r.BLOCK_ROWS], step[r.BLOCK_COLUMNS]
     row0 = (image * out_h + oh0) * out_w
     row_blocks = (rows + block_rows - 1) // block_rows
     p = first
@@ -196,19 +156,19 @@ def gemm_chunk(step: Any, index: int, chunk: int, records: Any, pointers: Any, s
         base = weights + panels[p, 0]
         size = panels[q - 1, 0] + panels[q - 1, 4] - panels[p, 0]
         scale = 1
-        if step[PACKED4]:
-            unpack4(scratch + AT_PANEL, weights + panels[p, 0] // 2, size // 2)
-            base = scratch + AT_PANEL
+        if step[r.PACKED4]:
+            unpack4(scratch + r.AT_PANEL, weights + panels[p, 0] // 2, size // 2)
+            base = scratch + r.AT_PANEL
         elif cross_multiplied:
-            widen_panels(scratch + AT_PANEL, base, size)
-            base, scale = scratch + AT_PANEL, 2
+            widen_panels(scratch + r.AT_PANEL, base, size)
+            base, scale = scratch + r.AT_PANEL, 2
         r1 = 0
         for rb in range(row_blocks):
             # blocks of whole tiles but for the last
             r0, r1 = r1, min((rows * (rb + 1) // row_blocks + ROWS_EACH - 1) // ROWS_EACH * ROWS_EACH, rows)
             rn = r1 - r0
             tiles = (rn + MAX_ROWS - 1) // MAX_ROWS
-            prefetch_epilogue(records, step[EPILOGUE_FIRST], step[EPILOGUE_COUNT], pointers, row0 + r0, rn, c0, cn)
+            prefetch_epilogue(records, step[r.EPILOGUE_FIRST], step[r.EPILOGUE_COUNT], pointers, row0 + r0, rn, c0, cn)
             for n in range(p, q):
                 b = base + (panels[n, 0] - panels[p, 0]) * scale
                 group_segments = segments + panels[n, 3]
@@ -237,11 +197,11 @@ def gemm_chunk(step: Any, index: int, chunk: int, records: Any, pointers: Any, s
                     )
             run_epilogue(
                 records,
-                step[EPILOGUE_FIRST],
-                step[EPILOGUE_COUNT],
+                step[r.EPILOGUE_FIRST],
+                step[r.EPILOGUE_COUNT],
                 pointers,
                 registers,
-                REGISTER_BYTES,
+                r.REGISTER_BYTES,
                 ld,
                 row0 + r0,
                 rn,

@@ -9,23 +9,9 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from . import record as r
 from .intrinsics import as_pointer, carray, external
 from .memory import address, widen
-from .record import (
-    CHUNKS,
-    M_DST,
-    M_DST_STRIDES,
-    M_DTYPE,
-    M_HI,
-    M_INDICES,
-    M_LO,
-    M_SCALE,
-    M_SHAPE,
-    M_SRC,
-    M_SRC_STRIDES,
-    M_ZERO_POINT,
-    RANK,
-)
 
 
 def _rint32(_context: Any, _x: Any) -> Any:
@@ -44,8 +30,8 @@ rint32: Any = intrinsic(_rint32)
 @njit(nogil=True)
 def line_offset(step: Any, pointers: Any, line: int, which: int) -> int:
     """Byte offset of an innermost row, `line` counting all rows."""
-    rank = step[RANK]
-    shape = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)
+    rank = step[r.RANK]
+    shape = carray(as_pointer(address(pointers, step[r.M_SHAPE])), rank, np.int64)
     strides = carray(as_pointer(address(pointers, step[which])), rank, np.int64)
     at = 0
     for i in range(rank - 2, -1, -1):
@@ -56,9 +42,9 @@ def line_offset(step: Any, pointers: Any, line: int, which: int) -> int:
 
 @njit(nogil=True)
 def lines_of(step: Any, pointers: Any) -> int:
-    shape = carray(as_pointer(address(pointers, step[M_SHAPE])), step[RANK], np.int64)
+    shape = carray(as_pointer(address(pointers, step[r.M_SHAPE])), step[r.RANK], np.int64)
     n = 1
-    for i in range(step[RANK] - 1):
+    for i in range(step[r.RANK] - 1):
         n *= shape[i]
     return n
 
@@ -66,18 +52,18 @@ def lines_of(step: Any, pointers: Any) -> int:
 @njit(nogil=True)
 def quantize_chunk(step: Any, chunk: int, pointers: Any) -> None:
     """clip(rint(x / scale) + zero_point), in float32; M_SCALE: ref to a float32."""
-    rank = step[RANK]
+    rank = step[r.RANK]
     lines = lines_of(step, pointers)
-    inner = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)[rank - 1]
-    stride = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), rank, np.int64)[rank - 1]
-    src_stride = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), rank, np.int64)[rank - 1]
-    scale = carray(as_pointer(address(pointers, step[M_SCALE])), 1, np.float32)[0]
-    zero, lo, hi = np.float32(step[M_ZERO_POINT]), np.float32(step[M_LO]), np.float32(step[M_HI])
-    src, dst = address(pointers, step[M_SRC]), address(pointers, step[M_DST])
-    wide = step[M_DTYPE] >= 2
-    for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
-        x_at = src + line_offset(step, pointers, line, M_SRC_STRIDES)
-        y_at = dst + line_offset(step, pointers, line, M_DST_STRIDES)
+    inner = carray(as_pointer(address(pointers, step[r.M_SHAPE])), rank, np.int64)[rank - 1]
+    stride = carray(as_pointer(address(pointers, step[r.M_DST_STRIDES])), rank, np.int64)[rank - 1]
+    src_stride = carray(as_pointer(address(pointers, step[r.M_SRC_STRIDES])), rank, np.int64)[rank - 1]
+    scale = carray(as_pointer(address(pointers, step[r.M_SCALE])), 1, np.float32)[0]
+    zero, lo, hi = np.float32(step[r.M_ZERO_POINT]), np.float32(step[r.M_LO]), np.float32(step[r.M_HI])
+    src, dst = address(pointers, step[r.M_SRC]), address(pointers, step[r.M_DST])
+    wide = step[r.M_DTYPE] >= 2
+    for line in range(lines * chunk // step[r.CHUNKS], lines * (chunk + 1) // step[r.CHUNKS]):
+        x_at = src + line_offset(step, pointers, line, r.M_SRC_STRIDES)
+        y_at = dst + line_offset(step, pointers, line, r.M_DST_STRIDES)
         if src_stride == 4:
             x = carray(as_pointer(x_at), inner, np.float32)
             if wide:
@@ -101,17 +87,17 @@ def quantize_chunk(step: Any, chunk: int, pointers: Any) -> None:
 @njit(nogil=True)
 def dequantize_chunk(step: Any, chunk: int, pointers: Any) -> None:
     """(x - zero_point) * scale, the difference rounded to float32 first."""
-    rank = step[RANK]
+    rank = step[r.RANK]
     lines = lines_of(step, pointers)
-    inner = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)[rank - 1]
-    d_stride = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), rank, np.int64)[rank - 1]
-    s_stride = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), rank, np.int64)[rank - 1]
-    scale = carray(as_pointer(address(pointers, step[M_SCALE])), 1, np.float32)[0]
-    src, dst, code = address(pointers, step[M_SRC]), address(pointers, step[M_DST]), step[M_DTYPE]
-    zero = np.int64(step[M_ZERO_POINT])
-    for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
-        x_at = src + line_offset(step, pointers, line, M_SRC_STRIDES)
-        y_at = dst + line_offset(step, pointers, line, M_DST_STRIDES)
+    inner = carray(as_pointer(address(pointers, step[r.M_SHAPE])), rank, np.int64)[rank - 1]
+    d_stride = carray(as_pointer(address(pointers, step[r.M_DST_STRIDES])), rank, np.int64)[rank - 1]
+    s_stride = carray(as_pointer(address(pointers, step[r.M_SRC_STRIDES])), rank, np.int64)[rank - 1]
+    scale = carray(as_pointer(address(pointers, step[r.M_SCALE])), 1, np.float32)[0]
+    src, dst, code = address(pointers, step[r.M_SRC]), address(pointers, step[r.M_DST]), step[r.M_DTYPE]
+    zero = np.int64(step[r.M_ZERO_POINT])
+    for line in range(lines * chunk // step[r.CHUNKS], lines * (chunk + 1) // step[r.CHUNKS]):
+        x_at = src + line_offset(step, pointers, line, r.M_SRC_STRIDES)
+        y_at = dst + line_offset(step, pointers, line, r.M_DST_STRIDES)
         for i in range(inner):
             # the output's own place holds the widened integer for a moment
             at = y_at + i * d_stride
@@ -148,28 +134,28 @@ def _move(dst: int, d_stride: int, src: int, s_stride: int, count: int, code: in
 @njit(nogil=True)
 def copy_chunk(step: Any, chunk: int, pointers: Any) -> None:
     """A strided copy (layout changes, concatenation where it cannot be written in place, slices, splits)."""
-    rank = step[RANK]
+    rank = step[r.RANK]
     lines = lines_of(step, pointers)
-    inner = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)[rank - 1]
-    d_stride = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), rank, np.int64)[rank - 1]
-    s_stride = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), rank, np.int64)[rank - 1]
-    src, dst = address(pointers, step[M_SRC]), address(pointers, step[M_DST])
-    for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
-        x_at = src + line_offset(step, pointers, line, M_SRC_STRIDES)
-        y_at = dst + line_offset(step, pointers, line, M_DST_STRIDES)
-        _move(y_at, d_stride, x_at, s_stride, inner, step[M_DTYPE])
+    inner = carray(as_pointer(address(pointers, step[r.M_SHAPE])), rank, np.int64)[rank - 1]
+    d_stride = carray(as_pointer(address(pointers, step[r.M_DST_STRIDES])), rank, np.int64)[rank - 1]
+    s_stride = carray(as_pointer(address(pointers, step[r.M_SRC_STRIDES])), rank, np.int64)[rank - 1]
+    src, dst = address(pointers, step[r.M_SRC]), address(pointers, step[r.M_DST])
+    for line in range(lines * chunk // step[r.CHUNKS], lines * (chunk + 1) // step[r.CHUNKS]):
+        x_at = src + line_offset(step, pointers, line, r.M_SRC_STRIDES)
+        y_at = dst + line_offset(step, pointers, line, r.M_DST_STRIDES)
+        _move(y_at, d_stride, x_at, s_stride, inner, step[r.M_DTYPE])
 
 
 @njit(nogil=True)
 def gather_chunk(step: Any, chunk: int, pointers: Any) -> None:
     """y[o, i, :] = x[o, index[i], :]; M_SHAPE = (outer, count, inner) with strides; M_INDICES: ref to int64."""
-    shape = carray(as_pointer(address(pointers, step[M_SHAPE])), 3, np.int64)
-    s = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), 3, np.int64)
-    d = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), 3, np.int64)
-    index = carray(as_pointer(address(pointers, step[M_INDICES])), shape[1], np.int64)
-    src, dst = address(pointers, step[M_SRC]), address(pointers, step[M_DST])
+    shape = carray(as_pointer(address(pointers, step[r.M_SHAPE])), 3, np.int64)
+    s = carray(as_pointer(address(pointers, step[r.M_SRC_STRIDES])), 3, np.int64)
+    d = carray(as_pointer(address(pointers, step[r.M_DST_STRIDES])), 3, np.int64)
+    index = carray(as_pointer(address(pointers, step[r.M_INDICES])), shape[1], np.int64)
+    src, dst = address(pointers, step[r.M_SRC]), address(pointers, step[r.M_DST])
     lines = shape[0] * shape[1]
-    for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
+    for line in range(lines * chunk // step[r.CHUNKS], lines * (chunk + 1) // step[r.CHUNKS]):
         o, i = line // shape[1], line % shape[1]
         x_at, y_at = src + o * s[0] + index[i] * s[1], dst + o * d[0] + i * d[1]
-        _move(y_at, d[2], x_at, s[2], shape[2], step[M_DTYPE])
+        _move(y_at, d[2], x_at, s[2], shape[2], step[r.M_DTYPE])

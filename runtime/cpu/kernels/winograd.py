@@ -14,35 +14,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from . import record as r
 from .epilogue import run_epilogue
 from .gemm import build_patch, clear_end
 from .inner_product import inner_product, row_corrections
 from .intrinsics import LANES, VECTORS, as_pointer, carray
 from .memory import address
-from .record import (
-    AT_PANEL,
-    AT_REGISTERS,
-    AT_ROWS,
-    CHANNELS,
-    COLUMN_CHUNKS,
-    COLUMNS,
-    EPILOGUE_COUNT,
-    EPILOGUE_FIRST,
-    GROUPS,
-    IMAGES,
-    INIT,
-    LD,
-    OUT_H,
-    OUT_W,
-    PANEL_COUNT,
-    PANELS,
-    PATCH_W,
-    REGISTER_BYTES,
-    ROW_CHUNKS,
-    SEGMENTS,
-    WEIGHTS,
-    WINOGRAD_TILES,
-)
 from .vector_ops import winograd_input, winograd_output_0, winograd_output_1
 
 
@@ -55,31 +32,31 @@ def winograd_chunk(
     Scratch after the panel area: transformed activations (16, tiles, channels) int16, products (16, tiles of a
     strip, block columns) int32, the padded patch.
     """
-    column_chunks = step[COLUMN_CHUNKS]
+    column_chunks = step[r.COLUMN_CHUNKS]
     row_chunk, column_chunk = chunk // column_chunks, chunk % column_chunks
-    blocks = step[ROW_CHUNKS] // step[IMAGES]
+    blocks = step[r.ROW_CHUNKS] // step[r.IMAGES]
     image, block = row_chunk // blocks, row_chunk % blocks
-    out_h, out_w, channels = step[OUT_H], step[OUT_W], step[CHANNELS]
+    out_h, out_w, channels = step[r.OUT_H], step[r.OUT_W], step[r.CHANNELS]
     tall, across = (out_h + 1) // 2, (out_w + 1) // 2
     first_row = tall * block // blocks
     tile_rows = tall * (block + 1) // blocks - first_row
     tiles = tile_rows * across
     row_bytes = (channels + 15) // 16 * 32
     plane = tiles * row_bytes + 64
-    ld, strip = step[LD], step[WINOGRAD_TILES]
+    ld, strip = step[r.LD], step[r.WINOGRAD_TILES]
     product_plane = strip * ld * 4
-    v = scratch + AT_PANEL + panel_bytes
+    v = scratch + r.AT_PANEL + panel_bytes
     products = v + 16 * plane
     patch = products + 16 * product_plane
     key = carray(as_pointer(scratch), 2, np.int64)
-    offsets_at = scratch + AT_ROWS
-    segments, words = address(pointers, step[SEGMENTS]), step[GROUPS]
+    offsets_at = scratch + r.AT_ROWS
+    segments, words = address(pointers, step[r.SEGMENTS]), step[r.GROUPS]
     if key[0] != index or key[1] != row_chunk:
         build_patch(step, pointers, patch, image, 2 * first_row, 2 * tile_rows)
-        clear_end(patch, (2 * tile_rows + 2) * step[PATCH_W] * channels * 2)
+        clear_end(patch, (2 * tile_rows + 2) * step[r.PATCH_W] * channels * 2)
         key[0], key[1] = index, row_chunk
         pixel = channels * 2
-        line = step[PATCH_W] * pixel
+        line = step[r.PATCH_W] * pixel
         for i in range(tile_rows):
             for j in range(across):
                 winograd_input(
@@ -90,12 +67,12 @@ def winograd_chunk(
             for i in range(tiles):
                 offsets[position * tiles + i] = position * plane + i * row_bytes
         row_corrections(v, offsets_at, 16 * tiles, segments, 1, words)
-    count = step[PANEL_COUNT]
+    count = step[r.PANEL_COUNT]
     first, last = count * column_chunk // column_chunks, count * (column_chunk + 1) // column_chunks
-    panels = carray(as_pointer(address(pointers, step[PANELS])), (count, 5), np.int64)
-    weights, init = address(pointers, step[WEIGHTS]), address(pointers, step[INIT])
-    init_plane = (step[COLUMNS] + 15) // 16 * 64
-    registers = scratch + AT_REGISTERS
+    panels = carray(as_pointer(address(pointers, step[r.PANELS])), (count, 5), np.int64)
+    weights, init = address(pointers, step[r.WEIGHTS]), address(pointers, step[r.INIT])
+    init_plane = (step[r.COLUMNS] + 15) // 16 * 64
+    registers = scratch + r.AT_REGISTERS
     for p in range(first, last, 2):
         q = min(p + 2, last)
         c0 = panels[p, 1]
@@ -131,7 +108,8 @@ def winograd_chunk(
                     r0 = (image * out_h + oh) * out_w + 2 * j0
                     rn = min(2 * jn, out_w - 2 * j0)
                     run_epilogue(
-                        records, step[EPILOGUE_FIRST], step[EPILOGUE_COUNT], pointers, registers, REGISTER_BYTES, ld,
+                        records, step[r.EPILOGUE_FIRST], step[r.EPILOGUE_COUNT], pointers, registers,
+                        r.REGISTER_BYTES, ld,
                         r0, rn, c0, cn,
                     )  # fmt: skip
                 done += jn

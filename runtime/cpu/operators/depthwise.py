@@ -8,26 +8,7 @@ from qir.graph import Node
 from qir.types import Array
 
 from ...compile.tensors import View
-from ..kernels.record import (
-    BLOCK_COLUMNS,
-    BLOCK_ROWS,
-    CHUNKS,
-    COLUMN_CHUNKS,
-    COLUMNS,
-    DEPTHWISE,
-    DEPTHWISE_ROWS,
-    LD,
-    OP,
-    PAD_ROW,
-    PATCH_ELEMENT,
-    PATCH_W,
-    ROW_CHUNKS,
-    ROWS,
-    WEIGHTS,
-    X_DTYPE,
-    X_STRIDE,
-    X,
-)
+from ..kernels import record as r
 from ..planner.builder import Builder
 from ..planner.chain import Chain, block_of
 from ..planner.steps import Step, constant, padded, ref
@@ -63,11 +44,12 @@ def _add_rows(
     b.add(
         Step(
             {
-                OP: DEPTHWISE_ROWS, CHUNKS: window.images * blocks * column_chunks, ROWS: chain.rows, COLUMNS: channels,
-                ROW_CHUNKS: window.images * blocks, COLUMN_CHUNKS: column_chunks, BLOCK_ROWS: block_rows,
-                BLOCK_COLUMNS: block_columns, LD: ld, X: ref(view), X_STRIDE: stride, X_DTYPE: b.code(view),
-                PAD_ROW: constant(padded(pads)), WEIGHTS: constant(packed), PATCH_ELEMENT: 1,
-                PATCH_W: window.patch_width, **window.fields(),
+                r.OP: r.DEPTHWISE_ROWS, r.CHUNKS: window.images * blocks * column_chunks, r.ROWS: chain.rows,
+                r.COLUMNS: channels,
+                r.ROW_CHUNKS: window.images * blocks, r.COLUMN_CHUNKS: column_chunks, r.BLOCK_ROWS: block_rows,
+                r.BLOCK_COLUMNS: block_columns, r.LD: ld, r.X: ref(view), r.X_STRIDE: stride, r.X_DTYPE: b.code(view),
+                r.PAD_ROW: constant(padded(pads)), r.WEIGHTS: constant(packed), r.PATCH_ELEMENT: 1,
+                r.PATCH_W: window.patch_width, **window.fields(),
             },
             chain.epilogue(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
             macs=chain.rows * centred.size, weight_bytes=packed.nbytes,
@@ -97,9 +79,11 @@ def emit_depthwise(b: Builder, node: Node, window: Window, w: Array, pads: Array
     b.add(
         Step(
             {
-                OP: DEPTHWISE, CHUNKS: row_chunks, ROWS: chain.rows, COLUMNS: channels, ROW_CHUNKS: row_chunks,
-                COLUMN_CHUNKS: 1, BLOCK_ROWS: block_rows, BLOCK_COLUMNS: block_columns, LD: ld, X: ref(view),
-                X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pads)), WEIGHTS: constant(wide),
+                r.OP: r.DEPTHWISE, r.CHUNKS: row_chunks, r.ROWS: chain.rows, r.COLUMNS: channels,
+                r.ROW_CHUNKS: row_chunks,
+                r.COLUMN_CHUNKS: 1, r.BLOCK_ROWS: block_rows, r.BLOCK_COLUMNS: block_columns, r.LD: ld, r.X: ref(view),
+                r.X_STRIDE: stride, r.X_DTYPE: b.code(view), r.PAD_ROW: constant(padded(pads)),
+                r.WEIGHTS: constant(wide),
                 **window.fields(),
             },
             chain.epilogue(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)],

@@ -13,38 +13,7 @@ from qir.ops.max_pooling import lowest
 from qir.ops.windows import resolve_pads
 
 from ...compile.tensors import Buffer, View, channels_last, dense_view
-from ..kernels.record import (
-    BLOCK_COLUMNS,
-    BLOCK_ROWS,
-    CHUNKS,
-    COLUMN_CHUNKS,
-    COLUMNS,
-    DEQUANTIZE,
-    LD,
-    M_DST,
-    M_DST_STRIDES,
-    M_DTYPE,
-    M_HI,
-    M_LO,
-    M_SCALE,
-    M_SHAPE,
-    M_SRC,
-    M_SRC_STRIDES,
-    M_ZERO_POINT,
-    MAX_TAPS,
-    OP,
-    PAD_ROW,
-    POINTWISE,
-    POOL,
-    POOL_MAX,
-    QUANTIZE,
-    RANK,
-    ROW_CHUNKS,
-    ROWS,
-    X_DTYPE,
-    X_STRIDE,
-    X,
-)
+from ..kernels import record as r
 from ..planner.builder import Builder, native
 from ..planner.chain import Chain, block_of
 from ..planner.steps import Number, Step, constant, padded, ref
@@ -86,7 +55,7 @@ def emit_pointwise(b: Builder, node: Node) -> bool:
     chain.nodes.append(node)
     chain.apply(node, main, 0, 0)
     chain.grow(node.output, 0)
-    add_region(b, chain, POINTWISE, node, {})
+    add_region(b, chain, r.POINTWISE, node, {})
     return True
 
 
@@ -101,8 +70,10 @@ def add_region(
     b.add(
         Step(
             {
-                OP: op, CHUNKS: row_chunks * column_chunks, ROWS: rows, COLUMNS: columns, ROW_CHUNKS: row_chunks,
-                COLUMN_CHUNKS: column_chunks, BLOCK_ROWS: block_rows, BLOCK_COLUMNS: block_columns, LD: ld, **fields,
+                r.OP: op, r.CHUNKS: row_chunks * column_chunks, r.ROWS: rows, r.COLUMNS: columns,
+                r.ROW_CHUNKS: row_chunks,
+                r.COLUMN_CHUNKS: column_chunks, r.BLOCK_ROWS: block_rows, r.BLOCK_COLUMNS: block_columns, r.LD: ld,
+                **fields,
             },
             chain.epilogue(), [*(reads or []), *chain.reads], chain.writes,
             list(dict.fromkeys([node.name, *(n.name for n in chain.nodes)])), node.op,
@@ -120,7 +91,7 @@ def _pool(
     out_order: tuple[int, ...],
 ) -> bool:
     x = node.input(0)
-    if not native(b, x, node.output) or math.prod(window.kernel) > MAX_TAPS:
+    if not native(b, x, node.output) or math.prod(window.kernel) > r.MAX_TAPS:
         return False
     view, stride = input_rows(b, x, order)
     memory = tuple(b.shape(node.output)[a] for a in out_order)
@@ -128,10 +99,10 @@ def _pool(
     chain.grow(node.output, 0)
     pad = np.full(window.channels, fill, x.dtype.numpy)
     add_region(
-        b, chain, POOL, node,
+        b, chain, r.POOL, node,
         {
-            X: ref(view), X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pad, 64)),
-            POOL_MAX: int(take_max), **window.fields(),
+            r.X: ref(view), r.X_STRIDE: stride, r.X_DTYPE: b.code(view), r.PAD_ROW: constant(padded(pad, 64)),
+            r.POOL_MAX: int(take_max), **window.fields(),
         },
         [view],
     )  # fmt: skip
@@ -186,10 +157,10 @@ def _movement(b: Builder, op: int, source: View, target: View, node: Node, extra
     b.add(
         Step(
             {
-                OP: op, CHUNKS: b.chunks(math.prod(shape[:-1]), math.prod(shape), 8192), M_SRC: ref(source),
-                M_DST: ref(target), M_SHAPE: constant(np.asarray(shape, np.int64)),
-                M_SRC_STRIDES: constant(np.asarray(s, np.int64)), M_DST_STRIDES: constant(np.asarray(d, np.int64)),
-                M_DTYPE: code, RANK: len(shape), **extra,
+                r.OP: op, r.CHUNKS: b.chunks(math.prod(shape[:-1]), math.prod(shape), 8192), r.M_SRC: ref(source),
+                r.M_DST: ref(target), r.M_SHAPE: constant(np.asarray(shape, np.int64)),
+                r.M_SRC_STRIDES: constant(np.asarray(s, np.int64)), r.M_DST_STRIDES: constant(np.asarray(d, np.int64)),
+                r.M_DTYPE: code, r.RANK: len(shape), **extra,
             },
             [], [source], [target], [node.name], node.op,
         )
@@ -212,8 +183,8 @@ def emit_quantize(b: Builder, node: Node) -> bool:
     if grid is None or x.data is not None or x.dtype.numpy != np.float32 or kind.bits > 16:
         return False
     target = b.destination(node.output, b.preferred_order(node.output))
-    extra: dict[int, Number] = {M_SCALE: constant(grid[0]), M_ZERO_POINT: grid[1], M_LO: kind.lo, M_HI: kind.hi}
-    _movement(b, QUANTIZE, b.view(x), target, node, extra, b.code(target))
+    extra: dict[int, Number] = {r.M_SCALE: constant(grid[0]), r.M_ZERO_POINT: grid[1], r.M_LO: kind.lo, r.M_HI: kind.hi}
+    _movement(b, r.QUANTIZE, b.view(x), target, node, extra, b.code(target))
     return True
 
 
@@ -230,7 +201,7 @@ def emit_dequantize(b: Builder, node: Node) -> bool:
         target = b.destination(out, order)
     source = b.view(x)
     _movement(
-        b, DEQUANTIZE, source, target, node, {M_SCALE: constant(grid[0]), M_ZERO_POINT: grid[1]}, b.code(source)
+        b, r.DEQUANTIZE, source, target, node, {r.M_SCALE: constant(grid[0]), r.M_ZERO_POINT: grid[1]}, b.code(source)
     )  # fmt: skip
     return True
 

@@ -10,38 +10,9 @@ from qir.graph import Node, Value
 from qir.types import Array
 
 from ...compile.tensors import View, channels_last
+from ..kernels import record as r
 from ..kernels.finish import ROWS_EACH
 from ..kernels.intrinsics import ELEMENT, GROUP, MAX_ROWS, PANEL
-from ..kernels.record import (
-    BLOCK_COLUMNS,
-    BLOCK_ROWS,
-    CHUNKS,
-    COLUMN_CHUNKS,
-    COLUMNS,
-    CROSS_MULTIPLIED,
-    GEMM,
-    GROUPS,
-    INIT,
-    LD,
-    MAX_PATCH_ROWS,
-    MAX_TAPS,
-    OP,
-    PACKED4,
-    PAD_ROW,
-    PANEL_COUNT,
-    PANELS,
-    PATCH_ELEMENT,
-    PATCH_W,
-    REGISTER_BYTES,
-    ROW_CHUNKS,
-    ROWS,
-    SEGMENT_COUNT,
-    SEGMENTS,
-    WEIGHTS,
-    X_DTYPE,
-    X_STRIDE,
-    X,
-)
 from ..planner.builder import Builder
 from ..planner.chain import Chain
 from ..planner.encoder import row_stride
@@ -76,7 +47,7 @@ def emit_gemm(
     view, stride = input_rows(b, x, order)
     if window.plain:
         window = window.flattened()
-    if window.out_w > MAX_PATCH_ROWS:
+    if window.out_w > r.MAX_PATCH_ROWS:
         return False
     columns = w.shape[0]
     key = f"{node.name}/{window.patch_width if window.kernel != (1, 1) else 0}"
@@ -109,14 +80,16 @@ def emit_gemm(
     pixel = window.channels * ELEMENT
     step = Step(
         {
-            OP: GEMM, CHUNKS: window.images * blocks * column_chunks, ROWS: chain.rows, COLUMNS: columns,
-            ROW_CHUNKS: window.images * blocks, COLUMN_CHUNKS: column_chunks,
-            BLOCK_ROWS: REGISTER_BYTES // 4 // ld // WHOLE_TILES * WHOLE_TILES, BLOCK_COLUMNS: block, LD: ld,
-            CROSS_MULTIPLIED: int(cross_multiplied), INIT: constant(padded(init)),
-            X: ref(view), X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pad_row)),
-            WEIGHTS: packed.data, SEGMENTS: constant(segment_offsets(window, group, packed.twice)),
-            SEGMENT_COUNT: packed.segments, GROUPS: packed.groups, PANELS: packed.table, PANEL_COUNT: packed.panels,
-            PATCH_W: window.patch_width, PATCH_ELEMENT: PATCH_KIND, PACKED4: int(packed.nibbles), **window.fields(),
+            r.OP: r.GEMM, r.CHUNKS: window.images * blocks * column_chunks, r.ROWS: chain.rows, r.COLUMNS: columns,
+            r.ROW_CHUNKS: window.images * blocks, r.COLUMN_CHUNKS: column_chunks,
+            r.BLOCK_ROWS: r.REGISTER_BYTES // 4 // ld // WHOLE_TILES * WHOLE_TILES, r.BLOCK_COLUMNS: block, r.LD: ld,
+            r.CROSS_MULTIPLIED: int(cross_multiplied), r.INIT: constant(padded(init)),
+            r.X: ref(view), r.X_STRIDE: stride, r.X_DTYPE: b.code(view), r.PAD_ROW: constant(padded(pad_row)),
+            r.WEIGHTS: packed.data, r.SEGMENTS: constant(segment_offsets(window, group, packed.twice)),
+            r.SEGMENT_COUNT: packed.segments, r.GROUPS: packed.groups, r.PANELS: packed.table,
+            r.PANEL_COUNT: packed.panels,
+            r.PATCH_W: window.patch_width, r.PATCH_ELEMENT: PATCH_KIND, r.PACKED4: int(packed.nibbles),
+            **window.fields(),
         },
         chain.epilogue(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,
         macs=chain.rows * columns * w[0].size, weight_bytes=packed.bytes, panel_bytes=panel_bytes,
@@ -133,7 +106,7 @@ def _cut(b: Builder, window: Window, packed: Packed, columns: int) -> tuple[int,
         1, window.patch_width * window.channels * ELEMENT * (window.strides[0] if window.kernel[0] > 1 else 1)
     )
     fixed = (window.patch_rows(1) - 1) * row_bytes
-    most = max(1, min((PATCH_LIMIT - fixed) // row_bytes, MAX_PATCH_ROWS // window.out_w))
+    most = max(1, min((PATCH_LIMIT - fixed) // row_bytes, r.MAX_PATCH_ROWS // window.out_w))
     blocks = max(1, -(-window.out_h // most))
     wanted = 4 * b.threads
     # tall layers are cut by rows down to about 96 pixels, then by columns
@@ -161,7 +134,7 @@ def emit_conv(b: Builder, node: Node) -> bool:
     pads = np.broadcast_to(np.asarray(attrs["pad_value"], x.dtype.numpy), (window.channels,))
     order = channels_last(x.type.rank)
     group = attrs["group"]
-    if group == window.channels == w.shape[0] and group > 1 and math.prod(kernel) <= MAX_TAPS:
+    if group == window.channels == w.shape[0] and group > 1 and math.prod(kernel) <= r.MAX_TAPS:
         from .depthwise import emit_depthwise
 
         return emit_depthwise(b, node, window, w, pads, order)

@@ -9,19 +9,7 @@ import numpy as np
 from qir.graph import Node, Value
 
 from ...compile.tensors import View, dense_strides, dense_view, same_order
-from ..kernels.record import (
-    CHUNKS,
-    GATHER,
-    M_DST,
-    M_DST_STRIDES,
-    M_DTYPE,
-    M_INDICES,
-    M_SHAPE,
-    M_SRC,
-    M_SRC_STRIDES,
-    OP,
-    RANK,
-)
+from ..kernels import record as r
 from ..planner.builder import Builder, native
 from ..planner.steps import Step, constant, ref
 
@@ -151,11 +139,11 @@ def emit_gather(b: Builder, node: Node) -> bool:
     b.add(
         Step(
             {
-                OP: GATHER, CHUNKS: b.chunks(outer * count, outer * count * inner), M_SRC: ref(view),
-                M_DST: ref(target), M_SHAPE: constant(np.asarray([outer, count, inner], np.int64)),
-                M_SRC_STRIDES: constant(np.asarray([view.shape[at] * inner * item, inner * item, item], np.int64)),
-                M_DST_STRIDES: constant(np.asarray([count * inner * item, inner * item, item], np.int64)),
-                M_DTYPE: {1: 0, 2: 2, 4: 4}[item], RANK: 3, M_INDICES: constant(picked),
+                r.OP: r.GATHER, r.CHUNKS: b.chunks(outer * count, outer * count * inner), r.M_SRC: ref(view),
+                r.M_DST: ref(target), r.M_SHAPE: constant(np.asarray([outer, count, inner], np.int64)),
+                r.M_SRC_STRIDES: constant(np.asarray([view.shape[at] * inner * item, inner * item, item], np.int64)),
+                r.M_DST_STRIDES: constant(np.asarray([count * inner * item, inner * item, item], np.int64)),
+                r.M_DTYPE: {1: 0, 2: 2, 4: 4}[item], r.RANK: 3, r.M_INDICES: constant(picked),
             },
             [], [view], [target], [node.name], node.op,
         )

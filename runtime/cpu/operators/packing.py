@@ -10,24 +10,9 @@ import numpy as np
 from qir.graph import Value
 from qir.types import Array
 
+from ..kernels import record as r
 from ..kernels.inner_product import WORDS
 from ..kernels.intrinsics import ELEMENT, GROUP, LANES, PANEL
-from ..kernels.record import (
-    CHANNELS,
-    DILATION_H,
-    DILATION_W,
-    IMAGES,
-    IN_H,
-    IN_W,
-    KERNEL_H,
-    KERNEL_W,
-    OUT_H,
-    OUT_W,
-    PAD_LEFT,
-    PAD_TOP,
-    STRIDE_H,
-    STRIDE_W,
-)
 from ..planner.builder import Builder
 from ..planner.steps import Number, Ref, constant
 
@@ -55,10 +40,10 @@ class Window:
 
     def fields(self) -> dict[int, Number]:
         return {
-            IMAGES: self.images, CHANNELS: self.channels, IN_H: self.in_h, IN_W: self.in_w, OUT_H: self.out_h,
-            OUT_W: self.out_w, KERNEL_H: self.kernel[0], KERNEL_W: self.kernel[1], STRIDE_H: self.strides[0],
-            STRIDE_W: self.strides[1], DILATION_H: self.dilations[0], DILATION_W: self.dilations[1],
-            PAD_TOP: self.pad_top, PAD_LEFT: self.pad_left,
+            r.IMAGES: self.images, r.CHANNELS: self.channels, r.IN_H: self.in_h, r.IN_W: self.in_w, r.OUT_H: self.out_h,
+            r.OUT_W: self.out_w, r.KERNEL_H: self.kernel[0], r.KERNEL_W: self.kernel[1], r.STRIDE_H: self.strides[0],
+            r.STRIDE_W: self.strides[1], r.DILATION_H: self.dilations[0], r.DILATION_W: self.dilations[1],
+            r.PAD_TOP: self.pad_top, r.PAD_LEFT: self.pad_left,
         }  # fmt: skip
 
     @property

@@ -13,36 +13,7 @@ from qir.ops.integer_softmax import FINE, KEEP
 from qir.ops.padding import pad_widths
 
 from ...compile.tensors import View, dense_view
-from ..kernels.record import (  # fmt: skip
-    CHUNKS,
-    INTERPOLATE,
-    M_DST,
-    M_DST_STRIDES,
-    M_DTYPE,
-    M_HI,
-    M_INDICES,
-    M_LO,
-    M_OTHER,
-    M_OTHER_STRIDES,
-    M_SCALE,
-    M_SHAPE,
-    M_SRC,
-    M_SRC_STRIDES,
-    M_ZERO_POINT,
-    MASKED,
-    N_CENTRE,
-    N_EPSILON,
-    N_EXTRA,
-    N_OUT,
-    N_PERIOD,
-    N_SHIFT,
-    N_STEP,
-    NORMALIZE,
-    OP,
-    PRODUCT,
-    RANK,
-    SOFTMAX,
-)
+from ..kernels import record as r
 from ..planner.builder import Builder, native
 from ..planner.steps import Ref, Step, constant, ref
 
@@ -68,12 +39,13 @@ def emit_softmax(b: Builder, node: Node) -> bool:
     b.add(
         Step(
             {
-                OP: SOFTMAX, CHUNKS: b.chunks(lines, source.size, 2048), M_SRC: ref(source), M_DST: ref(target),
-                M_SHAPE: _vector(source.shape), M_SRC_STRIDES: _vector(source.strides),
-                M_DST_STRIDES: _vector(target.strides), M_DTYPE: b.code(source), RANK: source.rank,
-                M_SCALE: constant(np.concatenate(exponentials).astype(np.uint32)), M_INDICES: constant(reciprocals),
-                M_ZERO_POINT: node.attrs["zero_point"], M_LO: out.dtype.lo, M_HI: out.dtype.hi,
-                M_OTHER: ref(keep), M_OTHER_STRIDES: _vector(keep.strides), MASKED: int(mask is not None),
+                r.OP: r.SOFTMAX, r.CHUNKS: b.chunks(lines, source.size, 2048), r.M_SRC: ref(source),
+                r.M_DST: ref(target),
+                r.M_SHAPE: _vector(source.shape), r.M_SRC_STRIDES: _vector(source.strides),
+                r.M_DST_STRIDES: _vector(target.strides), r.M_DTYPE: b.code(source), r.RANK: source.rank,
+                r.M_SCALE: constant(np.concatenate(exponentials).astype(np.uint32)), r.M_INDICES: constant(reciprocals),
+                r.M_ZERO_POINT: node.attrs["zero_point"], r.M_LO: out.dtype.lo, r.M_HI: out.dtype.hi,
+                r.M_OTHER: ref(keep), r.M_OTHER_STRIDES: _vector(keep.strides), r.MASKED: int(mask is not None),
             },
             [], [source, *([] if mask is None else [keep])], [target], [node.name], node.op,
         )
@@ -110,15 +82,18 @@ def emit_normalize(b: Builder, node: Node) -> bool:
     b.add(
         Step(
             {
-                OP: NORMALIZE, CHUNKS: b.chunks(lines, source.size, 2048), M_SRC: ref(source), M_DST: ref(target),
-                M_SHAPE: _vector(source.shape), M_SRC_STRIDES: _vector(source.strides),
-                M_DST_STRIDES: _vector(target.strides), M_DTYPE: b.code(source), RANK: rank, N_OUT: b.code(target),
-                M_SCALE: constant(np.ascontiguousarray(np.broadcast_to(multiplier, shape).astype(np.int32))),
-                M_INDICES: constant(np.ascontiguousarray(np.broadcast_to(offset, shape).astype(np.int64))),
-                M_OTHER: constant(np.ascontiguousarray(np.asarray(constants[2], np.int64))),
-                M_ZERO_POINT: attrs["x_zero_point"], M_LO: attrs["lo"], M_HI: attrs["hi"], N_CENTRE: attrs["centre"],
-                N_EXTRA: attrs["extra"], N_EPSILON: attrs["noise"], N_SHIFT: attrs["shift"], N_PERIOD: period,
-                N_STEP: step,
+                r.OP: r.NORMALIZE, r.CHUNKS: b.chunks(lines, source.size, 2048), r.M_SRC: ref(source),
+                r.M_DST: ref(target),
+                r.M_SHAPE: _vector(source.shape), r.M_SRC_STRIDES: _vector(source.strides),
+                r.M_DST_STRIDES: _vector(target.strides), r.M_DTYPE: b.code(source), r.RANK: rank,
+                r.N_OUT: b.code(target),
+                r.M_SCALE: constant(np.ascontiguousarray(np.broadcast_to(multiplier, shape).astype(np.int32))),
+                r.M_INDICES: constant(np.ascontiguousarray(np.broadcast_to(offset, shape).astype(np.int64))),
+                r.M_OTHER: constant(np.ascontiguousarray(np.asarray(constants[2], np.int64))),
+                r.M_ZERO_POINT: attrs["x_zero_point"], r.M_LO: attrs["lo"], r.M_HI: attrs["hi"],
+                r.N_CENTRE: attrs["centre"],
+                r.N_EXTRA: attrs["extra"], r.N_EPSILON: attrs["noise"], r.N_SHIFT: attrs["shift"], r.N_PERIOD: period,
+                r.N_STEP: step,
             },
             [], [source], [target], [node.name], node.op,
         )
@@ -152,10 +127,10 @@ def emit_interpolate(b: Builder, node: Node) -> bool:
     b.add(
         Step(
             {
-                OP: INTERPOLATE, CHUNKS: b.chunks(outer * count, outer * count * inner), M_SRC: ref(view),
-                M_DST: ref(target), M_SHAPE: _vector([outer, count, inner]), M_DTYPE: b.code(view),
-                M_SRC_STRIDES: _vector([view.shape[at] * inner * item, inner * item, item]), RANK: 3,
-                M_INDICES: constant(plan),
+                r.OP: r.INTERPOLATE, r.CHUNKS: b.chunks(outer * count, outer * count * inner), r.M_SRC: ref(view),
+                r.M_DST: ref(target), r.M_SHAPE: _vector([outer, count, inner]), r.M_DTYPE: b.code(view),
+                r.M_SRC_STRIDES: _vector([view.shape[at] * inner * item, inner * item, item]), r.RANK: 3,
+                r.M_INDICES: constant(plan),
             },
             [], [view], [target], [node.name], node.op,
         )
@@ -180,14 +155,14 @@ def emit_product(b: Builder, node: Node) -> bool:
     b.add(
         Step(
             {
-                OP: PRODUCT, CHUNKS: b.chunks(lines, lines * depth * columns, 65536), M_SRC: ref(left),
-                M_OTHER: ref(right), M_DST: ref(target), RANK: len(a_shape) + 1,
-                M_SHAPE: _vector([*a_shape[:-2], rows, depth, columns]),
-                M_SRC_STRIDES: _vector([*left.strides, 0]),
-                M_OTHER_STRIDES: _vector([*right.strides[:-2], 0, *right.strides[-2:]]),
-                M_DST_STRIDES: _vector([*target.strides[:-1], 0, target.strides[-1]]),
-                M_DTYPE: int(x.dtype.is_signed) + 2 * int(y.dtype.is_signed),
-                M_ZERO_POINT: node.attrs["a_zero_point"], M_LO: node.attrs["b_zero_point"],
+                r.OP: r.PRODUCT, r.CHUNKS: b.chunks(lines, lines * depth * columns, 65536), r.M_SRC: ref(left),
+                r.M_OTHER: ref(right), r.M_DST: ref(target), r.RANK: len(a_shape) + 1,
+                r.M_SHAPE: _vector([*a_shape[:-2], rows, depth, columns]),
+                r.M_SRC_STRIDES: _vector([*left.strides, 0]),
+                r.M_OTHER_STRIDES: _vector([*right.strides[:-2], 0, *right.strides[-2:]]),
+                r.M_DST_STRIDES: _vector([*target.strides[:-1], 0, target.strides[-1]]),
+                r.M_DTYPE: int(x.dtype.is_signed) + 2 * int(y.dtype.is_signed),
+                r.M_ZERO_POINT: node.attrs["a_zero_point"], r.M_LO: node.attrs["b_zero_point"],
             },
             [], [left, right], [target], [node.name], node.op, macs=lines * depth * columns,
         )

@@ -10,32 +10,9 @@ from qir.graph import Node
 from qir.types import Array
 
 from ...compile.tensors import View
+from ..kernels import record as r
 from ..kernels.inner_product import WORDS
 from ..kernels.intrinsics import GROUP, LANES, PANEL
-from ..kernels.record import (
-    CHUNKS,
-    COLUMN_CHUNKS,
-    COLUMNS,
-    GROUPS,
-    INIT,
-    LD,
-    MAX_PATCH_ROWS,
-    OP,
-    PAD_ROW,
-    PANEL_COUNT,
-    PANELS,
-    PATCH_ELEMENT,
-    PATCH_W,
-    ROW_CHUNKS,
-    ROWS,
-    SEGMENTS,
-    WEIGHTS,
-    WINOGRAD,
-    WINOGRAD_TILES,
-    X_DTYPE,
-    X_STRIDE,
-    X,
-)
 from ..planner.builder import Builder
 from ..planner.chain import Chain
 from ..planner.steps import Step, constant, padded, ref
@@ -58,7 +35,8 @@ def suits(node: Node, window: Window, w: Array, group: int) -> bool:
     tiles = -(-window.out_h // 2) * -(-window.out_w // 2)
     fits = (
         window.kernel == (3, 3) and window.strides == (1, 1) and window.dilations == (1, 1) and group == 1
-        and window.channels >= 16 and w.shape[0] >= 16 and tiles >= LEAST_TILES and window.out_w <= MAX_PATCH_ROWS // 8
+        and window.channels >= 16 and w.shape[0] >= 16 and tiles >= LEAST_TILES
+        and window.out_w <= r.MAX_PATCH_ROWS // 8
     )  # fmt: skip
     if not fits or node.input(1).dtype.bits == 4:
         return False
@@ -118,7 +96,7 @@ def emit(
     tall, across = -(-window.out_h // 2), -(-window.out_w // 2)
     row_bytes = -(-window.channels // 16) * 32
     # a chunk has a number for each position of each tile
-    most = max(1, min(SPACE // (16 * row_bytes), MAX_PATCH_ROWS // 16) // across)
+    most = max(1, min(SPACE // (16 * row_bytes), r.MAX_PATCH_ROWS // 16) // across)
     blocks, wanted = -(-tall // most), -(-4 * b.threads // window.images)
     if packed.bytes <= WEIGHTS_STAY:
         blocks = max(blocks, min(wanted, tall))
@@ -135,12 +113,13 @@ def emit(
     b.add(
         Step(
             {
-                OP: WINOGRAD, CHUNKS: window.images * blocks * column_chunks, ROWS: chain.rows, COLUMNS: w.shape[0],
-                ROW_CHUNKS: window.images * blocks, COLUMN_CHUNKS: column_chunks, LD: ld, X: ref(view),
-                X_STRIDE: stride, X_DTYPE: b.code(view), PAD_ROW: constant(padded(pads)), WEIGHTS: packed.data,
-                SEGMENTS: constant(np.zeros(1, np.int64)),
-                INIT: constant(wrapped(-packed.cross_multiplied)), GROUPS: packed.groups, PANELS: packed.table,
-                PANEL_COUNT: packed.panels, PATCH_W: width, PATCH_ELEMENT: 2, WINOGRAD_TILES: strip,
+                r.OP: r.WINOGRAD, r.CHUNKS: window.images * blocks * column_chunks, r.ROWS: chain.rows,
+                r.COLUMNS: w.shape[0],
+                r.ROW_CHUNKS: window.images * blocks, r.COLUMN_CHUNKS: column_chunks, r.LD: ld, r.X: ref(view),
+                r.X_STRIDE: stride, r.X_DTYPE: b.code(view), r.PAD_ROW: constant(padded(pads)), r.WEIGHTS: packed.data,
+                r.SEGMENTS: constant(np.zeros(1, np.int64)),
+                r.INIT: constant(wrapped(-packed.cross_multiplied)), r.GROUPS: packed.groups, r.PANELS: packed.table,
+                r.PANEL_COUNT: packed.panels, r.PATCH_W: width, r.PATCH_ELEMENT: 2, r.WINOGRAD_TILES: strip,
                 **window.fields(),
             },
             chain.epilogue(), [view, *chain.reads], chain.writes, [node.name, *(n.name for n in chain.nodes)], node.op,

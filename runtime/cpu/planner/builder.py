@@ -16,19 +16,7 @@ from qir.sizes import Sizes, dim_at
 from qir.types import Array
 
 from ...compile.tensors import Buffer, View, channels_last, dense_view, same_order
-from ..kernels.record import (
-    CHUNKS,
-    COPY,
-    DTYPE_CODE,
-    M_DST,
-    M_DST_STRIDES,
-    M_DTYPE,
-    M_SHAPE,
-    M_SRC,
-    M_SRC_STRIDES,
-    OP,
-    RANK,
-)
+from ..kernels import record as r
 from .steps import AnyStep, PythonStep, Step, constant, ref
 
 WINDOWED = ("qir.Conv", "qir.SumPool", "MaxPool")
@@ -147,10 +135,10 @@ class Builder:
         shape, s, d = _merged(target.shape, source.strides, target.strides)
         step = Step(
             {
-                OP: COPY, CHUNKS: self.chunks(math.prod(shape[:-1]), target.size), M_SRC: ref(source),
-                M_DST: ref(target), M_SHAPE: constant(np.asarray(shape, np.int64)),
-                M_SRC_STRIDES: constant(np.asarray(s, np.int64)), M_DST_STRIDES: constant(np.asarray(d, np.int64)),
-                M_DTYPE: {1: 0, 2: 2, 4: 4}[target.dtype.itemsize], RANK: len(shape),
+                r.OP: r.COPY, r.CHUNKS: self.chunks(math.prod(shape[:-1]), target.size), r.M_SRC: ref(source),
+                r.M_DST: ref(target), r.M_SHAPE: constant(np.asarray(shape, np.int64)),
+                r.M_SRC_STRIDES: constant(np.asarray(s, np.int64)), r.M_DST_STRIDES: constant(np.asarray(d, np.int64)),
+                r.M_DTYPE: {1: 0, 2: 2, 4: 4}[target.dtype.itemsize], r.RANK: len(shape),
             },
             reads=[source], writes=[target], nodes=nodes, op="Copy",
         )  # fmt: skip
@@ -189,7 +177,7 @@ class Builder:
             self.done.add(node)
 
     def code(self, view: View) -> int:
-        return DTYPE_CODE[view.dtype.name]
+        return r.DTYPE_CODE[view.dtype.name]
 
     def with_dtype(self, view: View, dtype: np.dtype[np.generic]) -> View:
         return replace(view, dtype=dtype)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from qir.dyadic import Int64
+from qir.types import Array
 
 from ...compile.micro_operations import (
     HIGH_WORD,
@@ -24,7 +25,7 @@ from ...compile.micro_operations import (
 from ...compile.tensors import View
 from ..kernels import record as r
 from .joined import AddMemory, Finish, RescaleStore
-from .steps import Number, constant, padded, ref
+from .steps import AnyStep, Number, Step, constant, padded, ref
 
 Fields = dict[int, Number]
 
@@ -35,6 +36,18 @@ def encode(operation: MicroOperation) -> list[Number]:
     for position, number in ENCODERS[type(operation)](operation).items():
         record[position] = number
     return record
+
+
+def encode_plan(steps: Sequence[AnyStep], number: Callable[[Number], int]) -> tuple[Array, Array]:
+    """(steps, one row each; records of their epilogues) as int64 arrays.  number: what an address is by now."""
+    program, records = np.zeros((len(steps), r.STEP_WIDTH), np.int64), list[list[int]]()
+    for index, step in enumerate(steps):
+        if isinstance(step, Step):
+            span = {r.EPILOGUE_FIRST: len(records), r.EPILOGUE_COUNT: len(step.epilogue)}
+            for position, value in {**step.fields, **span}.items():
+                program[index, position] = number(value)
+            records += ([number(n) for n in encode(operation)] for operation in step.epilogue)
+    return program, np.asarray(records or [[0] * r.EPILOGUE_WIDTH], np.int64)
 
 
 def row_stride(view: View) -> int:

@@ -14,42 +14,13 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
+from ..kernels import record as r
 from ..kernels.depthwise import depthwise_chunk
 from ..kernels.epilogue import run_epilogue
 from ..kernels.gemm import gemm_chunk
 from ..kernels.intrinsics import as_pointer, atomic_load, carray, fetch_add, pause
 from ..kernels.movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
 from ..kernels.pooling import depthwise_region, pool_region
-from ..kernels.record import (
-    AT_INSIDE,
-    AT_REGISTERS,
-    BLOCK_COLUMNS,
-    BLOCK_ROWS,
-    CHUNKS,
-    COLUMN_CHUNKS,
-    COLUMNS,
-    COPY,
-    COUNTER_BYTES,
-    DEPTHWISE,
-    DEPTHWISE_ROWS,
-    DEQUANTIZE,
-    EPILOGUE_COUNT,
-    EPILOGUE_FIRST,
-    GATHER,
-    GEMM,
-    INTERPOLATE,
-    LD,
-    NORMALIZE,
-    OP,
-    POOL,
-    PRODUCT,
-    QUANTIZE,
-    REGISTER_BYTES,
-    ROW_CHUNKS,
-    ROWS,
-    SOFTMAX,
-    WINOGRAD,
-)
 from ..kernels.rows.normalize import normalize_chunk
 from ..kernels.rows.rowwise import interpolate_chunk, product_chunk, softmax_chunk
 from ..kernels.winograd import winograd_chunk
@@ -63,52 +34,53 @@ sched_yield: Any = types.ExternalFunction("sched_yield", types.int32())
 @njit(nogil=True)
 def region_chunk(step: Any, chunk: int, records: Any, pointers: Any, scratch: int) -> None:
     """Rows and columns of a chunk, block by block: head, then epilogue."""
-    rows, columns, per_row = step[ROWS], step[COLUMNS], step[COLUMN_CHUNKS]
+    rows, columns, per_row = step[r.ROWS], step[r.COLUMNS], step[r.COLUMN_CHUNKS]
     row_chunk, column_chunk = chunk // per_row, chunk % per_row
-    r_first, r_last = rows * row_chunk // step[ROW_CHUNKS], rows * (row_chunk + 1) // step[ROW_CHUNKS]
+    r_first, r_last = rows * row_chunk // step[r.ROW_CHUNKS], rows * (row_chunk + 1) // step[r.ROW_CHUNKS]
     # column chunks begin at multiples of 16: vector constants are laid out in such groups
     units = (columns + 15) // 16
     c_first = units * column_chunk // per_row * 16
     c_last = min(units * (column_chunk + 1) // per_row * 16, columns)
-    op = step[OP]
-    for r0 in range(r_first, r_last, step[BLOCK_ROWS]):
-        rn = min(step[BLOCK_ROWS], r_last - r0)
-        for c0 in range(c_first, c_last, step[BLOCK_COLUMNS]):
-            cn = min(step[BLOCK_COLUMNS], c_last - c0)
-            if op == DEPTHWISE:
+    op = step[r.OP]
+    for r0 in range(r_first, r_last, step[r.BLOCK_ROWS]):
+        rn = min(step[r.BLOCK_ROWS], r_last - r0)
+        for c0 in range(c_first, c_last, step[r.BLOCK_COLUMNS]):
+            cn = min(step[r.BLOCK_COLUMNS], c_last - c0)
+            if op == r.DEPTHWISE:
                 depthwise_region(step, pointers, scratch, r0, rn, c0, cn)
-            elif op == POOL:
+            elif op == r.POOL:
                 pool_region(step, pointers, scratch, r0, rn, c0, cn)
             run_epilogue(
-                records, step[EPILOGUE_FIRST], step[EPILOGUE_COUNT], pointers, scratch + AT_REGISTERS, REGISTER_BYTES,
-                step[LD], r0, rn, c0, cn,
+                records, step[r.EPILOGUE_FIRST], step[r.EPILOGUE_COUNT], pointers, scratch + r.AT_REGISTERS,
+                r.REGISTER_BYTES,
+                step[r.LD], r0, rn, c0, cn,
             )  # fmt: skip
 
 
 @njit(nogil=True)
 def run_chunk(step: Any, index: int, chunk: int, records: Any, pointers: Any, scratch: int, panel_bytes: int) -> None:
-    op = step[OP]
-    if op == GEMM:
+    op = step[r.OP]
+    if op == r.GEMM:
         gemm_chunk(step, index, chunk, records, pointers, scratch, panel_bytes)
-    elif op == DEPTHWISE_ROWS:
+    elif op == r.DEPTHWISE_ROWS:
         depthwise_chunk(step, chunk, records, pointers, scratch, panel_bytes)
-    elif op == WINOGRAD:
+    elif op == r.WINOGRAD:
         winograd_chunk(step, index, chunk, records, pointers, scratch, panel_bytes)
-    elif op == QUANTIZE:
+    elif op == r.QUANTIZE:
         quantize_chunk(step, chunk, pointers)
-    elif op == DEQUANTIZE:
+    elif op == r.DEQUANTIZE:
         dequantize_chunk(step, chunk, pointers)
-    elif op == COPY:
+    elif op == r.COPY:
         copy_chunk(step, chunk, pointers)
-    elif op == GATHER:
+    elif op == r.GATHER:
         gather_chunk(step, chunk, pointers)
-    elif op == SOFTMAX:
+    elif op == r.SOFTMAX:
         softmax_chunk(step, chunk, pointers)
-    elif op == NORMALIZE:
+    elif op == r.NORMALIZE:
         normalize_chunk(step, chunk, pointers)
-    elif op == INTERPOLATE:
+    elif op == r.INTERPOLATE:
         interpolate_chunk(step, chunk, pointers)
-    elif op == PRODUCT:
+    elif op == r.PRODUCT:
         product_chunk(step, chunk, pointers)
     else:
         region_chunk(step, chunk, records, pointers, scratch)
@@ -148,16 +120,16 @@ def _build(digest: int) -> Any:
         caller: bool,
     ) -> int:
         if not caller:
-            fetch_add(gate + AT_INSIDE, 1)
+            fetch_add(gate + r.AT_INSIDE, 1)
             if not atomic_load(gate):
-                fetch_add(gate + AT_INSIDE, -1)
+                fetch_add(gate + r.AT_INSIDE, -1)
                 return digest
         key = carray(as_pointer(scratch), 2, np.int64)
         key[0] = -1
         for index in range(atomic_load(gate + 8), atomic_load(gate + 16)):
             step = program[index]
-            chunks = step[CHUNKS]
-            counter = counters + index * COUNTER_BYTES
+            chunks = step[r.CHUNKS]
+            counter = counters + index * r.COUNTER_BYTES
             while True:
                 chunk = fetch_add(counter, 1)
                 if chunk >= chunks:
@@ -170,10 +142,10 @@ def _build(digest: int) -> Any:
         if caller:
             set_gate(gate, 0)
             spins = 0
-            while atomic_load(gate + AT_INSIDE):
+            while atomic_load(gate + r.AT_INSIDE):
                 spins = wait_a_little(spins)
         else:
-            fetch_add(gate + AT_INSIDE, -1)
+            fetch_add(gate + r.AT_INSIDE, -1)
         return digest
 
     return execute

@@ -7,30 +7,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from .. import record as r
 from ..intrinsics import as_pointer, carray
 from ..memory import address
 from ..movement import line_offset, lines_of
-from ..record import (  # fmt: skip
-    CHUNKS,
-    I8,
-    I16,
-    M_DST,
-    M_DST_STRIDES,
-    M_DTYPE,
-    M_HI,
-    M_INDICES,
-    M_LO,
-    M_OTHER,
-    M_OTHER_STRIDES,
-    M_SCALE,
-    M_SHAPE,
-    M_SRC,
-    M_SRC_STRIDES,
-    M_ZERO_POINT,
-    MASKED,
-    RANK,
-    U8,
-)
 
 DROPPED = -65536
 """Below what 16 bits hold: where a mask drops an element."""
@@ -43,23 +23,27 @@ def softmax_chunk(step: Any, chunk: int, pointers: Any) -> None:
     M_SCALE: ref to the tables of exponentials (uint32), that of the low bytes behind that of the high ones for 16 bits.
     M_INDICES: ref to the reciprocals (int64).  M_OTHER, M_OTHER_STRIDES: the mask, where MASKED.
     """
-    rank = step[RANK]
+    rank = step[r.RANK]
     lines = lines_of(step, pointers)
-    n = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)[rank - 1]
-    d_stride = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), rank, np.int64)[rank - 1]
-    s_stride = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), rank, np.int64)[rank - 1]
-    k_stride = carray(as_pointer(address(pointers, step[M_OTHER_STRIDES])), rank, np.int64)[rank - 1]
-    exps = carray(as_pointer(address(pointers, step[M_SCALE])), 512, np.uint32)
-    reciprocals = carray(as_pointer(address(pointers, step[M_INDICES])), 256, np.int64)
-    src, dst, mask = address(pointers, step[M_SRC]), address(pointers, step[M_DST]), address(pointers, step[M_OTHER])
-    code, masked = step[M_DTYPE], step[MASKED] != 0
-    zero, lo, hi = np.int32(step[M_ZERO_POINT]), np.int32(step[M_LO]), np.int32(step[M_HI])
+    n = carray(as_pointer(address(pointers, step[r.M_SHAPE])), rank, np.int64)[rank - 1]
+    d_stride = carray(as_pointer(address(pointers, step[r.M_DST_STRIDES])), rank, np.int64)[rank - 1]
+    s_stride = carray(as_pointer(address(pointers, step[r.M_SRC_STRIDES])), rank, np.int64)[rank - 1]
+    k_stride = carray(as_pointer(address(pointers, step[r.M_OTHER_STRIDES])), rank, np.int64)[rank - 1]
+    exps = carray(as_pointer(address(pointers, step[r.M_SCALE])), 512, np.uint32)
+    reciprocals = carray(as_pointer(address(pointers, step[r.M_INDICES])), 256, np.int64)
+    src, dst, mask = (
+        address(pointers, step[r.M_SRC]),
+        address(pointers, step[r.M_DST]),
+        address(pointers, step[r.M_OTHER]),
+    )
+    code, masked = step[r.M_DTYPE], step[r.MASKED] != 0
+    zero, lo, hi = np.int32(step[r.M_ZERO_POINT]), np.int32(step[r.M_LO]), np.int32(step[r.M_HI])
     row, e = np.empty(n, np.int32), np.empty(n, np.uint32)
-    for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
-        read_row(row, src + line_offset(step, pointers, line, M_SRC_STRIDES), s_stride, code)
+    for line in range(lines * chunk // step[r.CHUNKS], lines * (chunk + 1) // step[r.CHUNKS]):
+        read_row(row, src + line_offset(step, pointers, line, r.M_SRC_STRIDES), s_stride, code)
         if masked:
-            _drop(row, mask + line_offset(step, pointers, line, M_OTHER_STRIDES), k_stride)
-        total = np.int64(_exponentials(e, row, exps, code > I8))
+            _drop(row, mask + line_offset(step, pointers, line, r.M_OTHER_STRIDES), k_stride)
+        total = np.int64(_exponentials(e, row, exps, code > r.I8))
         p = np.int64(0)
         for k in range(17, 31):
             if total >= np.int64(1) << k:
@@ -68,7 +52,7 @@ def softmax_chunk(step: Any, chunk: int, pointers: Any) -> None:
         r0 = reciprocals[(u >> 22) & 255]
         t = (u * r0) >> 30
         r1 = (r0 * ((np.int64(1) << 32) - t)) >> 31  # below 2^32: 2^61 / u, and u is at least 2^30
-        at = dst + line_offset(step, pointers, line, M_DST_STRIDES)
+        at = dst + line_offset(step, pointers, line, r.M_DST_STRIDES)
         if d_stride == 1:
             _shares(carray(as_pointer(at), n, np.uint8), e, np.uint32(r1), np.uint64(39 + p), zero, lo, hi)
         else:
@@ -122,11 +106,11 @@ def _shares(y: Any, e: Any, r1: Any, shift: Any, zero: Any, lo: Any, hi: Any) ->
 @njit(nogil=True)
 def read_row(row: Any, at: int, stride: int, code: int) -> None:
     """Elements `stride` bytes apart, as int32."""
-    if code == I8:
+    if code == r.I8:
         _take(row, carray(as_pointer(at), (len(row) - 1) * stride + 1, np.int8), stride)
-    elif code == U8:
+    elif code == r.U8:
         _take(row, carray(as_pointer(at), (len(row) - 1) * stride + 1, np.uint8), stride)
-    elif code == I16:
+    elif code == r.I16:
         _take(row, carray(as_pointer(at), (len(row) - 1) * (stride >> 1) + 1, np.int16), stride >> 1)
     else:
         _take(row, carray(as_pointer(at), (len(row) - 1) * (stride >> 1) + 1, np.uint16), stride >> 1)
@@ -154,13 +138,13 @@ def interpolate_chunk(step: Any, chunk: int, pointers: Any) -> None:
 
     M_SHAPE: (outer, count, inner), contiguous; M_INDICES: ref to int64 (4, count): indices and weights.
     """
-    shape = carray(as_pointer(address(pointers, step[M_SHAPE])), 3, np.int64)
-    s = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), 3, np.int64)
-    count, inner, code = shape[1], shape[2], step[M_DTYPE]
-    plan = carray(as_pointer(address(pointers, step[M_INDICES])), (4, count), np.int64)
-    src, dst = address(pointers, step[M_SRC]), address(pointers, step[M_DST])
+    shape = carray(as_pointer(address(pointers, step[r.M_SHAPE])), 3, np.int64)
+    s = carray(as_pointer(address(pointers, step[r.M_SRC_STRIDES])), 3, np.int64)
+    count, inner, code = shape[1], shape[2], step[r.M_DTYPE]
+    plan = carray(as_pointer(address(pointers, step[r.M_INDICES])), (4, count), np.int64)
+    src, dst = address(pointers, step[r.M_SRC]), address(pointers, step[r.M_DST])
     lines = shape[0] * count
-    for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
+    for line in range(lines * chunk // step[r.CHUNKS], lines * (chunk + 1) // step[r.CHUNKS]):
         o, i = line // count, line % count
         a, b = src + o * s[0] + plan[0, i] * s[1], src + o * s[0] + plan[1, i] * s[1]
         w0, w1 = plan[2, i], plan[3, i]
@@ -198,20 +182,20 @@ def product_chunk(step: Any, chunk: int, pointers: Any) -> None:
 
     M_DTYPE: 1 where a is signed, plus 2 where b is; M_ZERO_POINT, M_LO: zero points of a and b.
     """
-    rank = step[RANK]
-    shape = carray(as_pointer(address(pointers, step[M_SHAPE])), rank, np.int64)
-    sa = carray(as_pointer(address(pointers, step[M_SRC_STRIDES])), rank, np.int64)
-    sb = carray(as_pointer(address(pointers, step[M_OTHER_STRIDES])), rank, np.int64)
-    sd = carray(as_pointer(address(pointers, step[M_DST_STRIDES])), rank, np.int64)
-    a, b, d = address(pointers, step[M_SRC]), address(pointers, step[M_OTHER]), address(pointers, step[M_DST])
+    rank = step[r.RANK]
+    shape = carray(as_pointer(address(pointers, step[r.M_SHAPE])), rank, np.int64)
+    sa = carray(as_pointer(address(pointers, step[r.M_SRC_STRIDES])), rank, np.int64)
+    sb = carray(as_pointer(address(pointers, step[r.M_OTHER_STRIDES])), rank, np.int64)
+    sd = carray(as_pointer(address(pointers, step[r.M_DST_STRIDES])), rank, np.int64)
+    a, b, d = address(pointers, step[r.M_SRC]), address(pointers, step[r.M_OTHER]), address(pointers, step[r.M_DST])
     rows, depth, columns = shape[rank - 3], shape[rank - 2], shape[rank - 1]
-    a_signed, b_signed = step[M_DTYPE] & 1 != 0, step[M_DTYPE] & 2 != 0
-    za, zb = step[M_ZERO_POINT], step[M_LO]
+    a_signed, b_signed = step[r.M_DTYPE] & 1 != 0, step[r.M_DTYPE] & 2 != 0
+    za, zb = step[r.M_ZERO_POINT], step[r.M_LO]
     batches = 1
     for i in range(rank - 3):
         batches *= shape[i]
     lines = batches * rows
-    for line in range(lines * chunk // step[CHUNKS], lines * (chunk + 1) // step[CHUNKS]):
+    for line in range(lines * chunk // step[r.CHUNKS], lines * (chunk + 1) // step[r.CHUNKS]):
         row, batch = line % rows, line // rows
         a_at, b_at, d_at = a + row * sa[rank - 3], b, d + row * sd[rank - 3]
         for i in range(rank - 4, -1, -1):
