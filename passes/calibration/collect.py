@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 
 from qir.errors import DataError, QirError
-from qir.graph import Graph
+from qir.graph import Graph, Value
 from qir.io import load, to_onnx
 from qir.running import session
 from qir.types import Array
@@ -107,12 +107,12 @@ def _sane(interval: Interval) -> Interval:
     return (float(lo), float(hi)) if lo <= hi else (float(hi), float(lo))
 
 
-def channel_axes(graph: Graph, names: Iterable[str]) -> dict[str, int]:
-    """Axis of the channels: 1, but the last one where a MatMul (or a Gemm) reads the tensor.
+def channel_axes(graph: Graph, names: Iterable[str]) -> dict[str, int | None]:
+    """Axis of the channels (None: all are one): 1, but the last one where a MatMul (or a Gemm) reads the tensor.
 
     Of an input: the one along which what reads it weighs it.
     """
-    axes: dict[str, int] = {}
+    axes: dict[str, int | None] = {}
     for name in names:
         value = graph.value(name)
         users = {node.op for node, _ in value.uses()}
@@ -121,7 +121,16 @@ def channel_axes(graph: Graph, names: Iterable[str]) -> dict[str, int]:
             own = {feature_axis(node, index) for node, index in value.uses()}
             axis = own.pop() if len(own) == 1 else None
             axes[name] = axes[name] if axis is None else axis
+        axes[name] = _fixed_axis(value, axes[name])
     return axes
+
+
+def _fixed_axis(value: Value, axis: int | None) -> int | None:
+    """The axis, or the last one of a fixed size where its own is open; None where there is none."""
+    shape = value.shape
+    if len(shape) < 2 or axis is None or isinstance(shape[axis], int):
+        return axis
+    return next((i for i in range(len(shape) - 1, 0, -1) if isinstance(shape[i], int)), None)
 
 
 def logits(graph: Graph, names: Iterable[str]) -> frozenset[str]:
@@ -135,7 +144,7 @@ class _Watcher:
     """A session whose run yields the statistics of one batch."""
 
     def __init__(
-        self, graph: Graph, names: Sequence[str], axes: Mapping[str, int], rows: frozenset[str], threads: int = 0
+        self, graph: Graph, names: Sequence[str], axes: Mapping[str, int | None], rows: frozenset[str], threads: int = 0
     ) -> None:
         self.session = session(graph, backend="onnxruntime", threads=threads)
         self.names, self.axes, self.rows = list(names), axes, rows
@@ -147,7 +156,7 @@ class _Watcher:
         return part
 
 
-Job = tuple[str, bytes, tuple[str, ...], Mapping[str, int], frozenset[str]]
+Job = tuple[str, bytes, tuple[str, ...], Mapping[str, int | None], frozenset[str]]
 
 _watchers: dict[tuple[str, tuple[str, ...]], _Watcher] = {}
 """In a worker: the one session it has open, by model digest and names."""

@@ -37,7 +37,7 @@ class TensorStatistics:
     rows: the first rows, kept whole where asked for.
     """
 
-    axis: int = 1
+    axis: int | None = 1
     keep_rows: bool = False
     count: int = 0
     samples: int = 0
@@ -61,7 +61,9 @@ class TensorStatistics:
             return
         x = np.asarray(x, dtype=np.float32)
         x = x.reshape(1, -1) if x.ndim < 2 else x
-        axis = self.axis % x.ndim or x.ndim - 1
+        if self.axis is None:
+            x = x.reshape(len(x), 1, -1)
+        axis = 1 if self.axis is None else self.axis % x.ndim or x.ndim - 1
         flat = x.reshape(len(x), -1)
         lo_each, hi_each, sums, squares = _by_channel(x, axis)
         lo_sample, hi_sample = lo_each.min(axis=1), hi_each.max(axis=1)
@@ -176,7 +178,9 @@ class Statistics(Mapping[str, TensorStatistics]):
     def __len__(self) -> int:
         return len(self._tensors)
 
-    def update(self, values: Mapping[str, Array], axes: Mapping[str, int], rows: frozenset[str], samples: int) -> None:
+    def update(
+        self, values: Mapping[str, Array], axes: Mapping[str, int | None], rows: frozenset[str], samples: int
+    ) -> None:
         """See one batch: `values` by name, their channel axes (1 where absent), which keep whole rows."""
         for name, value in values.items():
             if name not in self._tensors:

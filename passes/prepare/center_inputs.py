@@ -152,7 +152,8 @@ def uneven(value: Value, seen: Statistics, report: PassReport) -> int | None:
     axes = {feature_axis(node, index) for node, index in value.uses()}
     axis = axes.pop() if len(axes) == 1 else None
     rank, channels = value.type.rank, len(stats.channel_lo)
-    if value.is_output or axis is None or axis != (stats.axis % rank or rank - 1) or value.shape[axis] != channels:
+    watched = None if stats.axis is None else stats.axis % rank or rank - 1
+    if value.is_output or axis is None or axis != watched or value.shape[axis] != channels:
         report.missed("a grid for each channel", value.name, "its channels have ranges far apart, but what reads it "
                       "is neither a layer nor an affine map by channels")  # fmt: skip
         return None

@@ -15,9 +15,9 @@ from qir.errors import DataError, named
 from qir.files import regular, streamed
 from qir.graph import Graph, Stage, Value
 from qir.io import load
+from qir.passes.calibration.array_rows import file_rows, npy_header
 from qir.passes.calibration.data import Batches, batches
-from qir.passes.calibration.data import _file as rows_of
-from qir.passes.calibration.data import _npy_header as npy_header
+from qir.passes.calibration.sample_axes import SampleAxes
 from qir.passes.prepare.fold_normalization import METADATA
 from qir.runtime import default_backend
 from qir.runtime.measure.compare import on_grid
@@ -108,9 +108,12 @@ def whole_array(path: Path) -> Array:
     kinds = dtypes(path)
     if len(kinds.keys() - {"*"}) > 1:
         raise DataError("holds more than one array", where=str(path), hint="--fold-normalization is for one input")
-    found = rows_of(path, {"x": TensorType(DType.FLOAT32, ())})["x"]
+    rows = file_rows(path, SampleAxes.of({"x": TensorType(DType.FLOAT32, ("N",))})) or {}
+    if "x" not in rows:
+        raise DataError("is no array", where=str(path))
+    found = rows["x"]
     with named(DataError, path, "cannot be read"):
-        return found.read(0, found.count)
+        return found.read(0, found.count or 0)
 
 
 def shown(found: Batches, size: int, text: str) -> show.Shown[dict[str, Array]]:

@@ -189,3 +189,57 @@ def test_lists_of_files_and_broken_images(tmp_path: Path, caplog: pytest.LogCapt
     found = joined(batches(Images(tmp_path, crop=1.0, skip_broken=True), IMAGE, batch_size=3))
     assert (found == np.moveaxis(pixels[[0, 2, 3, 4]].astype(np.float32), -1, 1)).all()
     assert "left out" in caplog.text and "1.png" in caplog.text
+
+
+# -- other axes, other lengths --------------------------------------------------------------------
+F, INT = DType.FLOAT32, DType.INT64
+
+
+def test_samples_of_many_lengths_are_batches_of_one_length_each() -> None:
+    types = {"ids": TensorType(INT, ("N", "S"))}
+    items = [np.arange(n) for n in (3, 3, 5, 5, 5, 2)]
+    assert [b["ids"].shape for b in batches(iter(items), types, batch_size=2)] == [(2, 3), (2, 5), (1, 5), (1, 2)]
+
+
+def test_states_have_their_samples_on_another_axis() -> None:
+    types = {"x": TensorType(F, ("N", 4)), "h": TensorType(F, (2, "N", 3))}
+    x, h = np.ones((5, 4), np.float32), np.arange(30, dtype=np.float32).reshape(2, 5, 3)
+    found = list(batches({"x": x, "h": h}, types, batch_size=2))
+    assert [b["h"].shape for b in found] == [(2, 2, 3), (2, 2, 3), (2, 1, 3)]
+    assert np.array_equal(np.concatenate([b["h"] for b in found], axis=1), h)
+    streamed = list(batches(iter([{"x": x[i], "h": h[:, i]} for i in range(5)]), types, batch_size=3))
+    assert [b["h"].shape for b in streamed] == [(2, 3, 3), (2, 2, 3)]
+    with pytest.raises(DataError, match="different numbers of samples"):
+        list(batches({"x": x, "h": h[:, :4]}, types))
+
+
+def test_states_and_numbers_that_are_not_given_are_zeros(caplog: pytest.LogCaptureFixture) -> None:
+    types = {"x": TensorType(F, ("N", 4)), "h": TensorType(F, (2, "N", 3)), "rate": TensorType(INT, ())}
+    (found,) = batches({"x": np.ones((3, 4), np.float32)}, types)
+    assert found["h"].shape == (2, 3, 3) and found["rate"].shape == () and not found["h"].any()
+    assert "the data have no 'h', 'rate': zeros are fed" in caplog.text
+    (given,) = batches({"x": np.ones((3, 4), np.float32), "rate": np.asarray(16000)}, types)
+    assert given["rate"] == 16000
+    with pytest.raises(DataError, match="input 'x': is missing"):
+        batches({"h": np.ones((2, 3, 3), np.float32)}, types)
+
+
+def test_inputs_without_a_batch_are_fed_whole() -> None:
+    types = {"nodes": TensorType(F, ("V", 4)), "edges": TensorType(INT, (2, "E"))}
+    one = {"nodes": np.ones((7, 4), np.float32), "edges": np.zeros((2, 9), np.int64)}
+    two = {"nodes": np.ones((3, 4), np.float32), "edges": np.zeros((2, 5), np.int64)}
+    assert [b["nodes"].shape for b in batches(iter([one, two]), types)] == [(7, 4), (3, 4)]
+    assert [b["edges"].shape for b in batches(one, types)] == [(2, 9)]
+
+
+def test_one_axis_more_counts_runs_where_there_is_no_batch() -> None:
+    types = {"x": TensorType(F, (16,))}
+    assert [b["x"].shape for b in batches(np.ones((3, 16), np.float32), types)] == [(16,)] * 3
+    assert [b["x"].shape for b in batches({"x": np.ones((3, 16), np.float32)}, types, samples=2)] == [(16,)] * 2
+
+
+def test_a_folder_of_arrays(tmp_path: Path) -> None:
+    types = {"x": TensorType(F, ("N", 3, "L"))}
+    for i, length in enumerate((4, 4, 6)):
+        np.savez(tmp_path / f"{i}.npz", x=np.full((3, length), i, np.float32))
+    assert [b["x"].shape for b in batches(tmp_path, types)] == [(2, 3, 4), (1, 3, 6)]

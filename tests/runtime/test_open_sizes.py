@@ -140,3 +140,32 @@ def test_means_over_open_axes(op: str) -> None:
         y = assert_equal_bits(integer, {"x": x})["y"]
         real = Session(graph, "onnxruntime").run({"x": x})["y"]
         assert 10 * np.log10((real**2).mean() / ((real - y) ** 2).mean()) > 25
+
+
+def test_calibration_over_lengths() -> None:
+    """Scores of an open length, a mean over it, samples of many lengths."""
+    rng = np.random.default_rng(3)
+    held = {n: (rng.normal(size=(8, 8)) / 2).astype(np.float32) for n in "qkv"}
+    nodes = [helper.make_node("MatMul", ["x", n], [n.upper()]) for n in "qkv"]
+    nodes += [
+        helper.make_node("Transpose", ["K"], ["T"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["Q", "T"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "V"], ["a"]),
+        helper.make_node("ReduceMean", ["a"], ["y"], axes=[1], keepdims=0),
+    ]
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", 8])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    tensors = [onnx.numpy_helper.from_array(a, n) for n, a in held.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", values, outputs, tensors), opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=9,
+    )  # fmt: skip
+    graph = qir.load(model)
+    samples = [rng.normal(size=(int(n), 8)).astype(np.float32) for n in rng.integers(3, 30, 20)]
+    integer, _ = qir.quantize(graph, iter(samples))
+    for n in (1, 4, 77):
+        x = rng.normal(size=(2, n, 8)).astype(np.float32)
+        y = assert_equal_bits(integer, {"x": x})["y"]
+        real = Session(graph, "onnxruntime").run({"x": x})["y"]
+        assert 10 * np.log10((real**2).mean() / ((real - y) ** 2).mean()) > 20
