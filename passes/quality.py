@@ -129,7 +129,7 @@ class _Comparison:
         for value in self.integer.outputs:
             x, y = np.asarray(f[value.name], np.float64), _reals(value, q[value.name])
             self._noise(value.name, x, y)
-            if x.ndim == 2 and x.shape[-1] > 1:
+            if x.ndim == 2 and x.shape[-1] > 1 and isinstance(value.shape[-1], int):
                 self.equal[value.name] += float((x.argmax(-1) == y.argmax(-1)).sum()) * _count(part) / max(len(x), 1)
             if x.ndim > 1 and x.shape == y.shape:
                 axis = x.ndim - 1 if x.shape[-1] < x.shape[1] else 1
@@ -198,7 +198,7 @@ def _count(feeds: Feeds) -> int:
 def _parts(feeds: Sequence[Feeds], prepared: Graph, shared: Pairs, samples: int) -> tuple[list[Feeds], list[Feeds]]:
     """(batches small enough to look at all tensors in AT_ONCE bytes, further ones)."""
     step = max(1, AT_ONCE // max(24 * sum(_sizes(v for _, v in shared)), 1))
-    if not all(v.shape and v.shape[0] == "N" for v in prepared.inputs):
+    if len(prepared.symbols) > 1 or not all(v.shape and v.shape[0] == "N" for v in prepared.inputs):
         most = max(1, samples // _count(feeds[0]))
         few = max(1, min(4, 2 * step, most))
         return list(feeds[:few]), list(feeds[few:most])
