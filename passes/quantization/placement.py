@@ -159,7 +159,7 @@ def joins_layer(node: Node) -> Value | None:
     layer = values[0].producer
     if layer is None or not (layer.op == "MatMul" or joins_layer(layer) is not None):
         return None
-    if node.op == "Mul" and not (constants[0].array() > 0).all():
+    if node.op == "Mul" and not np.isfinite(constants[0].array()).all():
         return None
     return values[0] if all(d == 1 for d in shape[:-1]) and (shape[-1:] == last or shape[-1:] in ((), (1,))) else None
 
@@ -296,7 +296,8 @@ def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], 
     if op.affine and _is_normalized(node.output):
         return Need(WIDE, WIDE)
     if op.affine and sum(is_activation(v) for v in node.inputs) == 1:
-        return Need(WIDE if scales_channels(node) else NARROW, WIDE)
+        fine = scales_channels(node) or (node.op in ("Add", "Sub") and wanted.get(node.output, NARROW) >= WIDE)
+        return Need(WIDE if fine else NARROW, WIDE)
     if op.normalizes:
         return Need(WIDE, WIDE)
     if op.additive:

@@ -75,6 +75,14 @@ def _without(shape: Sequence[Any], axis: int) -> tuple[Any, ...]:
 
 
 def common_grid(forms: Sequence[Form]) -> QuantParams | None:
-    """The grid that all forms are on already, or None."""
-    grids = {f.quant if isinstance(f, Quantized) and movable(f) else None for f in forms}
-    return grids.pop() if len(grids) == 1 else None
+    """The grid that all forms are on already, or None; a constant is on any grid that holds it."""
+    constants = [f for f in forms if isinstance(f, Fixed) and f.quant is None]
+    others = [f for f in forms if not any(f is c for c in constants)]
+    grids = {f.quant if isinstance(f, Quantized) and movable(f) else None for f in others}
+    grid = grids.pop() if len(grids) == 1 else None
+    if grid is None or not constants:
+        return grid
+    ends = grid.dequantize(np.asarray([grid.dtype.lo, grid.dtype.hi]))
+    reach = [float(end(f.data)) for f in constants if f.data.size for end in (np.min, np.max)]
+    step = grid.scale[0] / 2
+    return grid if all(ends[0] - step <= v <= ends[1] + step for v in reach) else None

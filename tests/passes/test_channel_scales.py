@@ -77,3 +77,32 @@ def test_functions_read_a_fine_grid_from_a_small_table() -> None:
         np.testing.assert_array_equal(*runs)
         noise[function] = float(((runs[0] - want) ** 2).mean())
     assert noise["int16"] < noise["int8"]
+
+
+def test_a_class_token_an_embedding_and_a_layer_scale() -> None:
+    """ViT's: a constant joined to activations, then a constant added, from a fine grid; a factor with signs."""
+    rng = np.random.default_rng(5)
+    g = Graph("vit")
+
+    def constant(name: str, *shape: int) -> Any:
+        return g.add_constant(name, rng.normal(size=shape).astype(np.float32) / 3)
+
+    x = g.add_input("x", TensorType(DType.FLOAT32, (1, 6, 16)))
+    y = g.add_node("MatMul", [x, constant("w", 16, 32)]).output
+    y = g.add_node("Add", [y, constant("b", 32)]).output
+    y = g.add_node("Concat", [constant("token", 1, 1, 32), y], {"axis": 1}, outputs=["joined"]).output
+    stream = g.add_node("Add", [y, constant("position", 1, 7, 32)], outputs=["embedded"]).output
+    y = g.add_node("LayerNormalization", [stream, constant("gamma", 32), constant("beta", 32)], {}).output
+    y = g.add_node("MatMul", [y, constant("w2", 32, 32)]).output
+    y = g.add_node("Add", [y, constant("b2", 32)]).output
+    y = g.add_node("Mul", [y, constant("layer_scale", 32)]).output
+    g.set_outputs([g.add_node("Add", [y, stream], outputs=["y"]).output])
+    feeds = [{"x": rng.normal(size=(1, 6, 16)).astype(np.float32)} for _ in range(16)]
+    integer, _ = qir.quantize(g, feeds)
+    assert [n.op for n in integer.nodes if n.op == "qir.Requantize"] == ["qir.Requantize"] * 2, (
+        "biases are in the layers"
+    )
+    runs = [Session(integer, backend).run(feeds[0])["y"] for backend in ("reference", "onnxruntime")]
+    np.testing.assert_array_equal(*runs)
+    want = Session(g, "reference").run(feeds[0])["y"]
+    assert 10 * np.log10((want**2).sum() / ((runs[0] - want) ** 2).sum()) > 38
