@@ -319,9 +319,9 @@ def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], 
 
 
 def _is_normalized(value: Value) -> bool:
-    """Whether all that reads a value normalizes it: what it is made from is read as wide."""
-    uses = value.uses()
-    return bool(uses) and not value.is_output and all(op_of(node.op).normalizes for node, _ in uses)
+    """Whether a value is normalized, and added to at most (a residual stream): what it is made from is read as wide."""
+    users = [op_of(node.op) for node, _ in value.uses()]
+    return any(op.normalizes for op in users) and all(op.normalizes or op.additive for op in users)
 
 
 def weights_side(node: Node) -> int | None:

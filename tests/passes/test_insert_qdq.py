@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import qir
 from qir.errors import QuantizationError, StageError
 from qir.graph import Graph, Node, Stage, Value
 from qir.passes.quantization.align_scales import Derived, Shared, Solution
@@ -299,3 +302,24 @@ def test_operands_of_like_size_share_their_concatenation_s_grid() -> None:
     qdq, _ = InsertQdq(ranges).apply(graph)
     assert quantizers(qdq)["small"] == quantizers(qdq)["large"]
     assert "small.int16.dq" not in quantizers(qdq)
+
+
+def test_what_a_position_is_added_to_is_as_wide_as_the_stream() -> None:
+    """A class token beside patches: on 8 bits little would be left of the smaller one."""
+    rng = np.random.default_rng(0)
+    g = Graph()
+    x = g.add_input("x", TensorType(DType.FLOAT32, ("N", 5, 8)))
+
+    def const(*shape: int) -> Value:
+        return g.add_constant("c", rng.normal(size=shape).astype(np.float32))
+
+    def op(name: str, *inputs: Value, **attrs: Any) -> Value:
+        return g.add_node(name, inputs, attrs, outputs=[g.fresh("t")]).output
+
+    token = op("Slice", op("Mul", x, const()), *(g.add_constant("i", np.asarray([i])) for i in (0, 1, 1)))
+    both = op("Concat", token, op("MatMul", x, const(8, 8)), axis=1)
+    stream = op("Add", both, const(1, 6, 8))
+    normal = op("LayerNormalization", stream, const(8), const(8), axis=-1)
+    g.set_outputs([op("Add", stream, op("MatMul", normal, const(8, 8)))])
+    integer, _ = qir.quantize(g, [{"x": rng.normal(size=(8, 5, 8)).astype(np.float32)}])
+    assert str(next(n for n in integer.nodes if n.op == "Concat").output.dtype) == "int16"
