@@ -264,7 +264,12 @@ def max_pool(scope: Scope, raw: Raw) -> list[Raw]:
 
 @adapts("QuantizeLinear", "DequantizeLinear")
 def quantize(scope: Scope, raw: Raw) -> list[Raw]:
-    """`precision` (opset 23) names the type of the division; the IR's is float32, which is what 0 means here."""
+    """`precision` (opset 23) names the type of the division; the IR's is float32, which is what 0 means here.
+
+    A vector has one axis, whatever is said: converters write that of the weights beside a bias.
+    """
+    if scope.type(raw.inputs[0] or "").rank == 1 and "axis" in raw.attrs:
+        raw.attrs["axis"] = 0
     if raw.attrs.get("precision") in (0, 1, None):
         raw.attrs.pop("precision", None)
     return [raw]

@@ -155,3 +155,19 @@ def test_operators_of_onnxruntime(name: str) -> None:
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
     else:
         assert np.abs(mine.astype(int) - theirs.astype(int)).max() <= 1
+
+
+def test_a_vector_has_one_axis_whatever_is_said() -> None:
+    """TFLite converters write the weights' axis beside a bias."""
+    constants: dict[str, Array] = {
+        "w": KERNEL, "s": np.full(5, 0.01, np.float32), "z": np.zeros(5, np.int8), "b": np.arange(5, dtype=np.int32),
+        "bs": np.full(5, 0.001, np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wr"], axis=0),
+        helper.make_node("DequantizeLinear", ["b", "bs"], ["br"], axis=3),
+        helper.make_node("Conv", ["x", "wr", "br"], ["y"]),
+    ]
+    graph = load(model(nodes, {"x": ["N", 4, 3, 3]}, ["y"], constants))
+    y = Session(graph, backend="reference").run({"x": np.zeros((1, 4, 3, 3), np.float32)})["y"]
+    np.testing.assert_allclose(y.reshape(-1), np.arange(5) * 0.001, rtol=1e-6)
