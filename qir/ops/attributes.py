@@ -98,8 +98,8 @@ _NUMBER, _NARROW = _integer(), _integer(DType.INT32.lo, DType.INT32.hi)
 TAKES: Mapping[str, Take] = {
     **dict.fromkeys(
         ("allowzero", "antialias", "ceil_mode", "centre", "count_include_pad", "exclude_outside", "fmod", "keepdims",
-         "largest", "noop_with_empty_axes", "saturate", "select_last_index", "sorted", "storage_order", "training_mode", "transA",
-         "transB"), _flag),
+         "largest", "noop_with_empty_axes", "saturate", "select_last_index", "sorted", "storage_order", "training_mode",
+         "transA", "transB"), _flag),
     **dict.fromkeys(
         ("alpha", "beta", "cubic_coeff_a", "epsilon", "extrapolation_value", "gamma", "momentum"), _real),
     **dict.fromkeys(("blocksize", "group", "num_groups", "num_outputs", "p"), _SIZE),
