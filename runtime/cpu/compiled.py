@@ -52,7 +52,8 @@ class Compiled:
         self.views = {v: builder.views[v] for v in (*graph.outputs, *kept) if v in builder.views}
         self.settled = [v for v in (*graph.outputs, *kept) if v.data is not None]
         self._place()
-        self._encode(threads)
+        self._encode()
+        self._make_scratch(threads)
 
     # -- memory -------------------------------------------------------------------------------
     def _place(self) -> None:
@@ -83,10 +84,21 @@ class Compiled:
             return slot << SLOT_SHIFT | (buffer.data.ctypes.data + value.offset)
         return slot << SLOT_SHIFT | (buffer.offset + value.offset)
 
-    def _encode(self, threads: int) -> None:
+    def _encode(self) -> None:
+        """Numbers of the steps, and the runs of native steps and single Python steps, in order."""
         self._constants: list[Array] = []
-        native = [s for s in self.steps if isinstance(s, Step)]
         self.program, self.records = encode_plan(self.steps, self._number)
+        self.segments: list[tuple[int, int]] = []
+        for index, step in enumerate(self.steps):
+            joins = self.segments and isinstance(step, Step) and isinstance(self.steps[index - 1], Step)
+            if joins:
+                self.segments[-1] = (self.segments[-1][0], index + 1)
+            else:
+                self.segments.append((index, index + 1))
+
+    def _make_scratch(self, threads: int) -> None:
+        """What threads write: registers, patches and panels of each, and counters behind the gate, which all share."""
+        native = [s for s in self.steps if isinstance(s, Step)]
         self.panel_bytes = -(-max((s.panel_bytes for s in native), default=0) // 64) * 64
         patch = max((s.patch_bytes for s in native), default=0)
         self.scratch_bytes = -(-(AT_PANEL + self.panel_bytes + patch + SLACK) // 4096) * 4096 if native else 64
@@ -99,14 +111,6 @@ class Compiled:
         self._segment = self._counters[start + 8 : start + 24].view(np.int64)
         self._counts = self._counters[start + GATE_BYTES :]
         self.counters = self.gate + GATE_BYTES
-        # segments of native steps and single Python steps, in order
-        self.segments: list[tuple[int, int]] = []
-        for index, step in enumerate(self.steps):
-            joins = self.segments and isinstance(step, Step) and isinstance(self.steps[index - 1], Step)
-            if joins:
-                self.segments[-1] = (self.segments[-1][0], index + 1)
-            else:
-                self.segments.append((index, index + 1))
 
     @property
     def memory_bytes(self) -> int:
