@@ -142,7 +142,7 @@ def opened(path: Path, calib: Feeds) -> tuple[Any, str]:
     return qir.load(path, input_shapes=shapes), "sizes given"
 
 
-def run(name: str, path: Path, recipe: str, cuda: bool) -> dict[str, Any]:
+def run(name: str, path: Path, recipe: str, cuda: bool, as_float: bool = False) -> dict[str, Any]:
     """One line of the table."""
     import qir
     from qir import errors
@@ -155,7 +155,7 @@ def run(name: str, path: Path, recipe: str, cuda: bool) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         graph, row["note"] = opened(path, calib)
-        if graph.stage is qir.Stage.FLOAT and not cuda:
+        if graph.stage is qir.Stage.FLOAT and as_float:
             row["float"] = min(
                 sqnr(w, g)
                 for w, g in zip(
@@ -212,12 +212,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names that hold this text, or several with commas between")
     parser.add_argument("--recipe", default="w8a8")
     parser.add_argument("--cuda", action="store_true", help="the emulated CUDA executor too (slow)")
+    parser.add_argument("--float", action="store_true", help="qir's float graph beside onnxruntime, too")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "cases.md")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(run(args.one[0], Path(args.one[1]), args.recipe, args.cuda)))
+        print(json.dumps(run(args.one[0], Path(args.one[1]), args.recipe, args.cuda, args.float)))
         return
     log = args.out.with_suffix(".jsonl")
     known = {r["name"]: r for r in map(json.loads, log.read_text().splitlines())} if log.exists() else {}
@@ -226,7 +227,11 @@ def main() -> None:
         command = [sys.executable, __file__, "--one", name, str(path), "--recipe", args.recipe]
         try:
             done = subprocess.run(
-                command + ["--cuda"] * args.cuda, capture_output=True, text=True, timeout=LIMIT, check=False
+                command + ["--cuda"] * args.cuda + ["--float"] * args.float,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+                check=False,
             )
             lines = done.stdout.splitlines()
             row = json.loads(lines[-1]) if lines and done.returncode == 0 else {}

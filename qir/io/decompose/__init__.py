@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from ..adapters import Raw
 from ..structure import STANDARD
-from . import attention, contractions, fused, indexing
+from . import attention, contractions, fused, indexing, recurrent
 from .steps import Decomposition
 
+STANDARDS = {**attention.STANDARD, **contractions.STANDARD, **indexing.STANDARD, **recurrent.STANDARD}
 DOMAINS: dict[str, dict[str, Decomposition]] = {
-    **{domain: {**attention.STANDARD, **contractions.STANDARD, **indexing.STANDARD} for domain in STANDARD},
+    **{
+        domain: {**attention.STANDARD, **contractions.STANDARD, **indexing.STANDARD, **recurrent.STANDARD}
+        for domain in STANDARD
+    },
     "com.microsoft": {**attention.MICROSOFT, **contractions.MICROSOFT, **fused.MICROSOFT},
     "ai.onnx.ml": fused.LEARNED,
 }
