@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Everything that needs an NVIDIA GPU, unattended, from a bare checkout (nothing is installed):
 #
-#     benchmarks/gpu_all.sh 1     correctness: every way to launch a convolution, bits of whole networks, GPU tests,
-#                                 sanitizers, steady memory
-#     benchmarks/gpu_all.sh 2     tuning and speed beside PyTorch float16
+#     benchmarks/gpu_all.sh 1     correctness, in 90 s at most: every way to launch a convolution, then whole networks
+#     benchmarks/gpu_all.sh 2     speed, the most telling figures first: ResNet50 and MobileNetV2 at batch 256 beside
+#                                 PyTorch float16 as most people run it, batch 1, four bits, the rest; then the tables
+#     benchmarks/gpu_all.sh 3     what takes longer: all networks, GPU tests, steady memory, sanitizers
 #
-# Each part takes less than ten minutes; each step has its own limit, and one that fails loses no other.
+# Parts 2 and 3 take less than ten minutes each; each step has its own limit, and one that fails loses no other.
 #   OUT         where results go                                     (./gpu_results)
 #   PYTHON      an interpreter with numpy, ml_dtypes, onnx, onnx-graphsurgeon, onnxruntime, rich, CuPy; part 2: PyTorch
 #   QIR_KIT     the developers' folder of real networks, if it is at hand
@@ -13,11 +14,11 @@
 #   QIR_WHEELS  a folder of wheels to put on the path, for packages that PYTHON lacks
 #   QIR_CUDA_ARCHITECTURE=90  on an H200: without Hopper's own kernels   } each part finds out whether that is due,
 #   QIR_CUDA_TENSOR_MAPS=0    with them, but without tensor maps         } and goes on so
-#   LIMIT       seconds that a part may take                         (570)
+#   LIMIT       seconds that a part may take                         (part 1: 90; 570)
 #   DRY=1       on the emulated device, with a tiny network: checks this script
 set -uo pipefail
 part=${1:-}
-[[ $part == 1 || $part == 2 ]] || { echo "usage: $0 1|2" >&2; exit 2; }
+[[ $part == [123] ]] || { echo "usage: $0 1|2|3" >&2; exit 2; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$(mkdir -p "${OUT:-gpu_results}" && cd "${OUT:-gpu_results}" && pwd)
 python=${PYTHON:-python3}
@@ -27,7 +28,7 @@ export XDG_CACHE_HOME=${XDG_CACHE_HOME:-$out/cache} OMP_NUM_THREADS=${OMP_NUM_TH
 device=${DRY:+emulated}
 device=${device:-gpu}
 started=$SECONDS
-whole=${LIMIT:-570} # seconds of a part
+whole=${LIMIT:-$([[ $part == 1 && -z ${DRY:-} ]] && echo 90 || echo 570)} # seconds of a part
 failed=()
 
 step() { # step NAME LIMIT COMMAND...: run it within LIMIT seconds (and the part's own limit), its output in NAME.log
@@ -130,30 +131,61 @@ trusted() { # Hopper's own kernels are used only where they are right; what is n
     fi
 }
 
+speed() { # speed NAME LIMIT NETS BATCHES CONTENDERS: one comparison, into the same table
+    step "$1" "$2" "$python" "$root/benchmarks/gpu.py" --out "$out" --device "$device" --seconds "$(($2 - 5))" \
+        --nets "$3" --batches "$4" --contenders "$5"
+}
+
 step packages 60 bash -c packages
 step machine 60 bash -c machine
 if ((${#failed[@]})); then
     echo "part $part: nothing else can run without ${failed[*]}; see $out"
     exit 1
 fi
+if [[ -n ${DRY:-} ]]; then
+    small=(--nets random_3 --recipes w8a8 --samples 8 --workers 1)
+    chosen=(--nets digits_mobile,random_5 --recipes w8a8,w4a8 --samples 16 --workers 1)
+    runs=20
+else
+    small=(--nets digits_residual,digits_mobile,random_3 --recipes w8a8,w4a8 --samples 8)
+    chosen=(--samples 64)
+    runs=10000
+fi
+bundle=${QIR_BUNDLE:-$out/bundle}
 
 if [[ $part == 1 ]]; then
-    bundle=${QIR_BUNDLE:-$out/bundle}
     export QIR_CUDA_TUNE=0
-    if [[ -n ${DRY:-} ]]; then
-        small=(--nets random_3 --recipes w8a8 --samples 8 --workers 1)
-        chosen=(--nets digits_mobile,random_5 --recipes w8a8,w4a8 --samples 16 --workers 1)
-        runs=20
-    else
-        small=(--nets digits_residual,random_3 --recipes w8a8,w4a8 --samples 8)
-        chosen=(--samples 64)
-        runs=10000
-    fi
-    step small 60 "$python" "$root/benchmarks/gpu_bits.py" prepare "$out/small" "${small[@]}"
     ways plain
     trusted
-    step bits_small 90 "$python" "$root/benchmarks/gpu_bits.py" check "$out/small" --device "$device" \
-        --out "$out/bits_small.jsonl"
+    if [[ -n ${QIR_BUNDLE:-} ]]; then
+        step bits 60 "$python" "$root/benchmarks/gpu_bits.py" check "$bundle" --device "$device" \
+            --out "$out/bits.jsonl"
+    else
+        step small 60 "$python" "$root/benchmarks/gpu_bits.py" prepare "$out/small" "${small[@]}"
+        step bits_small 60 "$python" "$root/benchmarks/gpu_bits.py" check "$out/small" --device "$device" \
+            --out "$out/bits_small.jsonl"
+    fi
+elif [[ $part == 2 ]]; then
+    trusted
+    if [[ -n ${DRY:-} ]]; then
+        speed speed 120 digits_residual 2,1 qir
+        what=(--nets digits_residual --batches 2,1)
+    else
+        step quantize 90 bash -c quantize
+        speed resnet50_256 70 resnet50 256 qir,compile,eager
+        speed mobilenet_256 70 mobilenet_v2 256 qir,compile,eager
+        speed batch_1 60 resnet50,mobilenet_v2 1 qir,compile,eager
+        speed layers 40 resnet50 256 int_mm
+        speed others 120 resnet50,resnet18,efficientnet_lite0,inception_v3 32,8 qir,eager
+        what=(--nets resnet50,mobilenet_v2,resnet18 --batches 256,1)
+    fi
+    step table 30 "$python" "$root/benchmarks/gpu.py" --out "$out" --table
+    step tables 60 "$python" "$root/benchmarks/gpu_tune.py" --out "$out/shipped" --work "$out" --device "$device" \
+        --seconds 40 "${what[@]}"
+else
+    export QIR_CUDA_TUNE=0
+    trusted
+    step small 60 "$python" "$root/benchmarks/gpu_bits.py" prepare "$out/small" "${small[@]}"
     step steady 60 "$python" "$root/benchmarks/gpu_bits.py" steady --runs "$runs" --device "$device"
     if [[ -z ${QIR_BUNDLE:-} ]]; then
         step prepare 150 "$python" "$root/benchmarks/gpu_bits.py" prepare "$bundle" "${chosen[@]}"
@@ -165,20 +197,6 @@ if [[ $part == 1 ]]; then
         step memcheck 60 bash -c "sanitize memcheck"
         step racecheck 60 bash -c "sanitize racecheck"
     fi
-else
-    trusted
-    if [[ -n ${DRY:-} ]]; then
-        what=(--nets digits_residual --batches 2,1 --contenders qir)
-    else
-        what=(--contenders qir,eager,int_mm,compile)
-    fi
-    if [[ -z ${DRY:-} ]]; then
-        step quantize 90 bash -c quantize
-    fi
-    step speed 440 "$python" "$root/benchmarks/gpu.py" --out "$out" --device "$device" --seconds 380 "${what[@]}"
-    step table 30 "$python" "$root/benchmarks/gpu.py" --out "$out" --table
-    step tables 60 "$python" "$root/benchmarks/gpu_tune.py" --out "$out/shipped" --work "$out" --device "$device" \
-        --seconds 40 "${what[@]:0:4}"
 fi
 
 echo "part $part: $((SECONDS - started)) s; failed: ${failed[*]:-none}; results in $out"
