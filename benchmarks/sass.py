@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""A static model of whole networks on sm_90a: `python benchmarks/sass.py [NETWORK] [BATCH]`; no GPU is needed.
+"""A static model of whole networks on sm_90a: `python benchmarks/sass.py [NETWORK] [BATCH] [RESIDUAL]`.
 
+No GPU is needed.
 Every launch's kernel is compiled for its epilogue by NVRTC and disassembled (nvidia-cuda-nvdisasm of PyPI), and its
 instructions an output element are counted:
   warpgroup tiles   those of an epilogue's line (what lies between one line's last store and the next one's), and what
@@ -236,13 +237,13 @@ def modelled(plan: Plan, launch: Launch) -> tuple[str, float, float, float]:
     return launch.head.op, float("nan"), outputs, 0.0
 
 
-def rows(net: str, batch: int) -> Iterator[tuple[str, float]]:
+def rows(net: str, batch: int, residual: str = "int16") -> Iterator[tuple[str, float]]:
     """A line of the table, and the seconds, of every launch of a network."""
     graph = models.PAPERS[net](0)
     value = graph.inputs[0]
     shape = [1, *(int(d) for d in value.shape[1:])]
     data = [{value.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}]
-    integer, _ = qir.quantize(graph, data, method="minmax", equalize="none", correct_bias="none")
+    integer, _ = qir.quantize(graph, data, method="minmax", equalize="none", correct_bias="none", residual=residual)
     device = Modelled(architecture="90a")
     graph = fixed(integer, {"N": batch}, [v.name for v in integer.outputs])
     plan = compile_plan(graph, device, {"N": batch}, graph.outputs, Constants(device), choose)
@@ -264,11 +265,12 @@ def rows(net: str, batch: int) -> Iterator[tuple[str, float]]:
 def main() -> None:
     net = sys.argv[1] if len(sys.argv) > 1 else "resnet50"
     batch = int(sys.argv[2]) if len(sys.argv) > 2 else 256
-    print(f"# {net}, batch {batch}: static model, sm_90a\n")
+    residual = sys.argv[3] if len(sys.argv) > 3 else "int16"
+    print(f"# {net}, batch {batch}, residual streams of {residual}: static model, sm_90a\n")
     print("| layer | kernel | program | registers | instructions | DRAM, us | products, us | issue, us | us |")
     print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     total = 0.0
-    for line, seconds in rows(net, batch):
+    for line, seconds in rows(net, batch, residual):
         print(line, flush=True)
         total += seconds
     print(f"\nsum {total * 1e3:.2f} ms, {batch / total:,.0f} images/s")
