@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from qir.errors import DataError
-from qir.graph import Graph, Node, Value
+from qir.graph import Graph, Node, Stage, Value
 from qir.ops import op_of
 from qir.ops.requantize import params_of
 from qir.types import Array, QuantParams
@@ -32,6 +32,7 @@ from .pipeline import run_recipe
 from .quantization.insert_qdq import channel_axis, row_axis
 from .quantization.placement import weights_side
 from .quantization.ranges import Ranges
+from .quantization.undo_qdq import UndoQdq
 from .recipe_files import as_toml
 from .recipes import Recipe
 from .simplify.strip_softmax import StripSoftmax
@@ -186,6 +187,8 @@ def diagnose(
     feeds = list(batches)
     if not feeds:
         raise DataError("no data to diagnose with")
+    if graph.stage is Stage.QDQ:
+        graph, _ = UndoQdq().apply(graph)
     plain = StripSoftmax().apply(graph)[0] if recipe.strip_softmax else graph
     done = run_recipe(recipe, graph, feeds, check=True)
     prepared, ranges = done.prepared, done.ranges

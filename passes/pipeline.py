@@ -138,12 +138,15 @@ def run_recipe(
     input_ranges: Mapping[str, Interval] | None = None,
     check: bool = False,
 ) -> RecipeResult:
-    """A recipe on a float graph; `feeds` are batches (mappings from input name to array), None where it needs none.
+    """A recipe on a float graph, or on one quantized in part (`UndoQdq`).
 
+    feeds: batches (mappings from input name to array), None where it needs none.
     check: look at what it cost, on the first of the feeds.
     """
     if graph.stage is Stage.INTEGER:
         raise StageError("is an integer graph already", where=f"graph {graph.name!r}")
+    if graph.stage is Stage.QDQ:
+        graph, _ = UndoQdq().apply(graph)
     if feeds is None and ranges is None and recipe.needs_data:
         raise DataError(
             f"recipe {recipe.name!r} needs calibration data", hint="give data or ranges, or use the recipe data_free"

@@ -17,7 +17,10 @@ from qir.errors import LoweringError
 from qir.graph import Graph
 from qir.io import load
 from qir.passes import LowerToDyadic, UndoQdq
+from qir.passes.calibration.data import batches
+from qir.passes.diagnose import diagnose
 from qir.passes.quantization.given_grids import explained
+from qir.passes.recipes import recipe_of
 from qir.runtime import Session
 from qir.types import Array, DType
 
@@ -208,6 +211,13 @@ def test_partly_quantized_models_keep_ranges_and_the_limits_of_their_grids() -> 
     assert {np.float32(0.03), np.float32(0.02)} <= grids
     with pytest.raises(LoweringError, match="calibration data"):
         qir.quantize(proto)
+
+
+def test_diagnose_takes_partly_quantized_models() -> None:
+    graph = load(partly())
+    x = RNG(8).normal(size=(16, 3, 8, 8)).astype(np.float32)
+    found = diagnose(graph, batches(x, graph), recipe_of("w8a8"))
+    assert found.culprits and found.recipe_sqnr > 20 and not found.warnings
 
 
 def test_undo_qdq_is_the_graph_behind(tmp_path: Path) -> None:
