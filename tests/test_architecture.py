@@ -10,6 +10,7 @@ import re
 import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,14 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(p): p for p in FILES}
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, *, types: bool = False) -> Iterator[str]:
     """Modules that a file imports, anywhere in it; under TYPE_CHECKING only if `types`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     skipped: set[ast.AST] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not types:
@@ -169,7 +175,7 @@ KNOWN_NAMES: dict[str, str] = {}
 def test_no_class_name_is_defined_twice() -> None:
     names: Counter[str] = Counter()
     for path in FILES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path)
         names.update(n.name for n in ast.walk(tree) if isinstance(n, ast.ClassDef))
     assert {name for name, count in names.items() if count > 1} <= set(KNOWN_NAMES)
 
@@ -188,7 +194,7 @@ def test_folders_are_small() -> None:
 def test_abilities_are_not_found_by_peeking() -> None:
     """Sessions, measurements and the command line ask a `Backend`, which says what it cannot do."""
     for path in (ROOT / "runtime" / "session.py", *(ROOT / "runtime" / "measure").glob("*.py")):
-        calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+        calls = [n for n in ast.walk(parsed(path)) if isinstance(n, ast.Call)]
         names = [(ast.unparse(c.func), c.args) for c in calls if len(c.args) > 1]
         assert not [f for f, args in names if f in ("hasattr", "getattr") and isinstance(args[1], ast.Constant)], path
 
@@ -197,7 +203,7 @@ def test_numbers_in_records_have_names() -> None:
     """Steps and epilogues are encoded as rows of numbers, written by encoder.py and read by kernels: by name only."""
     rows = ("t", "step", "record", "records", "program", "fields")
     for path in (p for p in FILES if "cpu" in p.parts):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in rows:
                 numbers = [n for n in ast.walk(node.slice) if isinstance(n, ast.Constant)]
                 assert not numbers, f"{path}:{node.lineno}"
@@ -271,7 +277,7 @@ def test_no_table_restates_a_trait(trait: str) -> None:
     for path in FILES:
         if path.parent == ROOT / "qir" / "ops" or "testing" in path.parts:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, (ast.Set, ast.List, ast.Tuple)):
                 literals = {e.value for e in node.elts if isinstance(e, ast.Constant)}
                 if len(literals) > 1 and literals in same:
