@@ -25,6 +25,7 @@ from .collapse import Quality
 from .manager import PassManager
 from .masks.unknown import check_scores
 from .prepare.center_inputs import center_inputs
+from .prepare.encodings import Encodings
 from .prepare.output_channels import uneven_outputs
 from .quality import First, measure
 from .quantization.dry_run import check_lowering, placeholder_ranges
@@ -66,6 +67,7 @@ def quantize(
     progress: Progress | None = None,
     input_shapes: Mapping[str, Sequence[int | str]] | None = None,
     input_ranges: Mapping[str, Interval] | None = None,
+    encodings: str | Path | Encodings | None = None,
     check: bool = True,
     strict: bool = False,
     **overrides: Any,
@@ -79,6 +81,7 @@ def quantize(
     none.  recipe: a name, a .toml file or a Recipe; further keyword arguments change its options.
     ranges: earlier ranges, instead of calibration.  input_ranges: what inputs hold, where that is known (always for
     recipes without data); it stands instead of what the data show.
+    encodings: AIMET's (see `prepare.encodings`): grids of weights, ranges of activations; without data all are theirs.
     executor, progress, samples: see `calibrate`.  check: run the result beside the float graph on a few of the samples
     (`quality.measure`); what has collapsed is logged as a warning, with strict it is an error.
     Raises DataError (no data for a recipe that needs them), StageError (an integer graph), CollapseError (strict), and
@@ -93,6 +96,9 @@ def quantize(
         if model.stage is Stage.INTEGER:
             return model, first
     known = Ranges.load(ranges) if isinstance(ranges, str | Path) else ranges
+    if encodings is not None:
+        model, known, report = encoded(model, encodings, known, data is not None)
+        first = first + report
     feeds = None if data is None else batches(data, model, batch_size=batch_size, samples=samples)
     done = run_recipe(
         chosen, model, feeds, ranges=known, executor=executor, progress=progress, input_ranges=input_ranges,
@@ -103,6 +109,23 @@ def quantize(
     if strict:
         refuse_collapse(done.quality)
     return done.graph, first + done.report
+
+
+def encoded(
+    graph: Graph, encodings: str | Path | Encodings, ranges: Ranges | None, has_data: bool
+) -> tuple[Graph, Ranges | None, Report]:
+    """(a float graph with encodings on it, the ranges to quantize it with, a report).
+
+    Without data, and without ranges, theirs are all.
+    """
+    chosen = encodings if isinstance(encodings, Encodings) else Encodings.load(encodings)
+    result, unknown = chosen.apply(graph)
+    report = PassReport("encodings", notes=[f"{len(chosen.tensors) - len(unknown)} encodings"])
+    if unknown:
+        report.note(f"{len(unknown)} encodings are of no tensor of the network: {', '.join(unknown[:5])}")
+    if ranges is None and not has_data:
+        ranges = Ranges.of(chosen.ranges)
+    return result, ranges, Report([report])
 
 
 def refuse_collapse(quality: Quality | None) -> None:

@@ -323,6 +323,9 @@ def _quantize(commands: Any) -> None:
         help="put (pixel - mean) / std into the first layer: the result takes uint8 pixels",
     )
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="calibrate with N processes (default: 1)")
+    parser.add_argument(
+        "--encodings", type=Path, metavar="FILE.json", help="grids that AIMET has chosen, in place of calibrated ones"
+    )
     parser.add_argument("--strict", action="store_true", help="write nothing where the network has collapsed")
     parser.add_argument("--ranges", type=output, metavar="FILE.json", help="save the calibration ranges here")
     parser.add_argument("--report", type=output, metavar="FILE.json", help="save what each pass did here")

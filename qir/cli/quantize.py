@@ -13,7 +13,7 @@ from qir.files import streamed, write_text
 from qir.graph import Graph, Stage
 from qir.io import save, strip_border
 from qir.passes.calibration.data import Batches, batches
-from qir.passes.pipeline import lowered_or_float, refuse_collapse, run_recipe
+from qir.passes.pipeline import encoded, lowered_or_float, refuse_collapse, run_recipe
 from qir.passes.prepare.fold_normalization import PIXELS, FoldNormalization
 from qir.passes.quantization.ranges import Ranges
 from qir.passes.recipe_files import as_toml
@@ -71,19 +71,23 @@ def chosen(args: argparse.Namespace) -> Recipe:
 
 def quantized(args: argparse.Namespace, recipe: Recipe, graph: Graph) -> tuple[Graph, Report, Ranges]:
     """The float graph through the recipe.  Raises DataError where that needs data and there are none."""
-    if recipe.needs_data and args.data is None:
+    if recipe.needs_data and args.data is None and args.encodings is None:
         raise DataError(f"recipe {recipe.name!r} needs --data", hint="or use --recipe data_free")
     first = Report([])
     input_ranges: dict[str, tuple[float, float]] = {}
     if args.fold_normalization:
         graph, first = FoldNormalization(tuple(args.mean or (0.0,)), tuple(args.std or (1.0,))).apply(graph)
         input_ranges[graph.inputs[0].name] = PIXELS
+    known = None
+    if args.encodings is not None:
+        graph, known, told = encoded(graph, args.encodings, None, args.data is not None)
+        first = first + told
     feeds = calibration(args, graph)
     with ExitStack() as stack:
         executor = stack.enter_context(ProcessPoolExecutor(args.jobs)) if args.jobs > 1 and feeds else None
         done = run_recipe(
             recipe, graph, None if feeds is None else data.shown(feeds, args.batch, "calibrating"),
-            executor=executor, input_ranges=input_ranges or None, check=True,
+            executor=executor, input_ranges=input_ranges or None, check=True, ranges=known,
         )  # fmt: skip
     if done.quality is not None:
         show.say(done.quality.line())
