@@ -181,7 +181,13 @@ def run_recipe(
     prepared, report = recipe.prepare.run(graph)
     _check_layers(recipe, prepared)
     check_lowering(prepared, replace(recipe.insert(placeholder_ranges(prepared)), weight_range="minmax"))
-    if feeds is not None and recipe.channel_scales and ranges is None and scalable(prepared):
+    if (
+        feeds is not None
+        and recipe.channel_scales
+        and recipe.activation_bits <= 8
+        and ranges is None
+        and scalable(prepared)
+    ):
         if getattr(feeds, "once", False) or iter(feeds) is feeds:
             feeds = list(feeds)
         scales = ChannelScales(feeds, recipe.weight_bits, recipe.activation_bits)

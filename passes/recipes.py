@@ -108,8 +108,8 @@ class Recipe:
         if not self.c > 0:
             raise QuantizationError(f"c {self.c} is not positive")
         for name, pair in self.layers.items():
-            if len(pair) != 2 or any(bits not in (4, 8) for bits in pair):
-                raise QuantizationError(f"layers: bits {pair}", where=f"layer {name!r}", hint="(4 or 8, 4 or 8)")
+            if len(pair) != 2 or pair[0] not in (4, 8) or pair[1] not in (4, 8, 16):
+                raise QuantizationError(f"layers: bits {pair}", where=f"layer {name!r}", hint="(4 or 8; 4, 8 or 16)")
         self.insert(Ranges({}))  # checks the rest
 
     @property
@@ -120,7 +120,7 @@ class Recipe:
     @property
     def bits(self) -> tuple[int, ...]:
         """Widths of the narrow grids, for which ranges are wanted."""
-        return tuple(sorted({8, self.activation_bits, *(a for _, a in self.layers.values())}))
+        return tuple(sorted({8, *(b for b in (self.activation_bits, *(a for _, a in self.layers.values())) if b < 8)}))
 
     @property
     def range_options(self) -> RangeOptions:
@@ -230,6 +230,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe("w8a8"),
         Recipe("w8a8_per_tensor", per_channel=False, equalize="activations"),
+        Recipe("w8a16", activation_bits=16),
         Recipe("w4a8", weight_bits=4, weight_range="mse", rounding="gptq"),
         Recipe("w4a4", weight_bits=4, activation_bits=4, weight_range="mse", rounding="gptq"),
         Recipe("data_free", method="bn", correct_bias="analytic"),
@@ -239,8 +240,9 @@ RECIPES: dict[str, Recipe] = {
 
 def layer_bits(pair: Any, where: str) -> tuple[int, int]:
     """[4, 8] of a TOML file.  Raises ParseError."""
-    if not (isinstance(pair, list) and len(pair) == 2 and all(b in (4, 8) for b in pair)):  # pyright: ignore[reportUnknownArgumentType]
-        raise ParseError(f"layers: {pair!r} is no [weight bits, input bits]", where=where, hint="bits are 4 or 8")
+    if not (isinstance(pair, list) and len(pair) == 2 and pair[0] in (4, 8) and pair[1] in (4, 8, 16)):  # pyright: ignore[reportUnknownArgumentType]
+        hint = "weights have 4 or 8 bits, inputs 4, 8 or 16"
+        raise ParseError(f"layers: {pair!r} is no [weight bits, input bits]", where=where, hint=hint)
     return (int(pair[0]), int(pair[1]))  # pyright: ignore[reportUnknownArgumentType]
 
 
@@ -263,6 +265,11 @@ def w8a8(**options: Any) -> Recipe:
 def w8a8_per_tensor(**options: Any) -> Recipe:
     """8 bits, one scale for each weight tensor; equalized first."""
     return RECIPES["w8a8_per_tensor"].but(**options)
+
+
+def w8a16(**options: Any) -> Recipe:
+    """8-bit weights per channel, 16-bit inputs of linear layers (two products of bytes each)."""
+    return RECIPES["w8a16"].but(**options)
 
 
 def w4a8(**options: Any) -> Recipe:

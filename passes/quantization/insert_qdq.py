@@ -59,7 +59,7 @@ class InsertQdq(Pass):
 
     ranges:          activation ranges by tensor name (see `calibrate`, `data_free_ranges`).
     weight_bits:     8 or 4; per_channel: a scale for each output channel; weight_range: "minmax" or "mse".
-    activation_bits: 8 or 4, of the inputs of linear layers (other narrow tensors have 8).
+    activation_bits: 16, 8 or 4, of the inputs of linear layers (other narrow tensors have 8).
     symmetric:       int8 activations with zero point 0 instead of uint8 asymmetric ones.
     residual:        "int16" or "int8": operands and results of sums.
     output:          "int16" or "int8": the graph's outputs.    input: the graph's inputs.
@@ -96,8 +96,9 @@ class InsertQdq(Pass):
             if getattr(self, option) not in BITS:
                 raise QuantizationError(f"{option} is {getattr(self, option)!r}", hint=f"one of {', '.join(BITS)}")
         for option in ("weight_bits", "activation_bits", "first_last_bits"):
-            if getattr(self, option) not in (4, 8):
-                raise QuantizationError(f"{option} is {getattr(self, option)}", hint="4 or 8")
+            allowed = (4, 8, 16) if option == "activation_bits" else (4, 8)
+            if getattr(self, option) not in allowed:
+                raise QuantizationError(f"{option} is {getattr(self, option)}", hint=" or ".join(map(str, allowed)))
         if not self.headroom >= 1:
             raise QuantizationError(f"headroom is {self.headroom}", hint="1 or more")
 

@@ -115,6 +115,12 @@ def is_fused(value: Value) -> bool:
     return index == 0 and op_of(node.op).clamps and all(v is None or v.is_constant for v in node.inputs[1:])
 
 
+def is_share(value: Value) -> bool:
+    """Whether a tensor is a softmax, whose fixed grid of 8 bits is all there is of it."""
+    node = value.producer
+    return node is not None and op_of(node.op).nonnegative and op_of(node.op).normalizes
+
+
 def scales_channels(node: Node) -> bool:
     """Whether a node only brings the channels of a layer's input to one size: a factor of each, from a fine grid."""
     if node.op != "Mul" or not node.input(1).is_constant or node.output.is_output:
@@ -287,11 +293,9 @@ def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], 
     """What one use of an activation accepts."""
     op = op_of(node.op)
     if op.linear:
-        bits = (
-            layer_bits(node, ends, widths, NARROW)[1]
-            if node.op != "MatMul" or weights_side(node) is not None
-            else NARROW
-        )
+        bits = layer_bits(node, ends, widths, NARROW)[1]
+        if node.op == "MatMul" and weights_side(node) is None:
+            bits = max(bits, NARROW) if not is_share(node.input(index)) else NARROW
         return Need(bits, bits)
     if op.affine and _is_normalized(node.output):
         return Need(WIDE, WIDE)

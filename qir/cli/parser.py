@@ -10,7 +10,7 @@ from typing import Any
 
 from qir import __version__
 
-RECIPES = ("w8a8", "w8a8_per_tensor", "w4a8", "w4a4", "data_free")
+RECIPES = ("w8a8", "w8a8_per_tensor", "w8a16", "w4a8", "w4a4", "data_free")
 METHODS = ("minmax", "ema", "percentile", "mse", "kl", "cross_entropy", "bn", "std")
 BACKENDS = ("reference", "onnxruntime", "cpu", "cuda")
 

@@ -77,6 +77,7 @@ class Softmax(Op):
 
     name = "Softmax"
     normalizes = True
+    nonnegative = True
     inputs = "x"
     attrs = {"axis": -1}
 
@@ -107,6 +108,7 @@ class MaskedSoftmax(Op):
     inputs = "x keep"
     attrs = {"axis": -1}
     normalizes = True
+    nonnegative = True
     standard_since = 1 << 30
 
     def infer(

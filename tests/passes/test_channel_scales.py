@@ -106,3 +106,15 @@ def test_a_class_token_an_embedding_and_a_layer_scale() -> None:
     np.testing.assert_array_equal(*runs)
     want = Session(g, "reference").run(feeds[0])["y"]
     assert 10 * np.log10((want**2).sum() / ((runs[0] - want) ** 2).sum()) > 38
+
+
+def test_inputs_of_16_bits() -> None:
+    graph, feeds = block(4, residual=True)
+    want = Session(graph, "reference").run(feeds[0])["y"]
+    noise: dict[str, float] = {}
+    for recipe in ("w8a8", "w8a16"):
+        integer, _ = qir.quantize(graph, feeds, recipe)
+        runs = [Session(integer, backend).run(feeds[0])["y"] for backend in ("reference", "onnxruntime")]
+        np.testing.assert_array_equal(*runs)
+        noise[recipe] = float(((runs[0] - want) ** 2).mean())
+    assert noise["w8a16"] < 0.7 * noise["w8a8"]

@@ -67,7 +67,7 @@ def sqnr(graph: Graph) -> float:
     return float(10 * np.log10(np.square(signal).sum() / np.square(WANT - got).sum()))
 
 
-LEAST = {"w8a8": 18.0, "w8a8_per_tensor": 16.0, "w4a8": 6.0, "w4a4": 0.0, "data_free": 6.0}
+LEAST = {"w8a8": 18.0, "w8a16": 24.0, "w8a8_per_tensor": 16.0, "w4a8": 6.0, "w4a4": 0.0, "data_free": 6.0}
 
 
 @pytest.mark.parametrize("name", RECIPES)
