@@ -245,17 +245,24 @@ def softmax(c: Case) -> None:
 
 
 def normalize(c: Case) -> None:
+    """Rows that are whole words and not; constants of each element, and of each row."""
     rng = np.random.default_rng(5)
-    for dtype, kind in ((DType.INT16, "int8"), (DType.UINT8, "int16")):
-        x = c.input(dtype, 4, 45)
-        grid, target = QuantParams.make(0.01, 0, dtype), QuantParams.make(0.01, 3, DType(kind))
-        for centre, gamma in ((True, rng.normal(size=45)), (False, rng.normal(size=(4, 1)))):
-            k = normalize_constants(grid, 45, centre, gamma, gamma, 1e-5, target, "here")
-            c.node(
-                "qir.Normalize", x, c.constant(k.multiplier_i32, np.int32), c.constant(k.offset_i64),
-                c.constant(inverse_root_table()), centre=int(centre), x_zero_point=0, extra=k.extra,
-                noise=k.noise, shift=k.shift, lo=target.dtype.lo, hi=target.dtype.hi, dtype=kind,
-            )  # fmt: skip
+    for n in (45, 48, 516):
+        for dtype, kind in ((DType.INT16, "int8"), (DType.UINT8, "int16"), (DType.INT8, "uint8")):
+            x = c.input(dtype, 4, n)
+            zero = 3 if kind != "uint8" else 130
+            grid, target = QuantParams.make(0.01, 0, dtype), QuantParams.make(0.01, zero, DType(kind))
+            for centre, gamma in (
+                (True, rng.normal(size=n)),
+                (False, rng.normal(size=n)),
+                (False, rng.normal(size=(4, 1))),
+            ):
+                k = normalize_constants(grid, n, centre, gamma, gamma, 1e-5, target, "here")
+                c.node(
+                    "qir.Normalize", x, c.constant(k.multiplier_i32, np.int32), c.constant(k.offset_i64),
+                    c.constant(inverse_root_table()), centre=int(centre), x_zero_point=0, extra=k.extra,
+                    noise=k.noise, shift=k.shift, lo=target.dtype.lo, hi=target.dtype.hi, dtype=kind,
+                )  # fmt: skip
 
 
 def channels_last(c: Case) -> None:

@@ -170,7 +170,10 @@ _PLAIN = {
     ),
     "conv_igemm.cu": ("finish_splits<>",),
     "conv_depthwise.cu": tuple(f"conv_depthwise<{s}>" for s in ("false", "true")),
-    "rows.cu": tuple(f"softmax_rows<{w}, {s}>" for w in ("false", "true") for s in ("false", "true")),
+    "rows.cu": (
+        *(f"softmax_rows<{w}, {s}>" for w in ("false", "true") for s in ("false", "true")),
+        "normalize_rows<false>", "normalize_rows<true>",
+    ),
     "matmul.cu": ("matmul_bytes",),
     "conv_direct.cu": ("conv_direct",),
 }  # fmt: skip

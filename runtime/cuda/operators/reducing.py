@@ -220,7 +220,7 @@ def _in_row_words(p: Placement, axis: int) -> bool:
     """Whether rows along an axis are whole words of four elements, and few enough for one warp."""
     others = [s for i, (n, s) in enumerate(zip(p.shape, p.strides, strict=True)) if i != axis and n > 1]
     whole = p.strides[axis] == 1 and p.shape[axis] % 4 == 0 and p.offset % 4 == 0 and all(s % 4 == 0 for s in others)
-    return whole and p.shape[axis] <= ROW and p.dtype.itemsize <= 2
+    return whole and p.shape[axis] <= ROW
 
 
 def _broadcast(p: Placement, shape: tuple[int, ...]) -> Placement:
@@ -237,6 +237,18 @@ def normalize(plan: Plan, group: Group) -> None:
     m, c = (_broadcast(plan.at(node.input(i)), x.shape) for i in (1, 2))
     table, attrs, last = plan.at(node.input(3)), node.attrs, len(x.shape) - 1
     rows = [_without(p, last) for p in (x, y, m, c)]
+    if all(_in_row_words(p, last) for p in (x, y, m, c)):
+        plan.elements(
+            f"normalize_rows<{str(x.dtype.itemsize == 2).lower()}>", rows[0].shape,
+            lambda: [
+                *(r.view() for r in rows), scalar("u8", table.storage.pointer), scalar("i4", x.shape[last]),
+                scalar("i4", attrs["centre"]), scalar("i4", attrs["x_zero_point"]), scalar("i4", attrs["extra"]),
+                scalar("i8", attrs["noise"]), scalar("i4", attrs["shift"]), scalar("i4", attrs["lo"]),
+                scalar("i4", attrs["hi"]),
+            ],
+            width=32,
+        )  # fmt: skip
+        return
     plan.elements(
         "normalize", rows[0].shape,
         lambda: [
