@@ -131,8 +131,8 @@ class _Comparison:
             self._noise(value.name, x, y)
             if x.ndim == 2 and x.shape[-1] > 1 and isinstance(value.shape[-1], int):
                 self.equal[value.name] += float((x.argmax(-1) == y.argmax(-1)).sum()) * _count(part) / max(len(x), 1)
-            if x.ndim > 1 and x.shape == y.shape:
-                axis = x.ndim - 1 if x.shape[-1] < x.shape[1] else 1
+            axis = _columns_axis(value)
+            if axis is not None and x.shape == y.shape:
                 others = tuple(a for a in range(x.ndim) if a != axis)
                 error = np.stack([(x * x).sum(others), ((x - y) ** 2).sum(others)])
                 self.columns[value.name] = self.columns.get(value.name, 0) + error
@@ -188,6 +188,16 @@ def shares(graph: Graph) -> set[str]:
         if node.op in BOUNDED or kept or (node.op in ("Mul", "Concat") and all(sources)):
             found.update(v.name for v in node.outputs)
     return found
+
+
+def _columns_axis(value: Value) -> int | None:
+    """The axis of an output's columns: the shorter of the second and the last, of a fixed size."""
+    if value.type.rank < 2:
+        return None
+    second, last = value.shape[1], value.shape[-1]
+    if isinstance(second, int) and (isinstance(last, str) or last >= second):
+        return 1
+    return value.type.rank - 1 if isinstance(last, int) else None
 
 
 def _count(feeds: Feeds) -> int:

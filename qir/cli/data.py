@@ -122,9 +122,16 @@ def shown(found: Batches, size: int, text: str) -> show.Shown[dict[str, Array]]:
 
 
 def collect(results: Iterator[Mapping[str, Array]]) -> dict[str, Array]:
-    """Batches of outputs joined along the first axis."""
+    """Batches of outputs joined along the first axis; numbered (y.0, y.1 ...) where their other sizes differ."""
     parts = list(results)
-    return {name: np.concatenate([np.atleast_1d(p[name]) for p in parts]) for name in parts[0]}
+    found: dict[str, Array] = {}
+    for name in parts[0]:
+        arrays = [np.atleast_1d(p[name]) for p in parts]
+        if len({a.shape[1:] for a in arrays}) == 1:
+            found[name] = np.concatenate(arrays)
+        else:
+            found |= {f"{name}.{i}": a for i, a in enumerate(arrays)}
+    return found
 
 
 def writable(path: Path, *inputs: Path, stream: bool = True) -> Path:

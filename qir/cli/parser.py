@@ -169,7 +169,10 @@ def input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
 
 def _data_options(parser: argparse.ArgumentParser, what: str, required: bool = True, size: str = "--size") -> None:
     group = parser.add_argument_group("data")
-    kinds = ".npy (one input, samples first), .npz (an array for each input), images (a folder, or a .txt of files)"
+    kinds = (
+        ".npy (one input, samples first), .npz (an array for each input), a folder of these (samples of many lengths), "
+        "images (a folder, or a .txt of files)"
+    )
     group.add_argument("--data", metavar="PATH", required=required, type=Path, help=f"{what}: {kinds}")
     group.add_argument("--samples", type=positive, metavar="N", help="use the first N samples (default: all)")
     group.add_argument(

@@ -25,8 +25,10 @@ NOMINAL = {"NominalRange_0_255": (0.0, 1.0), "Normalized_0_1": (0.0, 255.0), "No
 
 
 def is_images(path: Path) -> bool:
-    """A folder, a single image, or a .txt with a file a line."""
-    return path.is_dir() or path.suffix.lower() in SUFFIXES or path.suffix.lower() == ".txt"
+    """A folder (but one of arrays), a single image, or a .txt with a file a line."""
+    if path.is_dir():
+        return not any(p.suffix in (".npy", ".npz") for p in path.iterdir())
+    return path.suffix.lower() in SUFFIXES or path.suffix.lower() == ".txt"
 
 
 def remembered(graph: Graph) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from statistics import median
 import numpy as np
 
 from qir.errors import DataError
-from qir.graph import Graph
-from qir.sizes import dim_at
+from qir.graph import Graph, Value
+from qir.sizes import dim_at, sizes_of
 from qir.types import Array
 
 from ..session import Session
@@ -68,19 +68,31 @@ def rank(samples: Mapping[str, Sequence[float]], batch: int) -> list[BenchRow]:
 
 
 def random_feeds(graph: Graph, batch: int, seed: int = 0) -> dict[str, Array]:
-    """Arrays that fit the graph's inputs: normal floats, integers over the dtype's whole range."""
+    """Arrays that fit the graph's inputs: normal floats, integers over the dtype's whole range, indices that exist.
+
+    Open sizes but the batch are TYPICAL.
+    """
+    sizes = sizes_of(graph.symbols, batch)
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for value in graph.inputs:
-        shape = tuple(dim_at(d, batch) for d in value.shape)
+        shape = tuple(dim_at(d, sizes) for d in value.shape)
         kind = value.dtype
         if kind.is_float:
             feeds[value.name] = rng.standard_normal(shape).astype(kind.numpy)
+        elif kind.bits == 64:
+            feeds[value.name] = rng.integers(0, _indices(value), shape, dtype=kind.numpy.name)
         elif kind.is_integer:
             feeds[value.name] = rng.integers(kind.lo, kind.hi, shape, endpoint=True, dtype=kind.numpy.name)
         else:
             raise DataError(f"no random values of {kind}", where=f"input {value.name!r}")
     return feeds
+
+
+def _indices(value: Value) -> int:
+    """How many indices there are for a tensor that is looked up with; two for others (masks)."""
+    looked_up = [n.input(0).shape[n.attrs["axis"]] for n, i in value.uses() if n.op == "Gather" and i == 1]
+    return min((d for d in looked_up if isinstance(d, int)), default=2)
 
 
 def bench(

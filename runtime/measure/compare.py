@@ -35,6 +35,9 @@ class PairMoments:
 
     def add(self, f: Array, q: Array) -> None:
         f, q = by_channel(f), by_channel(q)
+        if self.count and len(f) != self.sums.shape[1]:  # channels of an open size: all are one
+            self.count, self.sums = self.count * self.sums.shape[1], self.sums.sum(1, keepdims=True)
+            f, q = f.reshape(1, -1), q.reshape(1, -1)
         new = np.stack([f.sum(1), q.sum(1), (f * f).sum(1), (q * q).sum(1), (f * q).sum(1)])
         self.sums = new if self.count == 0 else self.sums + new
         self.count += f.shape[1]
