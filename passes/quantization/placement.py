@@ -240,7 +240,7 @@ def fine_values(graph: Graph) -> set[Value]:
         elif not any(v in fine for v in node.outputs):
             continue
         elif op.linear:
-            if weights_side(node) is not None and len(operands) == 1:
+            if weights_side(node) is not None and len(operands) == 1 and node.op != "ConvTranspose":
                 (x,) = operands
                 if x.producer is None or real_interval(x, memo)[0] >= 0:
                     fine.add(x)
@@ -272,8 +272,23 @@ def place(graph: Graph, widths: Widths) -> QuantizerPlacement:
             wanted[value] = WIDE if own else max(_wanted(value, needs, widths), widths.input)
     plan = _spread(graph, wanted, needs)
     memo: dict[Value, RealInterval] = {}
-    plan.positive.update(v.name for v in fine if real_interval(v, memo)[0] >= 0)
+    plan.positive.update(v.name for v in fine if real_interval(v, memo)[0] >= 0 and not _is_multiplied(v))
     return plan
+
+
+def _is_multiplied(value: Value) -> bool:
+    """Whether a tensor, or what only moves or clamps it, is a factor of a product: two grids of 16 bits that begin at
+    zero would leave int32 there."""
+    stack, seen = [value], set[Value]()
+    while stack:
+        top = stack.pop()
+        for node, _ in top.uses():
+            if node.op == "Mul" and sum(is_activation(v) for v in node.inputs) > 1:
+                return True
+            if (passes_through(node) or op_of(node.op).clamps) and node.output not in seen:
+                seen.add(node.output)
+                stack += node.outputs
+    return False
 
 
 def _reads_fine(node: Node, fine: set[Value]) -> bool:
@@ -289,6 +304,14 @@ def _wanted(value: Value, needs: Mapping[tuple[Node, int], Need], widths: Widths
     return max(least, default=NARROW)
 
 
+def _is_only_added(value: Value) -> bool:
+    """Whether a product is read by sums alone: a term of a state that is kept (the cell of an LSTM)."""
+    uses = value.uses()
+    return bool(uses) and not value.is_output and all(
+        op_of(node.op).additive and all(is_activation(v) for v in node.inputs if v is not None) for node, _ in uses
+    )  # fmt: skip
+
+
 def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], widths: Widths) -> Need:
     """What one use of an activation accepts."""
     op = op_of(node.op)
@@ -296,6 +319,8 @@ def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], 
         bits = layer_bits(node, ends, widths, NARROW)[1]
         if node.op == "MatMul" and weights_side(node) is None:
             bits = max(bits, NARROW) if not is_share(node.input(index)) else NARROW
+        if node.op == "ConvTranspose":  # reads 8 bits
+            bits = min(bits, NARROW)
         return Need(bits, bits)
     if op.affine and _is_normalized(node.output):
         return Need(WIDE, WIDE)
@@ -317,6 +342,8 @@ def _need(node: Node, index: int, wanted: Mapping[Value, int], ends: set[Node], 
         return Need(min(result, NARROW), NARROW) if op.chooses else Need(result, WIDE)
     if op.clamps or op.orders:
         return Need(NARROW, WIDE)
+    if node.op == "Mul" and _is_only_added(node.output) and widths.residual >= WIDE:
+        return Need(WIDE, WIDE)
     if op.pointwise and not op.flat:
         return Need(widths.function, widths.function)
     return Need(NARROW, NARROW)

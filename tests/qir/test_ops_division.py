@@ -149,9 +149,20 @@ def root_mean_square() -> onnx.ModelProto:
     return model(nodes, [["N", 12, 3]], {"ax": np.asarray([2]), "two": np.float32(2)})
 
 
+def norm_of_gates() -> onnx.ModelProto:
+    """sqrt(sum relu(x)^2 sigmoid(x1)): products of what is never negative"""
+    nodes = [
+        oh.make_node("Relu", ["x0"], ["p"]), oh.make_node("Sigmoid", ["x1"], ["g"]),
+        oh.make_node("Mul", ["p", "p"], ["q"]), oh.make_node("Mul", ["q", "g"], ["t"]),
+        oh.make_node("ReduceSum", ["t", "ax"], ["s"]), oh.make_node("Sqrt", ["s"], ["y"]),
+    ]  # fmt: skip
+    return model(nodes, [["N", 12, 3], ["N", 12, 3]], {"ax": np.asarray([1])})
+
+
 NETWORKS: dict[str, tuple[Callable[[], onnx.ModelProto], float]] = {
     "min-max": (minmax, 33), "weighted mean": (weighted_mean, 33), "squares": (ratio_of_squares, 35),
     "reciprocal": (reciprocal, 30), "log of energies": (log_energy, 30), "root mean square": (root_mean_square, 33),
+    "products of positive numbers": (norm_of_gates, 33),
 }  # fmt: skip
 
 

@@ -78,3 +78,29 @@ def test_recurrent_networks_on_integers(op: str) -> None:
 def test_an_open_length_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"LSTM node 'cell': a sequence of .* steps.*must be known"):
         qir.load(model("LSTM", batch=2, steps="T"))
+
+
+def test_a_cell_that_has_grown() -> None:
+    """c' = f c + i g with c of hundreds: tanh(c') needs its units, the products 16 bits."""
+    rng = np.random.default_rng(4)
+    kind = onnx.TensorProto.FLOAT
+    gates = ("i", "f", "o", "g")
+    nodes = [oh.make_node("Gemm", ["x", f"w{k}"], [f"a{k}"]) for k in gates]
+    nodes += [oh.make_node("Tanh" if k == "g" else "Sigmoid", [f"a{k}"], [k]) for k in gates]
+    nodes += [
+        oh.make_node("Mul", ["f", "c0"], ["kept"]), oh.make_node("Mul", ["i", "g"], ["new"]),
+        oh.make_node("Add", ["kept", "new"], ["c1"]), oh.make_node("Tanh", ["c1"], ["t"]),
+        oh.make_node("Mul", ["o", "t"], ["h1"]),
+    ]  # fmt: skip
+    graph = oh.make_graph(
+        nodes, "g", [oh.make_tensor_value_info("x", kind, ["N", 9]), oh.make_tensor_value_info("c0", kind, ["N", 8])],
+        [oh.make_tensor_value_info(o, kind, None) for o in ("h1", "c1")],
+        [onnx.numpy_helper.from_array(rng.normal(size=(9, 8)).astype(np.float32) * 0.5, f"w{k}") for k in gates],
+    )  # fmt: skip
+    net = qir.load(oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)]))
+    x, c = rng.normal(size=(64, 9)), rng.normal(size=(64, 8)) * 10.0 ** rng.uniform(-1, 2.4, size=(64, 8))
+    feeds = {"x": x.astype(np.float32), "c0": c.astype(np.float32)}
+    integer, _ = qir.quantize(net, feeds)
+    want, got = (Session(g, "reference").run(feeds)["h1"].astype(np.float64) for g in (net, integer))
+    assert 10 * np.log10((want**2).sum() / ((want - got) ** 2).sum()) > 27
+    assert exactness(integer, {k: v[:4] for k, v in feeds.items()}).exact
