@@ -175,7 +175,7 @@ PROBABLE = 0.1
 SMALL = 50_000_000
 """Multiply-accumulates for which the reference is as fast as a session of onnxruntime (which compiles nothing)."""
 
-BUDGET, FEWEST = 100_000_000, 4
+BUDGET, FEWEST = 60_000_000, 4
 """Elements of inner tensors that are computed in all, and how many samples there are at least."""
 
 
