@@ -103,7 +103,7 @@ def test_masks_on_the_emulated_gpu(name: str) -> None:
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("opset", [11, 12, 13, 14, 18, 20, 21, 23])
+@pytest.mark.parametrize("opset", [11, 13, 18, 23])
 @pytest.mark.parametrize("name", ["causal -inf", "sdpa", "limited, reshaped", "product behind"])
 def test_opsets(name: str, opset: int) -> None:
     builder, graph = spelled(name)
