@@ -59,7 +59,7 @@ def test_it_is_more_accurate_and_exact(residual: bool) -> None:
     for scales in (False, True):
         integer, _ = qir.quantize(graph, feeds, channel_scales=scales)
         runs = [Session(integer, backend).run(feeds[0])["y"] for backend in ("reference", "onnxruntime")]
-        np.testing.assert_array_equal(*runs)
+        np.testing.assert_array_equal(runs[0], runs[1])
         noise[scales] = float(((runs[0] - want) ** 2).mean())
     assert noise[True] < 0.5 * noise[False]
 
@@ -74,7 +74,7 @@ def test_functions_read_a_fine_grid_from_a_small_table() -> None:
         assert table.input(0).dtype.bits == (8 if function == "int8" else 16)
         assert table.input(1).shape == ((256,) if function == "int8" else (4096,))
         runs = [Session(integer, backend).run(feeds[0])["y"] for backend in ("reference", "onnxruntime")]
-        np.testing.assert_array_equal(*runs)
+        np.testing.assert_array_equal(runs[0], runs[1])
         noise[function] = float(((runs[0] - want) ** 2).mean())
     assert noise["int16"] < noise["int8"]
 
@@ -103,7 +103,7 @@ def test_a_class_token_an_embedding_and_a_layer_scale() -> None:
         "biases are in the layers"
     )
     runs = [Session(integer, backend).run(feeds[0])["y"] for backend in ("reference", "onnxruntime")]
-    np.testing.assert_array_equal(*runs)
+    np.testing.assert_array_equal(runs[0], runs[1])
     want = Session(g, "reference").run(feeds[0])["y"]
     assert 10 * np.log10((want**2).sum() / ((runs[0] - want) ** 2).sum()) > 38
 
@@ -115,6 +115,6 @@ def test_inputs_of_16_bits() -> None:
     for recipe in ("w8a8", "w8a16"):
         integer, _ = qir.quantize(graph, feeds, recipe)
         runs = [Session(integer, backend).run(feeds[0])["y"] for backend in ("reference", "onnxruntime")]
-        np.testing.assert_array_equal(*runs)
+        np.testing.assert_array_equal(runs[0], runs[1])
         noise[recipe] = float(((runs[0] - want) ** 2).mean())
     assert noise["w8a16"] < 0.7 * noise["w8a8"]
