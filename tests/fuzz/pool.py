@@ -56,6 +56,7 @@ class Worker:
 
     def _wait(self, child: subprocess.Popen[str]) -> bool:
         """Whether an answer comes before so many seconds of its own are over (a busy machine is no fault of it)."""
+        assert child.stdout is not None
         began, used = time.monotonic(), cpu_seconds(child.pid)
         while True:
             if select.select([child.stdout], [], [], 1.0)[0]:
