@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qir.errors import CollapseError, DataError, LoweringError, QuantizationError, StageError
 from qir.graph import Graph, Stage
 from qir.io import load
@@ -150,6 +152,7 @@ def lowered_or_float(graph: Graph, can_calibrate: bool) -> tuple[Graph, Report]:
         return result, report
 
 
+@np.errstate(all="ignore")  # what leaves its range is found by proofs, in words; NumPy's lines say nothing to a user
 def run_recipe(
     recipe: Recipe,
     graph: Graph,

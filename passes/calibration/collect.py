@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 
+import numpy as np
+
 from qir.errors import DataError, QirError
 from qir.graph import Graph, Value
 from qir.io import load, to_onnx
@@ -28,6 +30,7 @@ Progress = Callable[[int], None]
 """Called with the number of samples seen so far."""
 
 
+@np.errstate(all="ignore")  # what is not finite is found and named
 def collect(
     graph: Graph,
     batches: Iterable[Feeds],

@@ -85,16 +85,19 @@ class CorrectBias(Pass):
         if shift is None:
             return f"the mean of {x!r} has {len(self.means[x])} channels"
         beta = float(node.attrs.get("beta", 1.0)) or 1.0
-        self._set(graph, node, shift * float(node.attrs.get("alpha", 1.0)) / beta)
-        return None
+        return self._set(graph, node, shift * float(node.attrs.get("alpha", 1.0)) / beta)
 
     @staticmethod
-    def _set(graph: Graph, node: Node, shift: Floats) -> None:
+    def _set(graph: Graph, node: Node, shift: Floats) -> str | None:
         old: Value | None = node.optional(2)
         before = np.zeros(len(shift)) if old is None else np.broadcast_to(_reals(old).reshape(-1), shift.shape)
         stem = old.name if old is not None else f"{node.name}.bias"
-        new = graph.add_constant(f"{stem}.corrected", (before - shift).astype(node.output.dtype.numpy))
-        graph.set_input(node, 2, new)
+        with np.errstate(over="ignore"):
+            after = (before - shift).astype(node.output.dtype.numpy)
+        if not np.isfinite(after).all():
+            return "the correction does not fit its dtype"
+        graph.set_input(node, 2, graph.add_constant(f"{stem}.corrected", after))
+        return None
 
 
 def _reals(bias: Value) -> Array:
