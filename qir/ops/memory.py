@@ -27,6 +27,9 @@ MOST_COMPUTED = 1 << 26
 MOST_SPREAD, SPREAD = 1 << 24, 4096
 """Elements of one sample's tensor that an operator may make of a tensor so many times smaller."""
 
+LONGEST = 1 << 40
+"""Of one axis."""
+
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -105,6 +108,10 @@ def demand(size: int, what: str, where: object, most: int | None = None) -> None
 def check_graph(graph: Graph) -> None:
     """A graph as a file brought it.  Raises MemoryLimitError: one sample needs more than the limit, or one node makes
     vast tensors of small ones."""
+    for value in graph.values:  # beside a size of 0, another may be any number: no kernel can count it
+        if any(isinstance(d, int) and d > LONGEST for d in value.shape):
+            where = value.producer or f"value {value.name!r}"
+            raise MemoryLimitError(f"has a size beyond 2^40 in {list(value.shape)}", where=str(where))
     for node in graph.nodes:
         check_spread(node)
     size, node = peak(graph, 1)

@@ -58,7 +58,7 @@ def mutated(sample: Sample, rng: Rng) -> bytes:
 def _bytes(data: bytes, rng: Rng) -> bytes:
     raw = bytearray(data)
     at = rng.randrange(len(raw) or 1)
-    if rng.random() < 0.3:  # headers are at the ends
+    if raw and rng.random() < 0.3:  # headers are at the ends
         at = rng.randrange(min(len(raw), 140)) if rng.random() < 0.5 else max(len(raw) - 1 - rng.randrange(140), 0)
     how = rng.randrange(6)
     if how == 0 and raw:
