@@ -79,7 +79,7 @@ def emit_slice(b: Builder, node: Node) -> bool:
     view = b.view(x)
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
         axis = (int(axes[i]) if axes is not None else i) % len(shape)
-        step = int(steps[i]) if steps is not None else 1
+        step = min(int(steps[i]) if steps is not None else 1, max(shape[axis], 1))  # past the end is past the end
         if step < 1 or isinstance(x.shape[axis], str):
             return False
         first, last, _ = slice(start, end, step).indices(shape[axis])
