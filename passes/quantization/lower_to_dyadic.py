@@ -141,7 +141,12 @@ def _lower(low: Lowering, node: Node) -> None:
 def _is_of_integers(low: Lowering, node: Node) -> bool:
     """Whether the node computes integers or booleans of such: indices, sizes, masks. They are computed as they are."""
     values = [*(v for v in node.inputs if v is not None), *node.outputs]
-    if op_of(node.op).float_only or len(node.outputs) != 1 or any(v.dtype.is_float for v in values):
+    divides_sizes = node.op == "Div" and node.output.dtype is DType.INT64
+    if (
+        (op_of(node.op).float_only and not divides_sizes)
+        or len(node.outputs) != 1
+        or any(v.dtype.is_float for v in values)
+    ):
         return False
     return all(isinstance(low.form(v), Plain | Fixed) for v in node.inputs if v is not None)
 

@@ -198,3 +198,22 @@ def test_comparisons_with_a_size_are_not_folded() -> None:
     g = qir.load(model(nodes, held, x=["N", "S"]))
     x = np.ones((1, 3), np.float32)
     assert np.array_equal(Session(g, "reference").run({"x": x})["y"], x)
+
+
+def test_sizes_are_divided_as_they_are() -> None:
+    """Two sizes that are fed, divided: no expression says it, and it is computed on int64."""
+    nodes = [
+        node("Shape", ["x"], "s"),
+        node("Gather", ["s", "zero"], "n"),
+        node("Gather", ["s", "one"], "l"),
+        node("Div", ["l", "n"], "each"),
+        node("Relu", ["x"], "r"),
+        node("Gather", ["r", "each"], axis=1),
+    ]
+    held = {"zero": np.asarray([0]), "one": np.asarray([1])}
+    g = qir.load(model(nodes, held, x=["N", "S", 4]))
+    x = np.random.default_rng(0).normal(size=(4, 12, 4)).astype(np.float32)
+    integer, _ = qir.quantize(g, x)
+    for backend in ("reference", "onnxruntime", "cpu"):
+        y = Session(integer, backend).run({"x": x})["y"]
+        assert y.shape == (4, 1, 4) and np.allclose(y, np.maximum(x[:, 3:4], 0), atol=0.02)
