@@ -77,6 +77,14 @@ def test_what_killed_processes_left_goes(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.glob(".kernels.*")} == {f".kernels.{os.getpid()}.abc"}
 
 
+def test_a_process_that_compiles_nothing_leaves_nothing(tmp_path: Path) -> None:
+    cache = KernelCache(tmp_path, 7)
+    with cache.used() as folder:
+        assert folder is not None and folder.is_dir()
+    cache.drop()
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_so_many_folders_are_kept(tmp_path: Path) -> None:
     for digest in range(KEPT + 3):
         cache = filled(tmp_path, digest)

@@ -6,6 +6,7 @@ and renamed when it is complete; one that does not agree with its list is thrown
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import logging
@@ -74,6 +75,7 @@ class KernelCache:
             self.root.mkdir(parents=True, exist_ok=True)
             self._sweep()
             self._making = Path(tempfile.mkdtemp(prefix=f".kernels.{os.getpid()}.", dir=self.root))
+            atexit.register(self.drop)
         except OSError as error:
             log.info("compiled kernels are not kept in %s: %s", self.root, error)
         return self._making
@@ -88,6 +90,12 @@ class KernelCache:
             made.rename(self.folder)
         except OSError as error:  # another process was first, or the disk is full
             log.debug("compiled kernels are not kept: %s", error)
+            shutil.rmtree(made, ignore_errors=True)
+
+    def drop(self) -> None:
+        """Nothing was compiled, or not all of it."""
+        made, self._making = self._making, None
+        if made is not None and made.name.split(".")[2] == str(os.getpid()):  # a forked child leaves it alone
             shutil.rmtree(made, ignore_errors=True)
 
     def _sweep(self) -> None:
