@@ -79,11 +79,11 @@ def kind_of(path: Path) -> str:
 
 
 def table(folder: Path) -> int:
+    """All in one process: starting one for each, and its kernels, would take most of the time."""
     worker, bad = Worker(limit_s=60.0), 0
     paths = [p for p in sorted(folder.iterdir()) if p.name not in ("README.md", "text")]
     paths += sorted((folder / "text").iterdir()) if (folder / "text").is_dir() else []
     for path in paths:
-        worker.close()  # each in a process of its own
         report = worker.ask(kind_of(path), path)
         wrong = bool(report.finding) or report.seconds > 5 or report.peak > 1 << 30
         bad += wrong
