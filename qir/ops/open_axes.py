@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-GIVE_SIZES = "give the input's sizes when loading (--input-shape)"
+GIVE_SIZES = "give the sizes of open inputs when loading (--input-shape)"
 
 
 def at_every_size(node: Node, dims: Sequence[Dim], find: Callable[[list[int]], T], what: str) -> T:

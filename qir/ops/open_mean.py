@@ -37,7 +37,8 @@ def lower_open_sum(low: Lowering, node: Node, axes: tuple[int, ...], *, keepdims
     if any(BATCH in symbols_of(d) for d in sizes):
         raise LoweringError("sums over the batch", where=str(node), hint="bind the batch to a number when loading")
     q, most = quant_of(x), longest(*sizes)
-    if q.per_channel or q.dtype.bits > 8 or most is None:
+    narrow = q.dtype.bits <= 8 or (q.dtype is DType.INT16 and not any(q.zero_point))
+    if q.per_channel or not narrow or most is None:
         raise OverflowProofError(f"a sum over {sizes} of {q.dtype} may not fit int32", where=str(node),
                                  hint="quantize its input to 8 bits, per tensor")  # fmt: skip
     centred = QuantParams(q.scale, (0,), DType.INT16)

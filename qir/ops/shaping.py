@@ -12,6 +12,7 @@ from ..lowering import Fixed, Lowering, Plain, Quantized, Real
 from ..types import Array, DType, QuantParams, TensorType
 from .base import REQUIRED, Op, op_of, register
 from .movement import const, first, ints, parameter
+from .open_axes import GIVE_SIZES
 
 if TYPE_CHECKING:
     from ..graph import Node
@@ -182,7 +183,7 @@ def plain(low: Lowering, node: Node) -> None:
         low.set(node.output, Fixed(data.astype(np.float64) if node.output.dtype.is_float else data))
         return
     if node.output.dtype.is_float:
-        raise LoweringError("computes reals at run time and has no integer form", where=str(node))
+        raise LoweringError("computes reals at run time and has no integer form", where=str(node), hint=GIVE_SIZES)
     for value, form in zip((v for v in node.inputs if v is not None), forms, strict=True):
         if not isinstance(form, (Fixed, Plain)):
             raise LoweringError(f"input {value.name!r} holds reals", where=str(node))
