@@ -115,30 +115,42 @@ __global__ void __launch_bounds__(128) conv_depthwise_rows(DepthwiseConv p, Epil
     if (e.bias) read_constants<4>(bias, e.bias + c);
     const LineConstants<P, 4> constants(e, c);
 
+    // rows are read a step ahead, where a residual leaves registers for that
+    constexpr bool AHEAD = KERNEL == 3 || P == GENERAL || !(P & WITH_RESIDUAL);
     u32 words[KERNEL][WORDS_][4], column[STRIDE][READ];
 #pragma unroll
     for (int r = 0; r < KERNEL - STRIDE; ++r) {
         read_row(column[0]);
         arrange<READ>(words[r], column[0]);
     }
+    if constexpr (AHEAD) {
 #pragma unroll
-    for (int r = 0; r < STRIDE; ++r) read_row(column[r]);
+        for (int r = 0; r < STRIDE; ++r) read_row(column[r]);
+    }
     s64 m = (s64(image) * p.out_height + oy) * p.out_width + ox;
     const int size = has<P>(e, OUT_8) ? 1 : has<P>(e, OUT_16) ? 2 : 4;
     s64 line_step = p.out_width * e.output_stride * size;  // bytes
     forget(line_step);
     u8* to = static_cast<u8*>(e.output) + (m * e.output_stride + e.output_offset + c) * size;
-    s64 residual_at = m * e.residual_stride + e.residual_offset + c, second_at = m * e.second_stride + e.second_offset + c;
 #pragma unroll 1
     for (int y = 0; y < rows; y += KERNEL) {
 #pragma unroll
         for (int step = 0; step < KERNEL; ++step) {  // which row of the window lies where is known for each
             if (y + step >= rows) return;
+            if constexpr (!AHEAD) {
+#pragma unroll
+                for (int r = 0; r < STRIDE; ++r) read_row(column[r]);
+            }
 #pragma unroll
             for (int r = 0; r < STRIDE; ++r)
                 arrange<READ>(words[(KERNEL - STRIDE + step * STRIDE + r) % KERNEL], column[r]);
+            if constexpr (AHEAD) {
 #pragma unroll
-            for (int r = 0; r < STRIDE; ++r) read_row(column[r]);  // of the next step
+                for (int r = 0; r < STRIDE; ++r) read_row(column[r]);  // of the next step
+            }
+            // rarely wanted: worked out anew, for want of registers
+            const s64 residual_at = m * e.residual_stride + e.residual_offset + c;
+            const s64 second_at = m * e.second_stride + e.second_offset + c;
             s32 acc[COLUMNS][4];
 #pragma unroll
             for (int j = 0; j < COLUMNS; ++j)
@@ -172,7 +184,6 @@ __global__ void __launch_bounds__(128) conv_depthwise_rows(DepthwiseConv p, Epil
                 }
             }
             m += p.out_width, to += line_step;
-            residual_at += p.out_width * e.residual_stride, second_at += p.out_width * e.second_stride;
         }
     }
 }
