@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qir.errors import LoweringError, QirError, UnsupportedError, refuse
+from qir.errors import LoweringError, QirError, UnsupportedError, named, refuse
 from qir.graph import Graph, Node, Stage, Value
 from qir.lowering import FREE, Clamped, Deferred, Fixed, Form, Lowering, Plain, Quantized, Real
 from qir.ops import op_of
@@ -127,15 +127,11 @@ def _bring_input(low: Lowering, value: Value) -> None:
 
 def _lower(low: Lowering, node: Node) -> None:
     low.node = node
-    try:
+    with named(LoweringError, node, "its numbers leave every range"):  # infinite constants, scales that vanish
         if _is_of_integers(low, node):
             plain(low, node)
         else:
             op_of(node.op).to_integer(low, node)
-    except QirError as error:
-        if error.where:
-            raise
-        raise type(error)(str(error), where=str(node)) from error
 
 
 def _is_of_integers(low: Lowering, node: Node) -> bool:
