@@ -67,7 +67,7 @@ class Clip(Elementwise):
 
     def never_negative(self, node: Node) -> bool:
         lo = node.optional(1)
-        return lo is not None and lo.data is not None and float(lo.data) >= 0
+        return lo is not None and lo.data is not None and bool((lo.data >= 0).all())
 
 
 def _limit(low: Lowering, value: Value | None, default: float) -> float:

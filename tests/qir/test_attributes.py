@@ -139,3 +139,11 @@ def test_tables_of_a_softmax(two_convs: Any) -> None:
             continue
         with pytest.raises(QirError, match=f"table '{change}' leaves"):
             verify(graph)
+
+
+def test_limits_of_a_clip_that_are_no_scalars() -> None:
+    graph = Graph("g")
+    x = graph.add_input("x", TensorType(DType.FLOAT32, ("N", 2)))
+    for low, never in (([0.0, 1.0], True), ([0.0, -1.0], False)):
+        limit = graph.add_constant("low", np.asarray(low, np.float32))
+        assert REGISTRY["Clip"].never_negative(graph.add_node("Clip", [x, limit])) is never
