@@ -22,7 +22,8 @@ from ..kernels.intrinsics import as_pointer, atomic_load, carray, fetch_add, pau
 from ..kernels.movement import copy_chunk, dequantize_chunk, gather_chunk, quantize_chunk
 from ..kernels.pooling import depthwise_region, pool_region
 from ..kernels.rows.normalize import normalize_chunk
-from ..kernels.rows.rowwise import interpolate_chunk, product_chunk, softmax_chunk
+from ..kernels.rows.products import product_chunk
+from ..kernels.rows.rowwise import interpolate_chunk, softmax_chunk
 from ..kernels.winograd import winograd_chunk
 from .kernel_cache import CACHE
 
@@ -81,7 +82,7 @@ def run_chunk(step: Any, index: int, chunk: int, records: Any, pointers: Any, sc
     elif op == r.INTERPOLATE:
         interpolate_chunk(step, chunk, pointers)
     elif op == r.PRODUCT:
-        product_chunk(step, chunk, pointers)
+        product_chunk(step, chunk, pointers, scratch)
     else:
         region_chunk(step, chunk, records, pointers, scratch)
 

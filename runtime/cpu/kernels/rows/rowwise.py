@@ -1,4 +1,4 @@
-"""Operators that work on whole rows: softmax, interpolation, products of two activations."""
+"""Operators that work on whole rows: softmax, interpolation."""
 
 from __future__ import annotations
 
@@ -160,61 +160,3 @@ def interpolate_chunk(step: Any, chunk: int, pointers: Any) -> None:
             _blend(out, carray(p, inner, np.int16), carray(q, inner, np.int16), w0, w1, inner)
         else:
             _blend(out, carray(p, inner, np.int32), carray(q, inner, np.int32), w0, w1, inner)
-
-
-@njit(nogil=True)
-def _centred(at: int, signed: bool, zero: int) -> int:
-    if signed:
-        return np.int64(carray(as_pointer(at), 1, np.int8)[0]) - zero
-    return np.int64(carray(as_pointer(at), 1, np.uint8)[0]) - zero
-
-
-@njit(nogil=True)
-def _axpy(out: Any, b: Any, count: int, factor: int, zero: int) -> None:
-    f, z = np.int32(factor), np.int32(zero)
-    for j in range(count):
-        out[j] += f * (np.int32(b[j]) - z)
-
-
-@njit(nogil=True)
-def product_chunk(step: Any, chunk: int, pointers: Any) -> None:
-    """qir.MatMulActivations: M_SHAPE (batches..., rows, depth, columns) with the strides of a, b and the output.
-
-    M_DTYPE: 1 where a is signed, plus 2 where b is; M_ZERO_POINT, M_LO: zero points of a and b.
-    """
-    rank = step[r.RANK]
-    shape = carray(as_pointer(address(pointers, step[r.M_SHAPE])), rank, np.int64)
-    sa = carray(as_pointer(address(pointers, step[r.M_SRC_STRIDES])), rank, np.int64)
-    sb = carray(as_pointer(address(pointers, step[r.M_OTHER_STRIDES])), rank, np.int64)
-    sd = carray(as_pointer(address(pointers, step[r.M_DST_STRIDES])), rank, np.int64)
-    a, b, d = address(pointers, step[r.M_SRC]), address(pointers, step[r.M_OTHER]), address(pointers, step[r.M_DST])
-    rows, depth, columns = shape[rank - 3], shape[rank - 2], shape[rank - 1]
-    a_signed, b_signed = step[r.M_DTYPE] & 1 != 0, step[r.M_DTYPE] & 2 != 0
-    za, zb = step[r.M_ZERO_POINT], step[r.M_LO]
-    batches = 1
-    for i in range(rank - 3):
-        batches *= shape[i]
-    lines = batches * rows
-    for line in range(lines * chunk // step[r.CHUNKS], lines * (chunk + 1) // step[r.CHUNKS]):
-        row, batch = line % rows, line // rows
-        a_at, b_at, d_at = a + row * sa[rank - 3], b, d + row * sd[rank - 3]
-        for i in range(rank - 4, -1, -1):
-            at = batch % shape[i]
-            a_at, b_at, d_at = a_at + at * sa[i], b_at + at * sb[i], d_at + at * sd[i]
-            batch //= shape[i]
-        out = carray(as_pointer(d_at), columns, np.int32)
-        for j in range(columns):
-            out[j] = 0
-        for k in range(depth):
-            factor = _centred(a_at + k * sa[rank - 2], a_signed, za)
-            if factor == 0:
-                continue
-            start = b_at + k * sb[rank - 2]
-            if sb[rank - 1] == 1:
-                if b_signed:
-                    _axpy(out, carray(as_pointer(start), columns, np.int8), columns, factor, zb)
-                else:
-                    _axpy(out, carray(as_pointer(start), columns, np.uint8), columns, factor, zb)
-            else:
-                for j in range(columns):
-                    out[j] += np.int32(factor * _centred(start + j * sb[rank - 1], b_signed, zb))
