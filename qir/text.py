@@ -38,7 +38,9 @@ def format_graph(graph: Graph) -> str:
     """Text of the whole graph, in topological order; constants come before their first use."""
     lines = [f"graph {json.dumps(graph.name)} stage={graph.stage.name} {{"]
     lines += [f"  metadata {json.dumps(k)} = {json.dumps(v)}" for k, v in sorted(graph.metadata.items())]
-    lines += [f"  size {s}{_symbol(k)}" for s, k in graph.symbols.items() if s != BATCH or k != Symbol()]
+    lines += [
+        f"  size {s}{_symbol(k)}" for s, k in graph.symbols.items() if s != BATCH or k not in (Symbol(), Symbol(BATCH))
+    ]
     lines += [f"  input {_ref(v)}: {format_type(v.type)}" for v in graph.inputs]
     written: set[Value] = set()
     for node in graph.nodes:

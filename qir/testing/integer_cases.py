@@ -203,9 +203,10 @@ def channel_shuffle(c: Case) -> None:
 
 def interpolation(c: Case) -> None:
     x = c.input(DType.UINT8, 3, 5, 1)
-    rows = [c.constant(v, np.int32) for v in ([0, 0, 2, 4], [1, 0, 3, 4], [2048, 1000, 5, 0], [0, 1048, 2043, 2048])]
+    places, weights = ([0, 0, 2, 4], [1, 0, 3, 4]), ([2048, 1000, 5, 0], [0, 1048, 2043, 2048])
+    rows = [c.constant(v) for v in places] + [c.constant(v, np.int32) for v in weights]
     y = c.node("qir.Interpolate", x, *rows, axis=2)
-    one = [c.constant(v, np.int32) for v in ([0], [0], [2048], [0])]
+    one = [c.constant([0]), c.constant([0]), c.constant([2048], np.int32), c.constant([0], np.int32)]
     c.node("qir.Interpolate", y, *one, axis=3)
 
 

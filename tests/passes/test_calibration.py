@@ -129,7 +129,7 @@ def test_errors() -> None:
     with pytest.raises(DataError, match="mapping"):
         calibrate(G, [X])  # type: ignore[list-item]
     with pytest.raises(DataError, match="float32"):
-        calibrate(G, [{"x": X.astype(np.float64)}])
+        calibrate(G, [{"x": X.astype(np.int64)}])
     with pytest.raises(QuantizationError, match="no range method"):
         calibrate(G, feeds(), method="best")
 

@@ -144,9 +144,9 @@ def test_unknown_operator_is_an_error() -> None:
     from qir.runtime.cuda.device.emulated import EmulatedDevice
 
     case = Case(0, 1)
-    case.graph.set_outputs([case.node("Floor", case.graph.add_input("f", TensorType(DType.FLOAT32, ("N", 2))))])
+    case.graph.set_outputs([case.node("Sign", case.input(DType.INT8, 2))])
     with pytest.raises(BackendError, match="has no CUDA kernel"):
-        Session(case.graph, "cuda", device=EmulatedDevice()).run({"f": np.zeros((1, 2), np.float32)})
+        Session(case.graph, "cuda", device=EmulatedDevice()).run(case.feeds)
 
 
 def test_without_cupy_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,5 +155,7 @@ def test_without_cupy_the_message_says_what_to_install(monkeypatch: pytest.Monke
     from qir.errors import BackendError
 
     monkeypatch.setitem(sys.modules, "cupy", None)
+    graph = Graph(stage=Stage.INTEGER)
+    graph.set_outputs([graph.add_input("x", TensorType(DType.INT8, ("N", 2)))])
     with pytest.raises(BackendError, match="CuPy"):
-        Session(Graph(stage=Stage.INTEGER), "cuda")
+        Session(graph, "cuda")

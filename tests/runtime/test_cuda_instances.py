@@ -98,4 +98,5 @@ def test_every_instance_runs_somewhere(launched: set[str]) -> None:
         case = IntegerCase(seed=3, batch=2)
         build(case)
         compare(case)
-    assert not {k.expression for k in INSTANCES if not isinstance(k, ConvTile)} - launched - {"qir::digest_elements"}
+    expected = {k.expression for k in INSTANCES if not isinstance(k, ConvTile)}
+    assert sorted(expected - launched - {"qir::digest_elements"}) == []

@@ -27,7 +27,11 @@ def test_geometries(order: int) -> None:
     kind = DType.INT8 if order else DType.UINT8
     wide, odd = case.input(kind, 3, 37, 40), case.input(kind, 4, 11, 33)
     case.requantize(case.conv(wide, 64, (7, 7), strides=[2, 2], pads=[3, 3, 3, 3]), kind, channels=64)
-    case.requantize(case.conv(wide, 24, (3, 3), strides=[1, 2], pads=[0, 1, 2, 0], pad_value=[-4]), kind, channels=24)
+    case.requantize(
+        case.conv(wide, 24, (3, 3), strides=[1, 2], pads=[0, 1, 2, 0], pad_value=[-4 if order else 4]),
+        kind,
+        channels=24,
+    )
     case.table(case.requantize(case.conv(odd, 16, (3, 3), pads=[1, 1, 1, 1]), DType.INT8, channels=16))
     case.requantize(case.conv(odd, 70, (2, 5), dilations=[3, 2], pads=[4, 0, 1, 3]), kind, channels=70)
     case.requantize(case.conv(wide, 8, (8, 8), strides=[3, 3]), kind, channels=8)
