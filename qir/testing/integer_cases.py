@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ops.integer_softmax import reciprocal_table
 from ..ops.normalize import inverse_root_table, normalize_constants
 from ..types import DType, QuantParams, TensorType
 from .integer import IntegerCase as Case
@@ -266,6 +267,13 @@ def normalize(c: Case) -> None:
                 )  # fmt: skip
 
 
+def division(c: Case) -> None:
+    a, b = c.input(DType.INT16, 4, 45), c.input(DType.UINT8, 4, 45)
+    table = c.constant(reciprocal_table())
+    numbers = {"b_zero_point": 3, "least": 1, "bits": 16, "multiplier": 1 << 30, "shift": 51}
+    c.node("qir.Div", a, b, table, **numbers, lo=-128, hi=127, dtype="int8")
+
+
 def channels_last(c: Case) -> None:
     """Images as convolutions leave them: elementwise, pooling, copies by chunks of 16 channels; 19 channels in 32."""
     for channels in (16, 19):
@@ -350,7 +358,7 @@ BUILDERS: tuple[Build, ...] = (
     conv_odd, conv_signed, conv_depthwise, conv_grouped_per_channel_pad, conv_one_dimensional, residual_block,
     first_layer, depthwise, split_products, four_bits, weights_of_others,
     logic, shapes, matrix_products, elementwise, windows, movement, channel_shuffle, interpolation, ranking, softmax,
-    normalize,
+    normalize, division,
     coarse_scales, channels_last, wide_movement, border, more_depthwise,
     depthwise_walks, windows_of_chunks,
 )  # fmt: skip
