@@ -93,7 +93,7 @@ def measure(name: str, recipes: list[str]) -> list[str]:
 
         def add_onnxruntime(label: str, model: Path, megabytes: float) -> None:
             session = ort.InferenceSession(str(model), options)
-            sessions[label] = (lambda f: session.run(None, f)[0]), 0.0, megabytes
+            sessions[label] = (lambda f: np.asarray(session.run(None, f)[0])), 0.0, megabytes
 
         weights = sum(v.array().nbytes for v in graph.constants) / 1e6
         add_onnxruntime("float32", path, weights)
