@@ -78,8 +78,9 @@ def least(runs: dict[str, Callable[[], Any]], seconds: float = 4.0) -> dict[str,
 def measure(name: str, recipes: list[str]) -> list[str]:
     """Rows of the table for one network."""
     kit, kind, path = evaluator(), NETWORKS[name], FOLDER / f"{name}.onnx"
-    shapes = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ("N", LENGTH)) if "mini" in name else None
-    graph = qir.load(path, input_shapes=shapes)
+    tokens = ("input_ids", "attention_mask", "token_type_ids") if "mini" in name else ()
+    shapes: dict[str, tuple[str | int, ...]] = {k: ("N", LENGTH) for k in tokens}
+    graph = qir.load(path, input_shapes=shapes or None)
     names = {v.name for v in graph.inputs}
     calib, test = ({k: v for k, v in kit.load(kind, s).items() if k in names} for s in ("calib", "test"))
     mask = kit.load(kind, "test").get("attention_mask")
