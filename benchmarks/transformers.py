@@ -79,7 +79,7 @@ def measure(name: str, recipes: list[str]) -> list[str]:
     """Rows of the table for one network."""
     kit, kind, path = evaluator(), NETWORKS[name], FOLDER / f"{name}.onnx"
     tokens = ("input_ids", "attention_mask", "token_type_ids") if "mini" in name else ()
-    shapes: dict[str, tuple[str | int, ...]] = {k: ("N", LENGTH) for k in tokens}
+    shapes: dict[str, tuple[str | int, ...]] = dict.fromkeys(tokens, ("N", LENGTH))
     graph = qir.load(path, input_shapes=shapes or None)
     names = {v.name for v in graph.inputs}
     calib, test = ({k: v for k, v in kit.load(kind, s).items() if k in names} for s in ("calib", "test"))
