@@ -49,8 +49,10 @@ def _scales(value: Value, seen: Statistics, headroom: float) -> tuple[int, tuple
     if value.use_count or not is_activation(value) or value.name not in seen or not _of_layer(value):
         return None
     stats, rank = seen[value.name], value.type.rank
-    axis = stats.axis % rank if rank > 1 else 0
-    if rank < 2 or stats.channel_count == 0 or value.shape[axis] != len(stats.channel_lo):
+    if rank < 2 or stats.axis is None or stats.channel_count == 0:
+        return None
+    axis = stats.axis % rank
+    if value.shape[axis] != len(stats.channel_lo):
         return None
     reach = np.maximum(np.abs(stats.channel_lo), np.abs(stats.channel_hi))
     widest = float(reach.max(initial=0.0))
