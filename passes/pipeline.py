@@ -37,7 +37,7 @@ from .quantization.ranges import Interval, Ranges
 from .quantization.undo_qdq import UndoQdq
 from .recipes import Recipe, recipe_of
 from .report import PassReport, Report
-from .rounding.channel_scales import ChannelScales, scalable
+from .rounding.channel_scales import SCALED, ChannelScales, scalable
 
 log = logging.getLogger("qir.passes")
 
@@ -222,6 +222,8 @@ def run_recipe(
         else:
             calibration.note("biases are not corrected: neither data nor batch-norm statistics")
     calibration.seconds = time.perf_counter() - start
+    scaled = [name for name in prepared.tables.get(SCALED, {}) if name in ranges]
+    ranges = ranges.updated({name: ranges.seen(name) for name in scaled}) if scaled else ranges
     given: Mapping[str, Interval] = {**prepared.tables.get(GIVEN_RANGES, {}), **(input_ranges or {})}
     if given:
         ranges = ranges.updated(given)

@@ -28,6 +28,9 @@ FLOOR = 0.6
 WORTH = 0.8
 """Least improvement of the squared error for which a group of layers gets scales."""
 ROWS, ROWS_A_BATCH = 1024, 128
+SCALED = "channel_scales"
+"""Table of a graph: names of the tensors with factors. Their grids reach from the least to the greatest seen, as those
+did with which the factors were chosen: what sticks out of many small channels is no outlier any more."""
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,8 @@ class ChannelScales(Pass):
             c, gain = self.choose(rows[x.name], layers)
             if c is None:
                 continue
-            apply(graph, x, layers, c)
+            scaled = apply(graph, x, layers, c)
+            graph.tables.setdefault(SCALED, {})[scaled.name] = True
             report.rewrote("channel scales", x.name)
             log.debug("channel scales on %s: squared error times %.3f", x.name, gain)
         graph.prune()
@@ -138,8 +142,8 @@ def collect_rows(graph: Graph, values: list[Value], feeds: Iterable[Mapping[str,
     return {name: rows[rng.permutation(len(rows))] for name, rows in mixed.items()}
 
 
-def apply(graph: Graph, x: Value, layers: list[Node], c: Floats) -> None:
-    """Divide x by c on its way to the layers, and multiply their weights."""
+def apply(graph: Graph, x: Value, layers: list[Node], c: Floats) -> Value:
+    """Divide x by c on its way to the layers, and multiply their weights.  Returns what the layers read now."""
     scaled = x
     if not _into_normalization(graph, x, layers, c):
         inverse = graph.add_constant(f"{x.name}.factors", (1 / c).astype(x.dtype.numpy))
@@ -150,6 +154,7 @@ def apply(graph: Graph, x: Value, layers: list[Node], c: Floats) -> None:
         data = from_rows(node, rows, w.array().shape).astype(w.dtype.numpy)
         graph.set_input(node, 1, graph.add_constant(w.name, data))
         graph.set_input(node, 0, scaled)
+    return scaled
 
 
 def _into_normalization(graph: Graph, x: Value, layers: list[Node], c: Floats) -> bool:
