@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Reals = NDArray[np.float64]
 
 
-def rows_of(shape: Sequence[Any], axis: int) -> list[int]:
+def rows_of(axis: int) -> list[int]:
     """Reshape's argument that joins all axes from `axis` on; leading sizes are copied, whatever they are."""
     return [0] * axis + [-1]
 
@@ -125,13 +125,15 @@ class _RowNormalization(Op):
     def reference(self, attrs: Mapping[str, Any], *inputs: Any) -> tuple[Array, ...]:
         x, gamma, beta = np.asarray(inputs[0]), inputs[1], arg(inputs, 2)
         axes = tuple(range(attrs["axis"] % x.ndim, x.ndim))
-        y = _normalized(x, axes, self.centre, attrs["epsilon"]) * gamma
+        d, variance = _statistics(x, axes, self.centre)
+        deviation = np.sqrt(variance + attrs["epsilon"])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            y = d / deviation * gamma
         y = (y if beta is None else y + beta).astype(x.dtype)
         if not self.centre:
             return (y,)
         mean = x.astype(np.float64).mean(axis=axes, keepdims=True)
-        inverse = 1 / np.sqrt(_statistics(x, axes, True)[1] + attrs["epsilon"])
-        return y, mean.astype(x.dtype), inverse.astype(x.dtype)
+        return y, mean.astype(x.dtype), (1 / deviation).astype(x.dtype)
 
     def to_integer(self, low: Lowering, node: Node) -> None:
         rank = node.input(0).type.rank
@@ -144,7 +146,7 @@ class _RowNormalization(Op):
             v if v.size == 1 else np.broadcast_to(v, tuple(int(d) for d in tail)).reshape(-1) for v in (gamma, beta)
         )
         last = axis == rank - 1
-        rows = None if last else rows_of(node.input(0).shape, axis)
+        rows = None if last else rows_of(axis)
         lower_normalize(low, node, gamma.reshape(-1), beta.reshape(-1), centre=self.centre, rows=rows)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qir.graph import Node, Value
+from qir.ops.table import first_entry
 from qir.types import Array
 
 from ...compile.micro_operations import (
@@ -212,12 +213,9 @@ class Chain:
             self.free.append(temporary)
 
     def _table(self, node: Node, source: int, target: int) -> None:
-        x, table = node.input(0), node.input(1).array()
-        # 4-bit tensors live in 8-bit arrays: the table's length says where the dtype begins
-        least = node.attrs["first"]
-        least = least if least is not None else -(table.shape[-1] // 2) if x.dtype.is_signed else 0
+        table = node.input(1).array()
         by_channel = node.attrs["axis"] is not None
-        self.operations.append(Lookup(target, source, table if by_channel else table.reshape(-1), least))
+        self.operations.append(Lookup(target, source, table if by_channel else table.reshape(-1), first_entry(node)))
 
     def _multiplier(self, m: Array) -> tuple[str, Array]:
         """("column" | "row" | "none", the tensor as (period, columns) in memory order)."""
